@@ -1,0 +1,67 @@
+"""Outputs that appear whole or not at all, and JSON that any reader takes."""
+
+import contextlib
+import math
+import os
+import tempfile
+from pathlib import Path
+
+import orjson
+
+
+@contextlib.contextmanager
+def atomic_path(path):
+    """Yield a temporary path beside `path`; move it there on success, delete it on failure.
+
+    The temporary name starts with a dot and ends with the final name, so that writers which choose
+    a format by the suffix (matplotlib) work. The file is flushed to disk before it gets its name.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=".tmp_", suffix=f"_{path.name}", dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(temporary)
+    try:
+        yield temporary
+        # mkstemp makes private files; results get the permissions any other new file would have.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def to_json(value, indent=True):
+    """Encode `value` as strict JSON bytes: NumPy numbers and arrays allowed, NaN and infinity refused."""
+    _refuse_non_finite(value, "$")
+    options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+    if indent:
+        options |= orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+    return orjson.dumps(value, option=options)
+
+
+def write_json(path, value):
+    """Write `value` to `path` as indented strict JSON, whole or not at all."""
+    data = to_json(value)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def read_json(path):
+    """Read a JSON file."""
+    return orjson.loads(Path(path).read_bytes())
+
+
+def _refuse_non_finite(value, where):
+    # orjson turns NaN into null silently; a hole in a result must be a decision, not an accident.
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} is {value}; use None for a value that does not exist")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_non_finite(item, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _refuse_non_finite(item, f"{where}[{index}]")
