@@ -1,0 +1,24 @@
+"""Distribution: how evenly the work spreads over a layer's experts."""
+
+import numpy as np
+
+
+def expert_utilization(expert_usage):
+    """Compute the share of experts used at all, mean over layers; expert_usage (L, E) counts."""
+    return float(np.mean(expert_usage > 0))
+
+
+def gini_coefficient(expert_usage):
+    """Average each layer's Gini coefficient of expert usage (L, E) over the layers that use experts.
+
+    2·Σ i·x_(i) / (n·Σ x) − (n + 1)/n with x ascending and i from 1 (Sen, On Economic Inequality, 1973):
+    0 when all experts are used alike, 1 − 1/n when one takes all. None when no layer uses any.
+    """
+    used = expert_usage[expert_usage.sum(axis=1) > 0]
+    if len(used) == 0:
+        return None
+    n = used.shape[1]
+    ascending = np.sort(used, axis=1).astype(float)
+    ranks = np.arange(1, n + 1)
+    ginis = 2 * (ascending @ ranks) / (n * ascending.sum(axis=1)) - (n + 1) / n
+    return float(np.mean(ginis))

@@ -1,0 +1,60 @@
+"""Efficiency: how much work a routing configuration saves against the model's native top-k."""
+
+# Share of a model's compute that its experts take at the native top-k, in the cost model of
+# `flops_reduction_pct`.
+EXPERT_SHARE = 0.6
+
+
+def expert_activation_ratio(avg_experts, k_or_max_k):
+    """Compute mean selected experts per token and layer / k or max_k."""
+    return avg_experts / k_or_max_k
+
+
+def flops_reduction_pct(avg_experts, native_top_k, num_experts):
+    """Compute 100·(c(native) − c(avg)) / c(native) with c(k) = f·k/E + (1 − f), f = 0.6."""
+
+    def cost(k):
+        return EXPERT_SHARE * k / num_experts + (1 - EXPERT_SHARE)
+
+    return 100 * (cost(native_top_k) - cost(avg_experts)) / cost(native_top_k)
+
+
+def flops_reduction_exact_pct(avg_experts, native_top_k, shapes, mean_sequence_length):
+    """Compute the same reduction with `flops_per_token` in place of the cost model."""
+    native = flops_per_token(native_top_k, shapes, mean_sequence_length)
+    return 100 * (native - flops_per_token(avg_experts, shapes, mean_sequence_length)) / native
+
+
+def flops_per_token(experts, shapes, mean_sequence_length):
+    """Count the floating-point operations of one token's forward pass, two for each multiply–add.
+
+    With hidden size h, expert width m, attention heads a of size d, key-value heads g, sequences of s tokens:
+
+        attention projections   h·a·d (q) + 2·h·g·d (k, v) + a·d·h (o)       every layer
+        attention scores        2·a·d·(s + 1)/2 (q·k and weights·v, causal)  every layer
+        router                  h·E                                          MoE layers
+        selected experts        experts·3·h·m (gate, up, down)               MoE layers
+        dense rest              3·h·m                                        layers that are not MoE
+        lm_head                 h·vocabulary                                 once
+
+    Normalisation, activations, softmax and the embedding look-up are left out: they take no matrix product.
+    `shapes` is the summary's `provenance.model.shapes`.
+    """
+    hidden = shapes["hidden_size"]
+    layers, moe_layers = shapes["num_hidden_layers"], shapes["num_moe_layers"]
+    query_width = shapes["num_attention_heads"] * shapes["head_dim"]
+    key_value_width = shapes["num_key_value_heads"] * shapes["head_dim"]
+    feed_forward = 3 * hidden * shapes["intermediate_size"]
+    multiply_adds = (
+        layers * (2 * hidden * query_width + 2 * hidden * key_value_width)
+        + layers * 2 * query_width * (mean_sequence_length + 1) / 2
+        + moe_layers * (hidden * shapes["num_experts"] + experts * feed_forward)
+        + (layers - moe_layers) * feed_forward
+        + hidden * shapes["vocab_size"]
+    )
+    return 2 * multiply_adds
+
+
+def reduction_vs_baseline(avg_experts, native_top_k):
+    """Compute the percentage by which fewer experts run than at the native top-k."""
+    return 100 * (1 - avg_experts / native_top_k)

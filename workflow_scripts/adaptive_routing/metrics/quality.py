@@ -1,0 +1,18 @@
+"""Quality: how well the model predicts under a routing configuration."""
+
+import math
+
+import numpy as np
+
+
+def perplexity(sample_losses):
+    """Compute exp of the mean sample loss (nats per predicted token); None if it exceeds the float range."""
+    try:
+        return math.exp(float(np.mean(sample_losses)))
+    except OverflowError:
+        return None
+
+
+def avg_task_accuracy(accuracies):
+    """Average the accuracies of a configuration's accuracy data sets; None without one."""
+    return float(np.mean(accuracies)) if len(accuracies) else None

@@ -1,0 +1,121 @@
+"""Reading slices of safetensors files with NumPy alone.
+
+The format (https://huggingface.co/docs/safetensors): 8 bytes with the header's length, a JSON header, the
+data. safetensors' own NumPy reader knows no bfloat16, and importing torch for it would cost every metrics
+job more time than its arithmetic. A bfloat16 is the upper half of a float32, so reading it needs a shift.
+"""
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import orjson
+
+from adaptive_routing.errors import InputError
+
+_DTYPES = {
+    "BOOL": "?",
+    "U8": "u1",
+    "I8": "i1",
+    "U16": "<u2",
+    "I16": "<i2",
+    "U32": "<u4",
+    "I32": "<i4",
+    "U64": "<u8",
+    "I64": "<i8",
+    "F16": "<f2",
+    "BF16": "<u2",  # raw bits, widened by `read`
+    "F32": "<f4",
+    "F64": "<f8",
+}
+_LENGTH_BYTES = 8
+
+
+class TensorFile:
+    """A safetensors file, opened for reading in slices along the first axis; a context manager.
+
+    `metadata` holds the header's free-form strings. A file that is missing, cut off or of another
+    format raises `InputError` when it is opened.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        try:
+            self._file = open(self.path, "rb")  # noqa: SIM115 -- closed by `close`
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be read: {error.strerror}.") from error
+        try:
+            self._read_header()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _read_header(self):
+        size = os.fstat(self._file.fileno()).st_size
+        length = int.from_bytes(self._file.read(_LENGTH_BYTES), "little")
+        self._data_start = _LENGTH_BYTES + length
+        if size < _LENGTH_BYTES or self._data_start > size:
+            raise InputError(f"{self.path} is not a whole safetensors file: it ends within its header.")
+        try:
+            header = orjson.loads(self._file.read(length))
+            self.metadata = header.pop("__metadata__", {})
+            self._tensors = {
+                name: (entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
+                for name, entry in header.items()
+            }
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"{self.path} is not a safetensors file: its header is unreadable.") from error
+        for name, (dtype, shape, start, stop) in self._tensors.items():
+            if dtype not in _DTYPES:
+                raise InputError(
+                    f"{self.path}: tensor {name!r} has dtype {dtype}; known are {', '.join(_DTYPES)}."
+                )
+            if stop - start != math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize:
+                raise InputError(f"{self.path} is damaged: tensor {name!r} does not have the size it states.")
+        expected = self._data_start + max((stop for *_, stop in self._tensors.values()), default=0)
+        if size != expected:
+            raise InputError(f"{self.path} is damaged: it has {size} bytes, its header states {expected}.")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    def close(self):
+        self._file.close()
+
+    def __contains__(self, name):
+        return name in self._tensors
+
+    def keys(self):
+        return list(self._tensors)
+
+    def shape(self, name):
+        return self._entry(name)[1]
+
+    def dtype(self, name):
+        """Return the stored dtype's safetensors name, such as "BF16"."""
+        return self._entry(name)[0]
+
+    def read(self, name, start=0, stop=None):
+        """Read rows [start, stop) of a tensor as a new array; bfloat16 comes as float32, without rounding."""
+        dtype, shape, data_start, _ = self._entry(name)
+        start, stop, _ = slice(start, stop).indices(shape[0])
+        rows = max(stop - start, 0)
+        row_size = math.prod(shape[1:])
+        stored = np.dtype(_DTYPES[dtype])
+        self._file.seek(self._data_start + data_start + start * row_size * stored.itemsize)
+        values = np.fromfile(self._file, dtype=stored, count=rows * row_size).reshape(rows, *shape[1:])
+        return bfloat16_to_float32(values) if dtype == "BF16" else values
+
+    def _entry(self, name):
+        if name not in self._tensors:
+            raise InputError(f"{self.path} has no tensor {name!r}; it has {', '.join(self._tensors)}.")
+        return self._tensors[name]
+
+
+def bfloat16_to_float32(bits):
+    """Widen bfloat16 given as uint16 bits to float32."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
