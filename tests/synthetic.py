@@ -6,6 +6,7 @@ of experts; the same sample is equally hard for every configuration, so that pai
 to find. Every number follows from `seed`.
 """
 
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,8 +77,7 @@ def write_study(
             study.summaries.append(stem.with_name(f"{stem.name}.json"))
             study.tensors.append(stem.with_name(f"{stem.name}_internal_routing.safetensors"))
             write_json(study.summaries[-1], summary)
-            metadata = {key: "" if value is None else str(value) for key, value in head.items()}
-            save_file(tensors, study.tensors[-1], metadata=metadata)
+            save_file(tensors, study.tensors[-1], metadata={"head": json.dumps(head)})
     return study
 
 
@@ -215,7 +215,8 @@ def _outcomes(dataset, inputs, penalty, rng):
     """Return token losses (T,) and the summary's list of samples."""
     offsets, sequence_offsets = inputs["sample_offsets"], inputs["sequence_offsets"]
     token_losses = np.full(len(inputs["token_ids"]), np.nan, dtype=np.float32)
-    losses = inputs["token_difficulty"] + penalty
+    noise = rng.normal(scale=0.1, size=len(token_losses))
+    losses = np.maximum(inputs["token_difficulty"] + penalty + noise, 0.01)
     per_sample = (len(sequence_offsets) - 1) // (len(offsets) - 1)
     samples = []
     for i in range(len(offsets) - 1):

@@ -5,7 +5,7 @@ from adaptive_routing.jobs import job
 from adaptive_routing.metrics import compute_metrics
 from adaptive_routing.tensor_files import TensorFile
 
-with job(snakemake):  # noqa: F821
-    with TensorFile(snakemake.input.tensors) as tensors:  # noqa: F821
-        metrics = compute_metrics(read_json(snakemake.input.summary), tensors)  # noqa: F821
-    write_json(snakemake.output[0], metrics)  # noqa: F821
+with job(snakemake):
+    with TensorFile(snakemake.input.tensors) as tensors:
+        metrics = compute_metrics(read_json(snakemake.input.summary), tensors)
+    write_json(snakemake.output[0], metrics)

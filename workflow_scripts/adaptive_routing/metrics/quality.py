@@ -6,11 +6,8 @@ import numpy as np
 
 
 def perplexity(sample_losses):
-    """Compute exp of the mean sample loss (nats per predicted token); None if it exceeds the float range."""
-    try:
-        return math.exp(float(np.mean(sample_losses)))
-    except OverflowError:
-        return None
+    """Compute exp of the mean sample loss (nats per predicted token)."""
+    return math.exp(float(np.mean(sample_losses)))
 
 
 def avg_task_accuracy(accuracies):

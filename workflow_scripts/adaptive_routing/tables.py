@@ -1,0 +1,194 @@
+"""The results tables, as pandas data frames: experiments, configurations, layers and comparisons.
+
+Rows stand in the order of the given experiments; what does not exist is missing in a frame, empty in CSV and
+null in JSON.
+"""
+
+import pandas as pd
+
+from adaptive_routing import statistics
+from adaptive_routing.files import atomic_path, write_json
+from adaptive_routing.metrics import EXTRA_METRICS, HEAD, METRICS
+
+METRIC_NAMES = [metric.name for metric in METRICS + EXTRA_METRICS]
+PER_LAYER_METRICS = [
+    "avg_experts",
+    "std_experts",
+    "expert_utilization",
+    "gini_coefficient",
+    "ceiling_hit_rate",
+    "floor_hit_rate",
+]
+COMPARISON_COLUMNS = [
+    "config",
+    "dataset",
+    "metric",
+    "baseline_value",
+    "value",
+    "difference",
+    "ci_low",
+    "ci_high",
+    "p_value",
+    "p_holm",
+    "p_bh",
+    "effect_size",
+    "test",
+    "samples",
+    "ratio",
+    "ratio_ci_low",
+    "ratio_ci_high",
+    "p_wilcoxon",
+]
+# How a metric of several data sets becomes one of the configuration; the mean where nothing is said.
+_SUMMED = {"total_samples", "total_tokens", "forward_seconds"}
+_SMALLEST, _LARGEST = {"min_experts"}, {"max_experts"}
+# Of one data set only, under other names, or computed from sums.
+_NOT_AVERAGED = {
+    "avg_task_accuracy",
+    "avg_task_accuracy_stderr",
+    "accuracy_unnormalized",
+    "tokens_per_second",
+}
+
+
+def experiments_table(experiments):
+    """Make one row an experiment: the head, the 16 metrics, the extra metrics.
+
+    experiments: contents of metrics/{config}_{dataset}.json.
+    """
+    rows = [{**{key: e[key] for key in HEAD}, **e["metrics"]} for e in experiments]
+    return pd.DataFrame(rows, columns=[*HEAD, *METRIC_NAMES])
+
+
+def configurations_table(experiments):
+    """Make one row a configuration: the head, each data set's accuracy, and the metrics over its data sets.
+
+    A metric is the plain mean over the data sets that have it, each counting alike however many tokens it
+    has (`latency_ms_per_token` so is a mean of medians). Exceptions: `min_experts` and `max_experts` are
+    the extremes, totals and `forward_seconds` are sums, `tokens_per_second` is the sum of tokens / the
+    sum of forward time, and `avg_task_accuracy_stderr` is √(Σ se²) / n.
+    """
+    by_config = {}
+    for experiment in experiments:
+        by_config.setdefault(experiment["config"], []).append(experiment)
+    accuracy_datasets = list(
+        dict.fromkeys(e["dataset"] for e in experiments if e["metrics"]["avg_task_accuracy"] is not None)
+    )
+    accuracy_columns = [f"{d}_accuracy{suffix}" for d in accuracy_datasets for suffix in ("", "_stderr")]
+    head = [key for key in HEAD if key != "dataset"]
+    names = [name for name in METRIC_NAMES if name != "accuracy_unnormalized"]
+    rows = [_configuration_row(head, names, group) for group in by_config.values()]
+    return pd.DataFrame(rows, columns=[*head, "datasets", *accuracy_columns, *names])
+
+
+def _configuration_row(head, names, experiments):
+    row = {key: experiments[0][key] for key in head}
+    row["datasets"] = ",".join(e["dataset"] for e in experiments)
+    for name in names:
+        values = [e["metrics"][name] for e in experiments if e["metrics"][name] is not None]
+        if values and name not in _NOT_AVERAGED:
+            row[name] = _combine(name, values)
+    row["tokens_per_second"] = row["total_tokens"] / row["forward_seconds"]
+
+    with_accuracy = [e for e in experiments if e["metrics"]["avg_task_accuracy"] is not None]
+    for experiment in with_accuracy:
+        column = f"{experiment['dataset']}_accuracy"
+        row[column] = experiment["metrics"]["avg_task_accuracy"]
+        row[f"{column}_stderr"] = experiment["metrics"]["avg_task_accuracy_stderr"]
+    if with_accuracy:
+        accuracies = [e["metrics"]["avg_task_accuracy"] for e in with_accuracy]
+        errors = [e["metrics"]["avg_task_accuracy_stderr"] for e in with_accuracy]
+        row["avg_task_accuracy"] = sum(accuracies) / len(accuracies)
+        if None not in errors:
+            row["avg_task_accuracy_stderr"] = statistics.mean_standard_error(errors)
+    return row
+
+
+def _combine(name, values):
+    if name in _SUMMED:
+        return sum(values)
+    if name in _SMALLEST:
+        return min(values)
+    if name in _LARGEST:
+        return max(values)
+    return sum(values) / len(values)
+
+
+def layers_table(experiments):
+    """Make one row an experiment and MoE layer, layers counted from 0, with the per-layer metrics."""
+    rows = [
+        {
+            "config": e["config"],
+            "dataset": e["dataset"],
+            "layer": layer,
+            **{name: e["per_layer"][name][layer] for name in PER_LAYER_METRICS},
+        }
+        for e in experiments
+        for layer in range(len(e["per_layer"]["avg_experts"]))
+    ]
+    return pd.DataFrame(rows, columns=["config", "dataset", "layer", *PER_LAYER_METRICS])
+
+
+def comparisons_table(summaries, baseline):
+    """Compare every configuration with the baseline on each data set, over the samples both have.
+
+    summaries: contents of logs/{config}_{dataset}.json; baseline: a configuration's name. A data set gives
+    a row for its own metric (`perplexity` or `accuracy`) and one for `loss`. `ratio` is the perplexity
+    ratio. Holm's and Benjamini and Hochberg's corrections run over the configurations of one strategy
+    on one data set and metric: the 16 BH configurations are one family.
+    """
+    baselines = {s["dataset"]: s for s in summaries if s["config"] == baseline}
+    rows, families = [], {}
+    for summary in summaries:
+        dataset = summary["dataset"]
+        if summary["config"] == baseline or dataset not in baselines:
+            continue
+        for comparison in _compare(baselines[dataset], summary):
+            row = {"config": summary["config"], "dataset": dataset, **comparison}
+            families.setdefault((summary["strategy"], dataset, row["metric"]), []).append(row)
+            rows.append(row)
+    for family in families.values():
+        p_values = [row["p_value"] for row in family]
+        for column, method in (("p_holm", "holm"), ("p_bh", "fdr_bh")):
+            corrected = statistics.corrected_p_values(p_values, method)
+            for row, p_value in zip(family, corrected, strict=True):
+                row[column] = p_value
+    return pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
+
+
+def _compare(baseline, summary):
+    """Return the rows of one comparison, without corrections; none where no sample is shared."""
+    reference = {sample["sample_id"]: sample for sample in baseline["samples"]}
+    pairs = [(reference[s["sample_id"]], s) for s in summary["samples"] if s["sample_id"] in reference]
+    if not pairs:
+        return []
+    losses = statistics.compare_losses([a["loss"] for a, _ in pairs], [b["loss"] for _, b in pairs])
+    of_losses = {
+        "ratio": losses.perplexity_ratio,
+        "ratio_ci_low": losses.perplexity_ratio_ci[0],
+        "ratio_ci_high": losses.perplexity_ratio_ci[1],
+        "p_wilcoxon": losses.wilcoxon_p,
+    }
+    rows = []
+    if "perplexity" in summary["metrics"]:
+        rows.append({"metric": "perplexity", **vars(losses.perplexity), **of_losses})
+    if f"{summary['dataset']}_accuracy" in summary["metrics"]:
+        accuracy = statistics.compare_accuracies(
+            [a["correct"] for a, _ in pairs], [b["correct"] for _, b in pairs]
+        )
+        rows.append({"metric": "accuracy", **vars(accuracy)})
+    rows.append({"metric": "loss", **vars(losses.loss), **of_losses})
+    return rows
+
+
+def records(table):
+    """Turn a table into a list of dicts for JSON, with None where a value is missing."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")
+
+
+def write_table(table, csv_path, json_path=None):
+    """Write a table as CSV and, where a path is given, as a JSON list of rows; each whole or not at all."""
+    with atomic_path(csv_path) as temporary:
+        table.to_csv(temporary, index=False)
+    if json_path is not None:
+        write_json(json_path, records(table))
