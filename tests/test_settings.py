@@ -1,0 +1,627 @@
+"""The config file: what is accepted, what comes out, and the sentence that each fault gets."""
+
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from adaptive_routing.errors import InputError
+from adaptive_routing.schema import dotted_keys, resolved, schema
+from adaptive_routing.settings import check_against_model, is_local, load_settings
+from snakemake.cli import parse_config
+from snakemake.utils import update_config
+
+ROOT = Path(__file__).parents[1]
+NUM_EXPERTS = 64
+
+
+def read(name):
+    return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+
+
+def merged(*configs):
+    """Merge configs as Snakemake merges `--configfile` and `--config` over the Snakefile's own."""
+    result = read("config.yaml")
+    for config in configs:
+        update_config(result, copy.deepcopy(config))
+    return result
+
+
+@pytest.fixture(autouse=True)
+def no_hub_cache(tmp_path, monkeypatch):
+    """An empty hub cache, so that the outcome does not depend on what this machine has downloaded."""
+    cache = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    return cache
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A working directory with the files that config.yaml names, and some that are wrong."""
+    base_dir = tmp_path / "study"
+    config = read("config.yaml")
+    for data in (*config["datasets"].values(), config["null_distribution"]["calibration"]):
+        path = base_dir / data["source"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    make_model(base_dir / config["model"]["name"])
+    make_model(base_dir / "models/small", num_experts=16)
+    make_model(base_dir / "models/pickled", weights="pytorch_model.bin")
+    make_model(base_dir / "models/without_weights", weights="README.md")
+    make_model(base_dir / "models/broken", config="{not json")
+    (base_dir / "models/without_config").mkdir()
+    (base_dir / "table.npz").touch()
+    (base_dir / "notes.txt").touch()
+    return base_dir
+
+
+def make_model(folder, num_experts=NUM_EXPERTS, weights="model.safetensors", config=None):
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(config or json.dumps({"num_experts": num_experts}), encoding="utf-8")
+    (folder / weights).touch()
+
+
+# What is accepted
+
+
+def test_default_study(study):
+    settings = load_settings(merged(), study)
+    assert len(settings["configurations"]) == 20
+    assert settings["baseline"] == settings["configurations"][0].name
+    assert settings["datasets"]["lambada"] == {
+        "source": "resources/datasets/lambada.jsonl",
+        "subset": None,
+        "split": "train",
+        "revision": None,
+        "max_samples": 200,
+        "local": True,
+    }
+
+
+def test_olmoe_study(study):
+    settings = load_settings(merged(read("configs/olmoe_1b_7b.yaml")), study)
+    assert len(settings["configurations"]) == 20
+    assert not settings["model"]["local"]
+    assert settings["datasets"]["hellaswag"]["split"] == "validation"
+    assert settings["null_distribution"]["calibration"]["split"] == "train"
+    assert settings["null_distribution"]["kernel"] == "gaussian"
+
+
+def test_older_grid(study):
+    settings = load_settings(merged(read("configs/olmoe_1b_7b.yaml"), read("configs/older_grid.yaml")), study)
+    names = [configuration.name for configuration in settings["configurations"]]
+    assert len(names) == 21
+    assert {"8experts_topk_baseline", "4experts_bh_a001", "64experts_bh_a020"} <= set(names)
+
+
+def test_defaults_are_those_of_the_default_study(study):
+    """Keys that config.yaml leaves out get the value that config.yaml shows."""
+    full = merged()
+    short = {
+        "model": {"name": full["model"]["name"]},
+        "datasets": {name: {"source": dataset["source"]} for name, dataset in full["datasets"].items()},
+        "strategies": full["strategies"],
+        "null_distribution": {"calibration": {"source": full["null_distribution"]["calibration"]["source"]}},
+    }
+    assert load_settings(short, study) == load_settings(full, study)
+
+
+def test_null_leaves_out_a_data_set_and_a_strategy(study):
+    config = merged({"datasets": {"wikitext": None}, "strategies": {"bh": None}})
+    settings = load_settings(config, study)
+    assert list(settings["datasets"]) == ["lambada", "hellaswag"]
+    assert {configuration.strategy for configuration in settings["configurations"]} == {"topk"}
+
+
+def test_config_stays_as_it_was(study):
+    config = merged()
+    before = copy.deepcopy(config)
+    settings = load_settings(config, study)
+    settings["strategies"]["bh"]["alpha"].append(0.9)
+    assert config == before
+
+
+def test_leftovers_of_a_hub_data_set_change_nothing_for_a_local_file(study):
+    leftover = {"subset": "wikitext-2-raw-v1", "split": "test", "revision": "main"}
+    config = merged({"datasets": {"wikitext": leftover}})
+    assert load_settings(config, study) == load_settings(merged(), study)
+
+
+def test_max_samples_of_one_data_set(study):
+    settings = load_settings(merged({"datasets": {"lambada": {"max_samples": 5}}}), study)
+    samples = {name: dataset["max_samples"] for name, dataset in settings["datasets"].items()}
+    assert samples == {"wikitext": 200, "lambada": 5, "hellaswag": 200}
+
+
+def test_hub_splits_default_to_the_scored_ones(study):
+    hub = {"source": "owner/name"}
+    names = ("wikitext", "lambada", "hellaswag", "arc_challenge")
+    settings = load_settings(merged({"datasets": dict.fromkeys(names, hub)}), study)
+    assert [settings["datasets"][name]["split"] for name in names] == ["test", "test", "validation", "test"]
+
+
+def test_values_from_the_command_line_have_their_types(study):
+    """Snakemake leaves what `--config` nests in braces as text."""
+    command_line = parse_config(
+        [
+            "evaluation={max_samples: 10}",
+            "strategies={bh: {alpha: [0.25, 1e-1]}, topk: {k: [8]}}",
+            "datasets={wikitext: null, lambada: {revision: 1234567}}",
+            "seed=3",
+        ]
+    )
+    assert command_line["evaluation"] == {"max_samples": "10"}
+    config = merged(command_line)
+    with pytest.raises(InputError, match=re.escape("strategies.bh.alpha[1] is the text '1e-1'")):
+        load_settings(config, study, command_line)
+    command_line["strategies"]["bh"]["alpha"][1] = config["strategies"]["bh"]["alpha"][1] = "0.1"
+    settings = load_settings(config, study, command_line)
+    assert settings["evaluation"]["max_samples"] == settings["datasets"]["lambada"]["max_samples"] == 10
+    assert settings["strategies"]["bh"]["alpha"] == [0.25, 0.1]
+    assert list(settings["datasets"]) == ["lambada", "hellaswag"]
+    assert settings["seed"] == 3
+
+
+def test_only_what_is_used_has_to_exist(study):
+    missing = {"source": "missing.jsonl"}
+    config = merged({"null_distribution": {"table": "table.npz", "calibration": missing}})
+    assert load_settings(config, study)["null_distribution"]["table"] == "table.npz"
+    config = merged({"null_distribution": {"calibration": missing}, "strategies": {"bh": None}})
+    assert len(load_settings(config, study)["configurations"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "local"),
+    [
+        ("allenai/OLMoE-1B-7B-0924", False),
+        ("hellaswag", False),
+        ("resources/missing", True),
+        ("./allenai/OLMoE-1B-7B-0924", True),
+        ("/models/olmoe", True),
+        ("missing/test.jsonl", True),
+        ("missing/folder/model", True),
+        ("missing/", True),
+    ],
+)
+def test_paths_and_hub_names(study, name, local):
+    assert is_local(name, study) is local
+
+
+# What is refused
+
+
+BH = {"strategies": {"bh": {"max_k": [8], "alpha": [0.3]}}}
+
+
+def alpha(*values):
+    return {"strategies": {"bh": {"alpha": list(values)}}}
+
+
+def dataset(source, name="wikitext"):
+    return {"datasets": {name: {"source": source}}}
+
+
+WRONG = [
+    # unknown keys
+    ({"evaluations": {}}, "evaluations", "did you mean evaluation?"),
+    ({"max_samples": 5}, "max_samples", "did you mean evaluation.max_samples?"),
+    ({"evaluation": {"max_sample": 5}}, "evaluation.max_sample", "did you mean evaluation.max_samples?"),
+    ({"strategies": {"bonferroni": {"max_k": [8]}}}, "strategies.bonferroni", "may hold topk and bh"),
+    ({"strategies": {"bh": {"alphas": [0.3]}}}, "strategies.bh.alphas", "did you mean strategies.bh.alpha?"),
+    ({"datasets": {"triviaqa": None}}, "datasets.triviaqa", "wikitext, lambada, hellaswag and arc_challenge"),
+    (
+        {"null_distribution": {"calibration": {"text": "x"}}},
+        "null_distribution.calibration.text",
+        "source, subset, split, revision, column",
+    ),
+    ({True: 1}, "True", "not a known key"),
+    # wrong types and ranges
+    (alpha(0.3, 0.4, 0), "strategies.bh.alpha[2]", "is 0, but must be a number above 0 and below 1"),
+    (alpha(1), "strategies.bh.alpha[0]", "is 1,"),
+    (alpha(1.5), "strategies.bh.alpha[0]", "is 1.5,"),
+    (alpha(-0.1), "strategies.bh.alpha[0]", "is -0.1,"),
+    (alpha("0.3"), "strategies.bh.alpha[0]", "is the text '0.3'", "write 0.3 without quotes"),
+    (alpha("1e-3"), "strategies.bh.alpha[0]", "is the text '1e-3'", "write 0.001,"),
+    (alpha("1.5"), "strategies.bh.alpha[0]", "is the text '1.5', but must be a number above 0 and below 1$"),
+    (alpha("thirty"), "strategies.bh.alpha[0]", "is 'thirty', but must be a number above 0 and below 1$"),
+    (alpha(float("nan")), "strategies.bh.alpha[0]", "is NaN,"),
+    (alpha(True), "strategies.bh.alpha[0]", "is true,"),
+    (alpha(None), "strategies.bh.alpha[0]", "is null,"),
+    (alpha(), "strategies.bh.alpha", "is empty, but must be a list of one or more values"),
+    ({"strategies": {"bh": {"alpha": 0.3}}}, "strategies.bh.alpha", "is 0.3, but must be a list"),
+    (
+        {"strategies": {"topk": {"k": [8, 0]}}},
+        "strategies.topk.k[1]",
+        "is 0, but must be an integer from 1 up",
+    ),
+    ({"strategies": {"topk": {"k": [8.0]}}}, "strategies.topk.k[0]", "is 8.0,", "write 8$"),
+    ({"strategies": {"bh": {"max_k": [True]}}}, "strategies.bh.max_k[0]", "is true,"),
+    ({"strategies": {"bh": {"max_k": [8, "a\nb"]}}}, "strategies.bh.max_k[1]", r"is 'a\\nb',"),
+    (
+        {"strategies": {"bh": 5}},
+        "strategies.bh",
+        "is 5, but must be a group of the keys max_k and alpha or null",
+    ),
+    ({"routing": None}, "routing", "is null, but must be a group of the keys min_k,"),
+    ({"routing": {"min_k": 0}}, "routing.min_k", "is 0,"),
+    ({"routing": {"temperature": 0.0}}, "routing.temperature", "is 0.0, but must be a number above 0$"),
+    ({"routing": {"temperature": float("inf")}}, "routing.temperature", "is inf,"),
+    (
+        {"routing": {"weights": "softmax"}},
+        "routing.weights",
+        "is 'softmax', but must be native or renormalized",
+    ),
+    ({"evaluation": {"max_samples": 0}}, "evaluation.max_samples", "is 0,"),
+    ({"evaluation": {"second_pass_samples": -1}}, "evaluation.second_pass_samples", "is -1,"),
+    ({"datasets": {"wikitext": {"max_samples": 0}}}, "datasets.wikitext.max_samples", "is 0,"),
+    ({"seed": "a"}, "seed", "is 'a',"),
+    ({"results": ""}, "results", "is '',"),
+    ({"results": "  "}, "results", "is '  ',"),
+    (
+        {"results": "results/{study}"},
+        "results",
+        "is 'results/{study}', but must be a folder name without braces",
+    ),
+    ({"model": {"dtype": "fp16"}}, "model.dtype", "is 'fp16', but must be float32, bfloat16 or float16"),
+    ({"model": {"device": "cuda:"}}, "model.device", "is 'cuda:', but must be auto, cpu, cuda or cuda:N"),
+    ({"model": {"revision": 1234567}}, "model.revision", "is 1234567,", "put it in quotes: '1234567'"),
+    ({"model": {"revision": date(2024, 9, 1)}}, "model.revision", "is 2024-09-01,"),
+    (
+        {"null_distribution": {"kernel": "gausian"}},
+        "null_distribution.kernel",
+        "is 'gausian'",
+        "tophat or linear",
+    ),
+    ({"null_distribution": {"bandwidth": 0}}, "null_distribution.bandwidth", "is 0,"),
+    (
+        {"null_distribution": {"bandwidth": "silvermann"}},
+        "null_distribution.bandwidth",
+        "is 'silvermann', but must be silverman, scott or a number above 0$",
+    ),
+    (
+        {"null_distribution": {"bandwidth": "0.2"}},
+        "null_distribution.bandwidth",
+        "is the text '0.2'",
+        "write 0.2",
+    ),
+    ({"null_distribution": {"trim": 3}}, "null_distribution.trim", "is 3, but must be 0, 2, 4 or 8"),
+    ({"null_distribution": {"trim": 2.0}}, "null_distribution.trim", "is 2.0,"),
+    ({"datasets": None}, "datasets", "is null,"),
+    # checks across keys
+    ({"datasets": dict.fromkeys(["wikitext", "lambada", "hellaswag"])}, "datasets", "is empty,"),
+    ({"strategies": dict.fromkeys(["topk", "bh"])}, "strategies", "is empty, but must hold .* topk or bh"),
+    (alpha(0.3, 0.4, 0.3), "strategies.bh.alpha[2]", "is 0.3, which the list already holds"),
+    ({"strategies": {"topk": {"k": [8, 128]}}}, "strategies.topk.k[1]", "is 128,", "64 experts"),
+    ({"strategies": {"bh": {"max_k": [65]}}}, "strategies.bh.max_k[0]", "is 65,", "64 experts"),
+    ({"routing": {"min_k": 9}}, "routing.min_k", "is 9, but strategies.bh.max_k holds 8"),
+    ({"baseline": "8experts_topk"}, "baseline", "is '8experts_topk'", "did you mean 8experts_topk_baseline?"),
+    ({"baseline": "native"}, "baseline", "is 'native'", "8experts_bh_a030.*20 in all"),
+    (
+        {"evaluation": {"batch_tokens": 256}},
+        "evaluation.batch_tokens",
+        "is 256, but must be at least evaluation.max_length, 512",
+    ),
+    (
+        {"null_distribution": {"calibration": {"source": "resources/datasets/lambada.jsonl"}}},
+        "null_distribution.calibration.source",
+        "is 'resources/datasets/lambada.jsonl', which datasets.lambada evaluates",
+    ),
+    (
+        {"model": {"name": "models/small"}, **BH, "strategies": {"topk": {"k": [8]}, **BH["strategies"]}}
+        | {"null_distribution": {"trim": 8}},
+        "null_distribution.trim",
+        "is 8,",
+        "16 experts",
+    ),
+    # files and names
+    (
+        dataset("resources/datasets/wiki.jsonl"),
+        "datasets.wikitext.source",
+        "wiki.jsonl', which does not exist",
+    ),
+    (dataset("./wikitext"), "datasets.wikitext.source", "is './wikitext', which does not exist"),
+    (
+        dataset("resources/wikitext"),
+        "datasets.wikitext.source",
+        "not taken for a hub name because 'resources'",
+    ),
+    (dataset("resources"), "datasets.wikitext.source", "is a folder", ".jsonl, .json or .parquet"),
+    (dataset("notes.txt"), "datasets.wikitext.source", "is 'notes.txt', which is a file of another kind"),
+    (dataset("two words"), "datasets.wikitext.source", "is 'two words', which is neither"),
+    (dataset("owner--x/name"), "datasets.wikitext.source", "is 'owner--x/name', which is neither"),
+    ({"datasets": {"arc_challenge": {}}}, "datasets.arc_challenge.source", "is missing, but must be text"),
+    (
+        {"null_distribution": {"calibration": {"source": "missing.parquet"}}},
+        "null_distribution.calibration.source",
+        "is 'missing.parquet'",
+    ),
+    ({"model": {"name": "resources/mdel"}}, "model.name", "is 'resources/mdel'", "not taken for a hub name"),
+    ({"model": {"name": "/missing/model"}}, "model.name", "is '/missing/model', which does not exist"),
+    ({"model": {"name": "notes.txt"}}, "model.name", "is 'notes.txt', which is a file"),
+    ({"model": {"name": "models/without_config"}}, "model.name", "without config.json"),
+    ({"model": {"name": "models/without_weights"}}, "model.name", r"holds no \*.safetensors"),
+    (
+        {"model": {"name": "models/pickled"}},
+        "model.name",
+        "pytorch_model.bin",
+        "safetensors only",
+        "save_pretrained",
+    ),
+    ({"model": {"name": "models/broken"}}, "model.name", "models/broken/config.json must be JSON"),
+    ({"null_distribution": {"table": "null.pkl"}}, "null_distribution.table", "is 'null.pkl'", "numpy.savez"),
+    (
+        {"null_distribution": {"table": "null.csv"}},
+        "null_distribution.table",
+        "is 'null.csv'",
+        "must be a .npz",
+    ),
+    (
+        {"null_distribution": {"table": "null.npz"}},
+        "null_distribution.table",
+        "is 'null.npz'",
+        "does not exist",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "key", "patterns"), [(change, key, rest) for change, key, *rest in WRONG])
+def test_wrong_config_gets_one_sentence(study, change, key, patterns):
+    with pytest.raises(InputError) as error:
+        load_settings(merged(change), study)
+    message = str(error.value)
+    assert message.startswith(key) and not message.startswith((f"{key}.", f"{key}["))
+    assert "\n" not in message and len(message) < 400
+    for pattern in patterns:
+        assert re.search(pattern.replace("?", r"\?"), message), message
+
+
+def test_a_missing_group_is_named(study):
+    config = merged()
+    del config["null_distribution"]
+    with pytest.raises(
+        InputError, match=r"^null_distribution is missing, but must be a group of the keys table"
+    ):
+        load_settings(config, study)
+
+
+def test_a_misspelt_key_is_named_before_the_one_it_leaves_missing(study):
+    config = merged()
+    config["model"] = {"nam": "resources/embedded_model"}
+    with pytest.raises(InputError, match=r"^model\.nam is not a known key \(did you mean model\.name\?\)"):
+        load_settings(config, study)
+
+
+def test_a_long_value_is_shortened(study):
+    with pytest.raises(InputError) as error:
+        load_settings(merged({"seed": "x" * 10_000}), study)
+    assert "seed is 'xxx" in str(error.value) and len(str(error.value)) < 200
+
+
+def test_hub_model_in_the_cache_is_checked(study, no_hub_cache):
+    """A hub model's number of experts is known before any job where its config.json has been downloaded."""
+    config = merged({"model": {"name": "owner/small-moe"}})
+    assert load_settings(config, study)["model"]["local"] is False
+    repository = no_hub_cache / "models--owner--small-moe"
+    make_model(repository / "snapshots/0123abc", num_experts=32)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("0123abc")
+    with pytest.raises(
+        InputError, match=r"^strategies\.topk\.k\[3\] is 64, but the model owner/small-moe has 32"
+    ):
+        load_settings(config, study)
+
+
+@pytest.mark.parametrize("num_experts", [64, 65, 128])
+def test_a_model_with_enough_experts_passes(study, num_experts):
+    check_against_model(load_settings(merged(), study), num_experts)
+
+
+@pytest.mark.parametrize(("num_experts", "allowed"), [(17, True), (16, False)])
+def test_trim_leaves_some_logits(study, num_experts, allowed):
+    settings = load_settings(
+        merged({"strategies": {"topk": {"k": [8]}, "bh": {"max_k": [8]}}, "null_distribution": {"trim": 8}}),
+        study,
+    )
+    if allowed:
+        check_against_model(settings, num_experts)
+    else:
+        with pytest.raises(InputError, match=r"^null_distribution\.trim is 8"):
+            check_against_model(settings, num_experts)
+
+
+# The schema and the config files
+
+
+def nodes(node, path="config"):
+    node = resolved(node)
+    yield path, node
+    for key, child in node.get("properties", {}).items():
+        yield from nodes(child, f"{path}.{key}")
+
+
+def test_schema_describes_every_key():
+    jsonschema.Draft202012Validator.check_schema(schema())
+    for path, node in nodes(schema()):
+        assert node.get("description", "").strip(), path
+        if "properties" in node:
+            assert node["additionalProperties"] is False, path
+        if "default" in node:
+            jsonschema.validate(node["default"], node | {"$defs": schema()["$defs"]})
+
+
+def test_config_file_shows_every_key():
+    """The schema and config.yaml hold the same keys; wikitext stands for all data sets."""
+
+    def keys(mapping, prefix=""):
+        for key, value in mapping.items():
+            yield prefix + key
+            if isinstance(value, dict):
+                yield from keys(value, f"{prefix}{key}.")
+
+    others = ("datasets.lambada", "datasets.hellaswag", "datasets.arc_challenge")
+    documented = {key for key in dotted_keys(schema()) if not key.startswith(others)}
+    assert {key for key in keys(read("config.yaml")) if not key.startswith(others)} == documented
+
+
+@pytest.mark.parametrize("change", [{}, {"evaluation": {"max_samples": 0}}, {"unknown": 1}, alpha(1.5)])
+def test_snakemake_and_editors_read_the_schema_alike(study, change):
+    """The file is plain JSON Schema: any validator gives the verdict that load_settings gives."""
+    config = merged(change)
+    valid = jsonschema.Draft202012Validator(schema()).is_valid(config)
+    assert valid is (change == {})
+    if valid:
+        load_settings(config, study)
+    else:
+        with pytest.raises(InputError):
+            load_settings(config, study)
+
+
+def test_parsing_the_workflow_stays_light():
+    """The modules are imported each time Snakemake parses the workflow, in every job."""
+    code = (
+        "import sys, adaptive_routing.settings\n"
+        "heavy = {'torch', 'pandas', 'datasets', 'transformers', 'numpy', 'scipy', 'huggingface_hub'}\n"
+        "sys.exit(' '.join(heavy & set(sys.modules)) or 0)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "workflow_scripts")}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+# The schemas of the log files
+
+
+HEAD = {
+    "config": "8experts_bh_a030",
+    "strategy": "bh",
+    "k_or_max_k": 8,
+    "alpha": 0.3,
+    "num_experts": 64,
+    "dataset": "lambada",
+}
+SUMMARY = HEAD | {
+    "metrics": {"lambada_accuracy": 0.5, "lambada_accuracy_stderr": None, "lambada_perplexity": 9.0},
+    "summary": {
+        "total_samples": 1,
+        "total_tokens": 7,
+        "total_sequences": 1,
+        "predicted_tokens": 1,
+        "requested_samples": 1,
+        "truncated_samples": 0,
+    },
+    "samples": [
+        {
+            "sample_id": "lambada_0",
+            "loss": 0.7,
+            "num_tokens": 7,
+            "num_predicted_tokens": 1,
+            "truncated": False,
+            "correct": True,
+        }
+    ],
+    "routing": {"min_k": 1, "max_k": 8, "temperature": 1.0, "weights": "native", "native_top_k": 8},
+    "provenance": {
+        "model": {"name": "model", "fingerprint": "0" * 64},
+        "dtype": "float32",
+        "device": "cpu",
+        "settings": {},
+    },
+    "timings": {"forward_seconds": 0.1, "single_sample": {"seconds": [0.1], "tokens": [7]}},
+}
+INTERNAL_ROUTING = HEAD | {
+    "samples": [
+        {
+            "sample_id": "lambada_0",
+            "text_preview": "Once",
+            "loss": 0.7,
+            "num_tokens": 2,
+            "layers": [
+                {
+                    "layer": 0,
+                    "router_logits_shape": [2, 64],
+                    "selected_experts": [[3, 1], [7]],
+                    "expert_weights": [0.2, 0.1, 0.4],
+                    "expert_counts": [2, 1],
+                    "router_logits_sample": [[0.1] * 64] * 2,
+                    "p_values_sample": [[0.5] * 64] * 2,
+                    "layer_stats": {
+                        "avg_experts": 1.5,
+                        "std_experts": 0.5,
+                        "ceiling_hits": 0,
+                        "floor_hits": 1,
+                    },
+                }
+            ],
+        }
+    ],
+    "aggregate_stats": {
+        "avg_experts": [1.5],
+        "std_experts": [0.5],
+        "expert_usage": [[0, 1, 0, 1, 0, 0, 0, 1]],
+        "expert_count_histogram": [[0, 1, 1]],
+    },
+}
+
+
+def faults(log, name):
+    """Return the paths that the log's schema finds wrong."""
+    log_schema = json.loads((ROOT / "schemas" / f"{name}.schema.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(log_schema)
+    return [error.json_path for error in jsonschema.Draft202012Validator(log_schema).iter_errors(log)]
+
+
+def changed(log, path, value):
+    """Copy `log` with the value at `path` replaced."""
+    log = copy.deepcopy(log)
+    *parents, last = path
+    node = log
+    for part in parents:
+        node = node[part]
+    node[last] = value
+    return log
+
+
+LAYER = ("samples", 0, "layers", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "log", "path", "value", "where"),
+    [
+        ("summary", SUMMARY, ("alpha",), None, "$.alpha"),
+        ("summary", SUMMARY, ("strategy",), "topk", "$.alpha"),
+        ("summary", SUMMARY, ("dataset",), "hellaswag", "$.samples[0]"),
+        ("summary", SUMMARY, ("metrics", "lambada_accuracy"), "0.5", "$.metrics.lambada_accuracy"),
+        ("summary", SUMMARY, ("samples", 0, "num_tokens"), 0, "$.samples[0].num_tokens"),
+        (
+            "internal_routing",
+            INTERNAL_ROUTING,
+            ("samples", 0, "text_preview"),
+            "x" * 101,
+            "$.samples[0].text_preview",
+        ),
+        (
+            "internal_routing",
+            INTERNAL_ROUTING,
+            (*LAYER, "p_values_sample"),
+            [[1.5]],
+            "$.samples[0].layers[0].p_values_sample[0][0]",
+        ),
+        (
+            "internal_routing",
+            INTERNAL_ROUTING,
+            (*LAYER, "selected_experts"),
+            [3],
+            "$.samples[0].layers[0].selected_experts[0]",
+        ),
+    ],
+)
+def test_log_schemas(name, log, path, value, where):
+    assert faults(log, name) == []
+    assert where in faults(changed(log, path, value), name)
