@@ -1,4 +1,4 @@
-"""Standard errors, paired comparisons with a baseline, and corrections for many comparisons.
+"""Paired comparisons with a baseline, corrections for many of them, the standard error of mean scores.
 
 Comparisons are paired: both configurations score the same samples, so that how hard a sample is cancels.
 p-values: paired t-test and Wilcoxon's signed-rank test for losses, McNemar's exact test (Psychometrika 12,
@@ -19,17 +19,6 @@ CONFIDENCE = 0.95
 SEED = 0
 # Samples drawn at a time while resampling: few enough to stay in cache.
 CHUNK_ELEMENTS = 1 << 18
-
-
-def standard_error(values):
-    """Compute the standard error of the mean, s/√n with s from n − 1; None for fewer than two values."""
-    return float(stats.sem(values)) if len(values) > 1 else None
-
-
-def perplexity_standard_error(sample_losses):
-    """Compute the standard error of exp(mean loss) by the delta method: perplexity × that of the mean."""
-    error = standard_error(sample_losses)
-    return None if error is None else math.exp(float(np.mean(sample_losses))) * error
 
 
 def mean_standard_error(standard_errors):

@@ -1,0 +1,223 @@
+"""The results tables of a synthetic study, whole and with experiments missing."""
+
+import csv
+import math
+import statistics as python_statistics
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import synthetic
+from adaptive_routing import metrics, tables
+from adaptive_routing.files import read_json, to_json, write_json
+from adaptive_routing.tensor_files import TensorFile
+from scipy import stats
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return synthetic.write_study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def summaries(study):
+    return [read_json(path) for path in study.summaries]
+
+
+@pytest.fixture(scope="module")
+def experiments(study, summaries):
+    results = []
+    for summary, path in zip(summaries, study.tensors, strict=True):
+        with TensorFile(path) as tensors:
+            results.append(metrics.compute_metrics(summary, tensors))
+    return results
+
+
+def one(experiments, config, dataset):
+    (found,) = [e for e in experiments if (e["config"], e["dataset"]) == (config, dataset)]
+    return found["metrics"]
+
+
+def test_experiments_stand_in_the_order_given_with_all_metrics(experiments):
+    table = tables.experiments_table(experiments)
+    names = [metric.name for metric in metrics.METRICS + metrics.EXTRA_METRICS]
+    assert list(table.columns) == [*metrics.HEAD, *names]
+    assert len(table) == 60
+    for row, experiment in zip(tables.records(table), experiments, strict=True):
+        expected = {key: experiment[key] for key in metrics.HEAD} | experiment["metrics"]
+        assert row == expected
+
+
+def test_a_configuration_combines_its_data_sets(experiments):
+    rows = {row["config"]: row for row in tables.records(tables.configurations_table(experiments))}
+    assert len(rows) == 20
+    config = "16experts_bh_a040"
+    wikitext, lambada, hellaswag = (one(experiments, config, d) for d in ("wikitext", "lambada", "hellaswag"))
+    every = (wikitext, lambada, hellaswag)
+    row = rows[config]
+    assert row["datasets"] == "wikitext,lambada,hellaswag"
+    assert row["perplexity"] == wikitext["perplexity"]
+    assert row["perplexity_stderr"] == wikitext["perplexity_stderr"]
+    assert row["lambada_accuracy"] == lambada["avg_task_accuracy"]
+    assert row["hellaswag_accuracy_stderr"] == hellaswag["avg_task_accuracy_stderr"]
+    mean = (lambada["avg_task_accuracy"] + hellaswag["avg_task_accuracy"]) / 2
+    assert row["avg_task_accuracy"] == pytest.approx(mean)
+    errors = (lambada["avg_task_accuracy_stderr"], hellaswag["avg_task_accuracy_stderr"])
+    assert row["avg_task_accuracy_stderr"] == pytest.approx(math.hypot(*errors) / 2)
+    for name in ("avg_experts", "ceiling_hit_rate", "latency_ms_per_token", "gini_coefficient"):
+        assert row[name] == pytest.approx(python_statistics.fmean(m[name] for m in every))
+    assert row["min_experts"] == min(m["min_experts"] for m in every)
+    assert row["max_experts"] == max(m["max_experts"] for m in every)
+    assert row["total_tokens"] == sum(m["total_tokens"] for m in every)
+    seconds = sum(m["forward_seconds"] for m in every)
+    assert row["tokens_per_second"] == pytest.approx(row["total_tokens"] / seconds)
+    assert rows["8experts_topk_baseline"]["ceiling_hit_rate"] is None
+    assert rows["8experts_topk_baseline"]["alpha"] is None
+
+
+def test_layers(experiments):
+    table = tables.layers_table(experiments)
+    assert len(table) == 60 * 4
+    assert table["layer"].tolist() == list(range(4)) * 60
+    for experiment in experiments[-3:]:
+        own = table[(table["config"] == experiment["config"]) & (table["dataset"] == experiment["dataset"])]
+        assert own["floor_hit_rate"].tolist() == experiment["per_layer"]["floor_hit_rate"]
+
+
+def test_comparisons_pair_samples_by_their_id(summaries, study):
+    # Another order of samples, and one that only this configuration has, must not matter.
+    shuffled = [dict(s) for s in summaries]
+    for summary in shuffled:
+        if summary["config"] != study.baseline:
+            extra = dict(summary["samples"][0], sample_id="another", loss=99.0)
+            summary["samples"] = [extra, *reversed(summary["samples"])]
+    plain, moved = (tables.comparisons_table(s, study.baseline) for s in (summaries, shuffled))
+    assert moved["samples"].eq(12).all()
+    np.testing.assert_allclose(moved["difference"], plain["difference"], atol=1e-12)
+    np.testing.assert_allclose(moved["p_value"], plain["p_value"], rtol=1e-9)
+
+
+def test_comparisons_have_a_row_for_the_score_and_one_for_the_loss(summaries, study):
+    table = tables.comparisons_table(summaries, study.baseline)
+    assert list(table.columns) == tables.COMPARISON_COLUMNS
+    assert study.baseline not in set(table["config"])
+    kinds = table.groupby("dataset")["metric"].agg(set).to_dict()
+    accuracy = {"accuracy", "loss"}
+    assert kinds == {"wikitext": {"perplexity", "loss"}, "lambada": accuracy, "hellaswag": accuracy}
+    assert len(table) == 19 * 3 * 2
+
+    scores = {(s["config"], s["dataset"]): s["metrics"] for s in summaries}
+    for row in tables.records(table):
+        if row["metric"] != "loss":
+            name = "perplexity" if row["metric"] == "perplexity" else f"{row['dataset']}_accuracy"
+            assert row["value"] == pytest.approx(scores[row["config"], row["dataset"]][name])
+            assert row["baseline_value"] == pytest.approx(scores[study.baseline, row["dataset"]][name])
+        if row["metric"] != "accuracy":
+            assert row["ratio_ci_low"] <= row["ratio"] <= row["ratio_ci_high"]
+
+
+def test_the_bh_configurations_are_one_family_of_corrections(summaries, study):
+    table = tables.comparisons_table(summaries, study.baseline)
+    bh = table[table["config"].str.contains("_bh_")]
+    for _, family in bh.groupby(["dataset", "metric"]):
+        assert len(family) == 16
+        expected = stats.false_discovery_control(family["p_value"])
+        np.testing.assert_allclose(family["p_bh"], expected)
+        smallest = family["p_value"].min()
+        assert family["p_holm"].min() == pytest.approx(min(1, 16 * smallest))
+
+
+def test_tables_of_what_there_is(experiments, summaries, study):
+    kept = [e for e in experiments if e["dataset"] == "wikitext" or e["config"] == "8experts_bh_a030"]
+    rows = {row["config"]: row for row in tables.records(tables.configurations_table(kept))}
+    assert rows["8experts_bh_a040"]["lambada_accuracy"] is None
+    assert rows["8experts_bh_a040"]["avg_task_accuracy"] is None
+    assert rows["8experts_bh_a030"]["lambada_accuracy"] is not None
+
+    only_wikitext = [e for e in experiments if e["dataset"] == "wikitext"]
+    assert tables.configurations_table(only_wikitext)["avg_task_accuracy"].isna().all()
+
+    # Without the baseline on a data set there is nothing to compare with.
+    without = [s for s in summaries if (s["config"], s["dataset"]) != (study.baseline, "lambada")]
+    assert set(tables.comparisons_table(without, study.baseline)["dataset"]) == {"wikitext", "hellaswag"}
+    nothing = tables.comparisons_table(without[:1], study.baseline)
+    assert nothing.empty
+    assert list(nothing.columns) == tables.COMPARISON_COLUMNS
+
+
+def test_missing_values_are_empty_in_csv_and_null_in_json(experiments, tmp_path):
+    table = tables.experiments_table(experiments)
+    tables.write_table(table, tmp_path / "t.csv", tmp_path / "t.json")
+    with open(tmp_path / "t.csv", newline="") as handle:
+        from_csv = list(csv.DictReader(handle))
+    from_json = read_json(tmp_path / "t.json")
+    for text, values, experiment in zip(from_csv, from_json, experiments, strict=True):
+        for name, value in experiment["metrics"].items():
+            assert values[name] == value
+            assert (text[name] == "") == (value is None)
+            assert value is None or float(text[name]) == value
+
+
+def run_script(folder, snakemake, root):
+    """Run a rule's script as Snakemake does: with an object of that name in its globals."""
+    code = (
+        "import sys, runpy, json; from types import SimpleNamespace as N\n"
+        "spec = json.loads(sys.argv[2], object_hook=lambda d: N(**d))\n"
+        "spec.output = type('O', (list,), vars(spec.output))(vars(spec.output).values())\n"
+        "runpy.run_path(sys.argv[1], {'snakemake': spec})"
+    )
+    script = root / "workflow_scripts" / f"{snakemake.pop('script')}.py"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(script), to_json(snakemake).decode()],
+        cwd=folder,
+        env={"PYTHONPATH": str(root / "workflow_scripts")},
+        capture_output=True,
+        text=True,
+    )
+    return SimpleNamespace(status=done.returncode, stderr=done.stderr)
+
+
+def test_the_scripts_make_every_file(study, experiments, tmp_path, request):
+    root = request.config.rootpath
+    job = {
+        "script": "compute_metrics",
+        "input": {"summary": str(study.summaries[-1]), "tensors": str(study.tensors[-1])},
+        "output": {"metrics": "metrics.json"},
+        "log": ["metrics.log"],
+    }
+    assert run_script(tmp_path, dict(job), root).status == 0
+    assert read_json(tmp_path / "metrics.json") == experiments[-1]
+
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(study.tensors[-1].read_bytes()[:-10])
+    job["input"]["tensors"], job["output"]["metrics"] = str(cut), "not_made.json"
+    failed = run_script(tmp_path, dict(job), root)
+    assert failed.status == 1
+    assert "cut.safetensors" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert not (tmp_path / "not_made.json").exists()
+
+    paths = []
+    for experiment in experiments:
+        paths.append(str(tmp_path / f"{experiment['config']}_{experiment['dataset']}.json"))
+        write_json(paths[-1], experiment)
+    output = {
+        f"{name}_{suffix}": f"{name}.{suffix}"
+        for name in ("experiments", "configurations", "comparisons")
+        for suffix in ("csv", "json")
+    }
+    job = {
+        "script": "tabulate_results",
+        "input": {"metrics": paths, "summaries": [str(path) for path in study.summaries]},
+        "output": output | {"layers_csv": "layers.csv"},
+        "params": {"baseline": study.baseline},
+        "log": ["tables.log"],
+    }
+    result = run_script(tmp_path, job, root)
+    assert result.status == 0, result.stderr
+    rows = {name: len(read_json(tmp_path / f"{name}.json")) for name in ("experiments", "configurations")}
+    assert rows == {"experiments": 60, "configurations": 20}
+    assert len(read_json(tmp_path / "comparisons.json")) == 19 * 3 * 2
+    assert len((tmp_path / "layers.csv").read_text().splitlines()) == 1 + 60 * 4
