@@ -267,7 +267,7 @@ WRONG = [
     (
         {"results": "results/{study}"},
         "results",
-        "is 'results/{study}', but must be a folder name without braces",
+        "is 'results/{study}', but must be a folder name, not empty and without braces",
     ),
     ({"model": {"dtype": "fp16"}}, "model.dtype", "is 'fp16', but must be float32, bfloat16 or float16"),
     ({"model": {"device": "cuda:"}}, "model.device", "is 'cuda:', but must be auto, cpu, cuda or cuda:N"),
