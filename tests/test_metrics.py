@@ -296,6 +296,26 @@ def test_totals_are_those_of_the_selection(study):
         assert values["native_overlap"] == pytest.approx(overlap)
 
 
+def test_stability_and_speed_are_those_of_the_passes(study):
+    for path, (summary, result) in zip(study.tensors, computed(study), strict=True):
+        with TensorFile(path) as tensors:
+            first, second = (tensors.read(f"{name}selected_experts") for name in ("", "second_pass_"))
+            greedy, again = (tensors.read(f"{name}greedy_tokens") for name in ("", "second_pass_"))
+        one, other = (
+            sets(np.unpackbits(p[: len(second)], axis=-1, bitorder="little")) for p in (first, second)
+        )
+        values, timings = result["metrics"], summary["timings"]
+        overlap = python_statistics.fmean(map(naive_jaccard, one, other))
+        assert values["expert_overlap_score"] == pytest.approx(overlap)
+        same = sum(a == b for a, b in zip(greedy.tolist(), again.tolist(), strict=True))
+        assert values["output_determinism"] == pytest.approx(100 * same / len(greedy))
+        single = timings["single_sample"]
+        latencies = [1000 * s / n for s, n in zip(single["seconds"], single["tokens"], strict=True)]
+        assert values["latency_ms_per_token"] == pytest.approx(python_statistics.median(latencies))
+        per_second = summary["summary"]["total_tokens"] / timings["forward_seconds"]
+        assert values["tokens_per_second"] == pytest.approx(per_second)
+
+
 def test_reading_in_chunks_changes_nothing(study, monkeypatch):
     whole = [result for _, result in computed(study)]
     monkeypatch.setattr(metrics, "CHUNK_ELEMENTS", 7 * 3 * 13)  # 7 tokens at a time
