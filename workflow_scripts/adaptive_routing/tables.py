@@ -134,8 +134,8 @@ def comparisons_table(summaries, baseline):
 
     summaries: contents of logs/{config}_{dataset}.json; baseline: a configuration's name. A data set gives
     a row for its own metric (`perplexity` or `{dataset}_accuracy`), then one for `loss`. `ratio` is the
-    perplexity ratio. Holm's and Benjamini and Hochberg's corrections run over the configurations of one strategy
-    on one data set and metric: the 16 BH configurations are one family.
+    perplexity ratio. Holm's and Benjamini and Hochberg's corrections run over the configurations of one
+    strategy on one data set and metric: the 16 BH configurations are one family.
     """
     baselines = {s["dataset"]: s for s in summaries if s["config"] == baseline}
     rows, families = [], {}
@@ -174,10 +174,10 @@ def _compare(baseline, summary):
         rows.append({"metric": "perplexity", **vars(losses.perplexity), **of_losses})
     accuracy = f"{summary['dataset']}_accuracy"
     if accuracy in summary["metrics"]:
-        accuracy = statistics.compare_accuracies(
+        comparison = statistics.compare_accuracies(
             [a["correct"] for a, _ in pairs], [b["correct"] for _, b in pairs]
         )
-        rows.append({"metric": accuracy, **vars(accuracy)})
+        rows.append({"metric": accuracy, **vars(comparison)})
     rows.append({"metric": "loss", **vars(losses.loss), **of_losses})
     return rows
 
