@@ -1,0 +1,36 @@
+# Two commands do all: `make run` and `make test`. Both make the environment first, if it is not there yet.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PINS := envs/requirements.txt envs/constraints.txt
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: run test lint clean
+
+run: $(VENV)/.run-ready  ## the embedded study, from nothing to its report
+	$(BIN)/snakemake --cores 1 --resources gpu=1
+
+test: $(VENV)/.test-ready lint  ## linters, then all tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(VENV)/.test-ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/snakemake --lint
+
+clean:  ## the environment and Snakemake's records; results stay
+	rm -rf $(VENV) .snakemake
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, found " + sys.version.split()[0] + "; name one with make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run-ready: $(PINS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/requirements.txt -c envs/constraints.txt
+	touch $@
+
+$(VENV)/.test-ready: $(VENV)/.run-ready envs/requirements-test.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/requirements-test.txt -c envs/constraints.txt
+	touch $@

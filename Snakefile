@@ -1,0 +1,30 @@
+# Evaluates adaptive expert routing in a mixture-of-experts language model: every routing configuration
+# on every data set, to metrics, figure and report. Settings: config.yaml. Helper functions: rules/common.smk.
+
+from snakemake.utils import min_version
+
+min_version("9.10")
+
+
+configfile: "config.yaml"
+
+
+report: "report/workflow.rst"
+
+
+include: "rules/common.smk"
+include: "rules/data.smk"
+include: "rules/calibration.smk"
+include: "rules/experiments.smk"
+include: "rules/metrics.smk"
+include: "rules/figures.smk"
+include: "rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        experiment_files(),
+        result_tables(),
+        study_figures(),
+        report_files(),

@@ -1,0 +1,165 @@
+# Settings, paths and the helper functions of all rules. No rules here.
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(workflow.basedir) / "workflow_scripts"))
+
+from adaptive_routing.errors import InputError
+from adaptive_routing.panels import PANELS
+from adaptive_routing.settings import load_settings
+
+try:
+    SETTINGS = load_settings(config, command_line=workflow.config_settings.config)
+except InputError as error:
+    sys.exit(f"error: {error}")
+
+CONFIGURATIONS = {one.name: one for one in SETTINGS.pop("configurations")}
+DATASETS = list(SETTINGS["datasets"])
+RESULTS = SETTINGS["results"].rstrip("/")
+# What decides how a job runs and not what comes out, as the device, is read by the scripts from `config`:
+# a change of it makes nothing stale.
+config.update(SETTINGS)
+
+
+wildcard_constraints:
+    config="|".join(CONFIGURATIONS),
+    dataset="|".join(DATASETS),
+
+
+def results(*parts):
+    """A path below the results folder; wildcards stay as they are."""
+    return "/".join((RESULTS, *parts))
+
+
+def job_log(*parts):
+    """A job's log. `results/logs/` holds the experiments' own."""
+    return results("job_logs", *parts) + ".log"
+
+
+# The model
+
+
+def model_files():
+    """The files of a model in a local folder; a hub model is identified by its revision."""
+    if not SETTINGS["model"]["local"]:
+        return []
+    folder = Path(SETTINGS["model"]["name"])
+    patterns = ("config.json", "tokenizer*.json", "*.safetensors")
+    return sorted(str(path) for pattern in patterns for path in folder.glob(pattern))
+
+
+def local_source(settings):
+    """The file of a data set that is one; nothing for a hub data set."""
+    return [settings["source"]] if settings["local"] else []
+
+
+def dataset_settings(wildcards):
+    """What decides which samples of a data set are scored, and how they are tokenised."""
+    settings = SETTINGS["datasets"][wildcards.dataset]
+    keys = ("source", "subset", "split", "revision", "max_samples")
+    return {key: settings[key] for key in keys} | {"max_length": SETTINGS["evaluation"]["max_length"]}
+
+
+# Null distributions
+
+
+def uses_null_distribution(name):
+    """Whether a configuration needs p-values."""
+    return CONFIGURATIONS[name].strategy != "topk"
+
+
+def null_distribution_source(wildcards):
+    """A table made elsewhere, or the router logits that the estimate is fitted to."""
+    table = SETTINGS["null_distribution"]["table"]
+    return {"table": table} if table else {"router_logits": results("calibration/router_logits.safetensors")}
+
+
+def calibration_settings():
+    """What decides the calibration text."""
+    return {key: value for key, value in SETTINGS["null_distribution"]["calibration"].items() if key != "local"}
+
+
+# Experiments
+
+
+def experiment_null_distribution(wildcards):
+    """The null distribution, for the configurations that use one."""
+    if uses_null_distribution(wildcards.config):
+        return {"null_distribution": results("calibration/null_distribution.safetensors")}
+    return {}
+
+
+def experiment_configuration(wildcards):
+    """The configuration's name, strategy and parameters."""
+    one = CONFIGURATIONS[wildcards.config]
+    return {
+        "name": one.name,
+        "strategy": one.strategy,
+        "max_experts": one.max_experts,
+        "parameters": dict(one.parameters),
+    }
+
+
+def experiment_routing(wildcards):
+    """The routing settings that apply: a fixed number of experts has no minimum."""
+    routing = dict(SETTINGS["routing"])
+    if CONFIGURATIONS[wildcards.config].strategy == "topk":
+        del routing["min_k"]
+    return routing
+
+
+def per_experiment(pattern):
+    """A path for every configuration and data set."""
+    return expand(results(pattern), config=CONFIGURATIONS, dataset=DATASETS)
+
+
+# Targets
+
+
+def experiment_files():
+    """The three files of every experiment."""
+    return [
+        path
+        for pattern in (
+            "logs/{config}_{dataset}.json",
+            "logs/{config}_{dataset}_internal_routing.json",
+            "logs/{config}_{dataset}_internal_routing.safetensors",
+        )
+        for path in per_experiment(pattern)
+    ]
+
+
+def result_tables():
+    """The results tables."""
+    return [
+        results(f"bh_routing_{name}")
+        for name in (
+            "results.csv",
+            "results.json",
+            "configurations.csv",
+            "configurations.json",
+            "layers.csv",
+            "comparisons.csv",
+            "comparisons.json",
+        )
+    ]
+
+
+def panel_files(suffix):
+    """Every panel alone."""
+    return [results(f"visualizations/panel_{panel}.{suffix}") for panel in PANELS]
+
+
+def study_figures():
+    """The figure of nine panels, each panel alone, and the null distributions."""
+    figures = [results(f"visualizations/bh_comprehensive_comparison.{suffix}") for suffix in ("png", "svg")]
+    figures += panel_files("png") + panel_files("svg")
+    if any(map(uses_null_distribution, CONFIGURATIONS)):
+        figures.append(results("calibration/null_distribution.png"))
+    return figures
+
+
+def report_files():
+    """The report."""
+    return [results("bh_routing_report.md"), results("bh_routing_report.html")]

@@ -1,0 +1,26 @@
+# One experiment: one routing configuration on one data set.
+
+
+rule run_experiment:
+    input:
+        unpack(experiment_null_distribution),
+        model=results("model.json"),
+        dataset=results("datasets/{dataset}.json"),
+    output:
+        summary=results("logs/{config}_{dataset}.json"),
+        internal_routing=results("logs/{config}_{dataset}_internal_routing.json"),
+        tensors=results("logs/{config}_{dataset}_internal_routing.safetensors"),
+    log:
+        job_log("run_experiment/{config}_{dataset}"),
+    conda:
+        "../envs/adaptive_routing.yaml"
+    params:
+        configuration=experiment_configuration,
+        routing=experiment_routing,
+        dtype=SETTINGS["model"]["dtype"],
+        second_pass_samples=SETTINGS["evaluation"]["second_pass_samples"],
+        seed=SETTINGS["seed"],
+    resources:
+        gpu=1,
+    script:
+        "../workflow_scripts/run_experiment.py"

@@ -1,0 +1,49 @@
+# Metrics of each experiment, and the tables of all.
+
+
+rule compute_metrics:
+    input:
+        summary=results("logs/{config}_{dataset}.json"),
+        tensors=results("logs/{config}_{dataset}_internal_routing.safetensors"),
+    output:
+        results("metrics/{config}_{dataset}.json"),
+    log:
+        job_log("compute_metrics/{config}_{dataset}"),
+    conda:
+        "../envs/adaptive_routing.yaml"
+    script:
+        "../workflow_scripts/compute_metrics.py"
+
+
+rule tabulate_results:
+    input:
+        metrics=per_experiment("metrics/{config}_{dataset}.json"),
+        summaries=per_experiment("logs/{config}_{dataset}.json"),
+    output:
+        experiments_csv=report(
+            results("bh_routing_results.csv"),
+            caption="../report/results_table.rst",
+            category="Tables",
+        ),
+        experiments_json=results("bh_routing_results.json"),
+        configurations_csv=report(
+            results("bh_routing_configurations.csv"),
+            caption="../report/configurations_table.rst",
+            category="Tables",
+        ),
+        configurations_json=results("bh_routing_configurations.json"),
+        layers_csv=results("bh_routing_layers.csv"),
+        comparisons_csv=report(
+            results("bh_routing_comparisons.csv"),
+            caption="../report/comparisons_table.rst",
+            category="Tables",
+        ),
+        comparisons_json=results("bh_routing_comparisons.json"),
+    log:
+        job_log("tabulate_results"),
+    conda:
+        "../envs/adaptive_routing.yaml"
+    params:
+        baseline=SETTINGS["baseline"],
+    script:
+        "../workflow_scripts/tabulate_results.py"

@@ -1,0 +1,28 @@
+# The report.
+
+
+rule write_report:
+    input:
+        experiments=results("bh_routing_results.csv"),
+        configurations=results("bh_routing_configurations.csv"),
+        layers=results("bh_routing_layers.csv"),
+        comparisons=results("bh_routing_comparisons.csv"),
+        summaries=per_experiment("logs/{config}_{dataset}.json"),
+        figure=results("visualizations/bh_comprehensive_comparison.png"),
+        panels=panel_files("png"),
+    output:
+        markdown=results("bh_routing_report.md"),
+        html=report(
+            results("bh_routing_report.html"),
+            caption="../report/report.rst",
+            category="Report",
+        ),
+    log:
+        job_log("write_report"),
+    conda:
+        "../envs/adaptive_routing.yaml"
+    params:
+        baseline=SETTINGS["baseline"],
+        settings=SETTINGS,
+    script:
+        "../workflow_scripts/write_report.py"

@@ -1,0 +1,74 @@
+"""Router logits of calibration text under the model's own routing: what null distributions are fitted to."""
+
+import json
+
+import torch
+from safetensors.torch import save_file
+
+from adaptive_routing.data import EncodedSequence, PreparedSample
+from adaptive_routing.errors import InputError
+from adaptive_routing.files import atomic_path
+from adaptive_routing.patching import RouterPatcher, find_routers
+from adaptive_routing.routing.topk import Strategy as TopK
+from adaptive_routing.scoring import make_batches, pad
+
+
+def encode_calibration_text(rows, column, tokenizer, max_tokens, max_length):
+    """The first rows' tokens, up to `max_tokens` in all, each row cut to `max_length`.
+
+    Returns:
+        list of `data.PreparedSample` with one sequence each.
+
+    Raises:
+        InputError: the column is missing, or there is no text.
+    """
+    samples, total = [], 0
+    for number, row in enumerate(rows):
+        if column not in row:
+            raise InputError(
+                f"null_distribution.calibration.column: {column!r} is missing; "
+                f"found {', '.join(map(repr, row))}"
+            )
+        text = row[column]
+        if not isinstance(text, str) or not text.strip():
+            continue
+        token_ids = tokenizer.encode(text, add_special_tokens=False)
+        kept = token_ids[: min(max_length, max_tokens - total)]
+        sequence = EncodedSequence(kept, 1, len(kept), len(kept) < len(token_ids))
+        samples.append(PreparedSample(f"calibration_{number}", None, (sequence,)))
+        total += len(kept)
+        if total >= max_tokens:
+            break
+    if not samples:
+        raise InputError("null_distribution.calibration: the source holds no text")
+    return samples
+
+
+@torch.inference_mode()
+def collect_router_logits(loaded, samples, batch_tokens):
+    """Router logits of every token and layer under native routing: (T, L, E) in the model's dtype.
+
+    Tokens stand in the order of the samples, whatever the batches.
+    """
+    model = loaded.model
+    native = TopK(find_routers(model)[0].top_k)
+    per_sample = [None] * len(samples)
+    with RouterPatcher(model, native) as patcher:
+        for batch in make_batches(samples, batch_tokens):
+            input_ids, mask = pad([samples[index].sequences[0] for index in batch], model.device)
+            model.base_model(input_ids=input_ids, attention_mask=mask, use_cache=False)
+            routing = patcher.take_batch()
+            logits = routing.router_logits.cpu().split(routing.lengths)
+            for index, own in zip(batch, logits, strict=True):
+                per_sample[index] = own
+    return torch.cat(per_sample)
+
+
+def save_router_logits(path, router_logits, metadata):
+    """Write (T, L, E) router logits with what made them as safetensors, whole or not at all."""
+    with atomic_path(path) as temporary:
+        save_file(
+            {"router_logits": router_logits.contiguous()},
+            temporary,
+            metadata={"made_by": json.dumps(metadata)},
+        )

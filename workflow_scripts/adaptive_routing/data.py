@@ -1,0 +1,190 @@
+"""Reads data sets with the `datasets` library and turns rows into token sequences, ready to score.
+
+The prepared file of a data set holds everything an experiment needs of it, so that text is read and
+tokenised once a study. Tokenisation follows lm-evaluation-harness 0.4.13 (`TemplateLM._encode_pair`).
+"""
+
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from adaptive_routing.errors import InputError
+from adaptive_routing.files import read_json
+from adaptive_routing.tasks import Request, Sample, get_task
+
+LOCAL_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class EncodedSequence:
+    """One request as tokens.
+
+    Attributes:
+        token_ids: context and continuation.
+        num_context_tokens: tokens before the first scored one, at least 1.
+        num_inputs: tokens that the model reads; the last one is only predicted where the sequence
+            was cut to the model's length.
+        truncated: whether tokens were cut off.
+    """
+
+    token_ids: list[int]
+    num_context_tokens: int
+    num_inputs: int
+    truncated: bool
+
+    @property
+    def num_predicted_tokens(self):
+        """Scored tokens."""
+        return len(self.token_ids) - self.num_context_tokens
+
+
+@dataclass(frozen=True)
+class PreparedSample:
+    """A sample with its token sequences, one a request."""
+
+    sample_id: str
+    sample: Sample
+    sequences: tuple[EncodedSequence, ...]
+
+
+def load_rows(source, subset=None, split=None, revision=None, name="dataset"):
+    """The rows of a hub data set or a local JSONL/parquet file, in order, as dicts.
+
+    Raises:
+        InputError: the source cannot be read.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    suffix = Path(source).suffix
+    try:
+        if suffix in LOCAL_FORMATS:
+            # A local file is read anew each time: a cache would only be a second copy of it.
+            with tempfile.TemporaryDirectory() as cache:
+                rows = datasets.load_dataset(
+                    LOCAL_FORMATS[suffix], data_files=str(source), split="train", cache_dir=cache
+                )
+                yield from rows
+        else:
+            yield from datasets.load_dataset(source, subset, split=split or "test", revision=revision)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{name}: cannot read {source!r} ({reason})") from error
+
+
+def encode_request(tokenizer, request, max_length, model_max_length):
+    """A request as tokens, or None where fewer than two tokens leave nothing to predict.
+
+    Args:
+        tokenizer: a `PreTrainedTokenizerBase`.
+        request: `tasks.Request`.
+        max_length: a text without context keeps its first `max_length` tokens.
+        model_max_length: a context keeps its last tokens, so that the model reads at most this many.
+    """
+    if request.context is None:
+        token_ids = _encode(tokenizer, request.continuation)
+        kept = token_ids[: min(max_length, model_max_length)]
+        if len(kept) < 2:
+            return None
+        return EncodedSequence(kept, 1, len(kept), len(kept) < len(token_ids))
+    if request.context == "":
+        context_ids = [_prefix_token(tokenizer)]
+        continuation_ids = _encode(tokenizer, request.continuation)
+    else:
+        # Trailing spaces belong to the continuation: tokens of most vocabularies start with one.
+        context = request.context.rstrip()
+        text = request.context + request.continuation
+        context_ids = _encode(tokenizer, context)
+        continuation_ids = _encode(tokenizer, text)[len(context_ids) :]
+    if not continuation_ids:
+        raise InputError(f"continuation {request.continuation!r} has no tokens to score")
+    if len(continuation_ids) > model_max_length:
+        raise InputError(
+            f"a continuation has {len(continuation_ids)} tokens; the model reads at most {model_max_length}"
+        )
+    whole = context_ids + continuation_ids
+    token_ids = whole[-(model_max_length + 1) :]
+    return EncodedSequence(
+        token_ids=token_ids,
+        num_context_tokens=len(token_ids) - len(continuation_ids),
+        num_inputs=min(len(token_ids), model_max_length),
+        truncated=len(token_ids) < len(whole),
+    )
+
+
+def _encode(tokenizer, text):
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def _prefix_token(tokenizer):
+    token = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if token is None:
+        raise InputError("the tokenizer has no start token to score a text without context")
+    return token
+
+
+def prepare_samples(dataset, rows, tokenizer, max_samples, max_length, model_max_length):
+    """The first `max_samples` rows that can be scored, as a list of `PreparedSample`.
+
+    Raises:
+        InputError: a column is missing, a row is malformed, or no row can be scored.
+    """
+    task = get_task(dataset)
+    prepared = []
+    for number, row in enumerate(rows):
+        missing = [column for column in task.COLUMNS if column not in row]
+        if missing:
+            raise InputError(
+                f"datasets.{dataset}: column {missing[0]!r} is missing; "
+                f"found {', '.join(map(repr, row))}, needed {', '.join(map(repr, task.COLUMNS))}"
+            )
+        try:
+            sample = task.sample(row)
+            sequences = [
+                encode_request(tokenizer, request, max_length, model_max_length)
+                for request in (sample.requests if sample else ())
+            ]
+        except InputError as error:
+            raise InputError(f"datasets.{dataset}: row {number}: {error}") from error
+        except (AttributeError, TypeError, KeyError, ValueError) as error:
+            raise InputError(f"datasets.{dataset}: row {number} is malformed ({error!r})") from error
+        if sample is None or None in sequences:
+            continue
+        prepared.append(PreparedSample(f"{dataset}_{number}", sample, tuple(sequences)))
+        if len(prepared) == max_samples:
+            break
+    if not prepared:
+        raise InputError(f"datasets.{dataset}: no row holds text that can be scored")
+    return prepared
+
+
+def prepared_to_json(dataset, prepared, settings):
+    """The prepared data set as a JSON value."""
+    return {
+        "dataset": dataset,
+        "settings": settings,
+        "samples": [
+            {
+                "sample_id": one.sample_id,
+                "text": one.sample.text,
+                "gold": one.sample.gold,
+                "requests": [asdict(request) for request in one.sample.requests],
+                "sequences": [asdict(sequence) for sequence in one.sequences],
+            }
+            for one in prepared
+        ],
+    }
+
+
+def read_prepared(path):
+    """Read a prepared data set: (settings, list of `PreparedSample`)."""
+    content = read_json(path)
+    samples = [
+        PreparedSample(
+            one["sample_id"],
+            Sample(one["text"], tuple(Request(**request) for request in one["requests"]), one["gold"]),
+            tuple(EncodedSequence(**sequence) for sequence in one["sequences"]),
+        )
+        for one in content["samples"]
+    ]
+    return content["settings"], samples

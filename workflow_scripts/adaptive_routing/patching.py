@@ -1,0 +1,303 @@
+"""Replaces the routers' selection in a Hugging Face mixture-of-experts model, and restores it.
+
+Works on models whose router returns (logits, weights, indices), as transformers 5 has them in OLMoE,
+Qwen-MoE, Mixtral and others. Forward hooks do the replacement, so that nothing of the model is
+rewritten: removing them restores it. The model's own top-k is left untouched and only logged.
+"""
+
+import inspect
+import weakref
+from dataclasses import dataclass, replace
+
+import torch
+
+from adaptive_routing.errors import InputError
+from adaptive_routing.experts import EXPERTS_IMPLEMENTATION
+from adaptive_routing.routing import Selection
+from adaptive_routing.routing_log import RoutingStatistics, sample_log
+
+
+@dataclass
+class _ActivePatchers:
+    """The patchers at work on one model, the innermost last: only that one acts."""
+
+    experts_implementation: str  # the model's own
+    stack: list
+
+
+_active = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class BatchRouting:
+    """Routing of one forward pass, padding left out.
+
+    Attributes:
+        router_logits: (N, L, E) in the model's dtype; N real tokens, sequence after sequence.
+        experts: (N, L, K) int16, most significant first; unused slots hold E.
+        weights: (N, L, K) in the model's dtype, as the experts got them.
+        counts: (N, L) int16.
+        lengths: real tokens of each sequence of the batch.
+    """
+
+    router_logits: torch.Tensor
+    experts: torch.Tensor
+    weights: torch.Tensor
+    counts: torch.Tensor
+    lengths: tuple[int, ...]
+
+    def to(self, device):
+        """Copy to a device."""
+        fields = ("router_logits", "experts", "weights", "counts")
+        return replace(self, **{name: getattr(self, name).to(device) for name in fields})
+
+    def tokens(self, start, stop, lengths):
+        """The routing of tokens [start, stop): the sequences of the given lengths."""
+        return BatchRouting(
+            self.router_logits[start:stop],
+            self.experts[start:stop],
+            self.weights[start:stop],
+            self.counts[start:stop],
+            tuple(lengths),
+        )
+
+
+def find_routers(model):
+    """The model's routers in layer order.
+
+    Raises:
+        InputError: the model has no router, or one that is not softmax top-k.
+    """
+    recorded = (getattr(model, "_can_record_outputs", None) or {}).get("router_logits")
+    recorders = recorded if isinstance(recorded, list | tuple) else [recorded]
+    classes = tuple(
+        getattr(recorder, "target_class", recorder) for recorder in recorders if recorder is not None
+    )
+    routers = [module for module in model.modules() if classes and isinstance(module, classes)]
+    if not routers:
+        raise InputError(
+            f"model: {type(model).__name__} has no mixture-of-experts router that transformers can record; "
+            "allowed are models like OLMoE, Qwen-MoE and Mixtral"
+        )
+    return routers
+
+
+@torch.no_grad()
+def router_renormalizes(router, name="model"):
+    """Whether a router makes its weights sum to 1, found by running it.
+
+    Raises:
+        InputError: the router is not a softmax top-k over (logits, weights, indices).
+    """
+    weight = router.weight
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(4, weight.shape[-1], generator=generator).to(weight)
+    output = router(hidden)
+    if not (isinstance(output, tuple) and len(output) == 3):
+        raise InputError(f"{name}: {type(router).__name__} does not return (logits, weights, indices)")
+    logits, weights, indices = output
+    selected = torch.softmax(logits.float(), -1).gather(-1, indices)
+    # bfloat16 keeps 8 bits of a weight.
+    if torch.allclose(weights.float(), selected, rtol=0.01, atol=1e-6):
+        return False
+    if torch.allclose(weights.float(), selected / selected.sum(-1, keepdim=True), rtol=0.01, atol=1e-6):
+        return True
+    raise InputError(
+        f"{name}: {type(router).__name__} is not a softmax top-k router, so it cannot be replaced"
+    )
+
+
+class RouterPatcher:
+    """Routes a model by a strategy while it is in force, and logs what was routed.
+
+    Use as a context manager, or with `patch()` and `restore()`. Nested patchers override each other;
+    the model is as it was when the last one has been restored, also after an exception.
+
+    Per-sample logging: between `start_sample_logging` and `end_sample_logging` every forward pass
+    belongs to that sample (tokens are appended in order, padding left out).
+
+    Args:
+        model: a `PreTrainedModel` with (logits, weights, indices) routers.
+        strategy: a routing strategy (`routing.make_strategy`).
+    """
+
+    def __init__(self, model, strategy):
+        self.model = model
+        self.routers = find_routers(model)
+        self.num_layers = len(self.routers)
+        self.num_experts = self.routers[0].weight.shape[0]
+        self.native_top_k = self.routers[0].top_k
+        if strategy.max_experts > self.num_experts:
+            raise InputError(
+                f"strategy: up to {strategy.max_experts} experts asked for, but the model has {self.num_experts}"
+            )
+        weighting = strategy.weighting
+        native_renormalizes = router_renormalizes(self.routers[0])
+        if weighting.renormalize is None:
+            weighting = replace(weighting, renormalize=native_renormalizes)
+        self.strategy = replace(strategy, weighting=weighting)
+        self._is_native = (
+            strategy.selects_top_k(self.native_top_k)
+            and weighting.temperature == 1.0
+            and weighting.renormalize == native_renormalizes
+        )
+        self._base_model = model.base_model
+        self._base_signature = inspect.signature(self._base_model.forward)
+        self._depth = 0
+        self._handles = []
+        self._pending = []
+        self._lengths, self._real_tokens = [], None
+        self._batch = None
+        self._sample = None
+        self.clear_internal_logs()
+
+    # Patching
+
+    def patch(self):
+        """Put the strategy in force. Calls nest; each needs its own `restore()`."""
+        self._depth += 1
+        if self._depth > 1:
+            return self
+        own = self.model.config._experts_implementation
+        _active.setdefault(self.model, _ActivePatchers(own, [])).stack.append(self)
+        self._handles = [
+            self._base_model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+            self._base_model.register_forward_hook(self._after_forward),
+        ]
+        for layer, router in enumerate(self.routers):
+            self._handles.append(router.register_forward_hook(self._router_hook(layer)))
+        _set_experts_implementation(self.model)
+        return self
+
+    def restore(self):
+        """Undo one `patch()`. Without one it does nothing."""
+        if self._depth == 0:
+            return
+        self._depth -= 1
+        if self._depth > 0:
+            return
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._pending, self._real_tokens = [], None
+        _active[self.model].stack.remove(self)
+        _set_experts_implementation(self.model)
+        if not _active[self.model].stack:
+            del _active[self.model]
+
+    def __enter__(self):
+        return self.patch()
+
+    def __exit__(self, *_):
+        self.restore()
+
+    # Hooks
+
+    def _is_innermost(self):
+        return _active[self.model].stack[-1] is self
+
+    def _before_forward(self, module, args, kwargs):
+        if not self._is_innermost():
+            return
+        arguments = self._base_signature.bind_partial(*args, **kwargs).arguments
+        arguments = {**arguments, **arguments.get("kwargs", {})}
+        inputs = arguments.get("input_ids")
+        inputs = inputs if inputs is not None else arguments["inputs_embeds"]
+        batch_size, length = inputs.shape[:2]
+        mask = arguments.get("attention_mask")
+        if mask is not None and mask.dim() != 2:
+            raise ValueError(f"attention_mask must be (batch, tokens), not {tuple(mask.shape)}")
+        # With a key-value cache the mask covers the past too; the tokens of this pass are its last columns.
+        if mask is None:
+            self._lengths, self._real_tokens = [length] * batch_size, None
+        else:
+            mask = mask[:, -length:].bool()
+            self._lengths = mask.sum(-1).tolist()
+            self._real_tokens = mask.reshape(-1).nonzero().squeeze(-1)
+        self._pending = []
+
+    def _router_hook(self, layer):
+        def hook(router, args, output):
+            if not self._is_innermost():
+                return None
+            router_logits, weights, experts = output
+            if self._is_native:
+                self._record(router_logits, Selection(experts, weights, None))
+                return None
+            selection = self.strategy.select(router_logits, layer)
+            weights = selection.weights.to(weights.dtype)
+            self._record(router_logits, Selection(selection.experts, weights, selection.counts))
+            return router_logits, weights, selection.experts
+
+        return hook
+
+    def _record(self, router_logits, selection):
+        experts, weights, counts = selection.experts, selection.weights, selection.counts
+        if counts is None:
+            counts = torch.full(experts.shape[:1], experts.shape[1], device=experts.device)
+        record = router_logits, experts.to(torch.int16), weights, counts.to(torch.int16)
+        if self._real_tokens is not None:
+            record = tuple(tensor[self._real_tokens] for tensor in record)
+        self._pending.append(record)
+
+    def _after_forward(self, module, args, output):
+        if not self._is_innermost() or len(self._pending) != self.num_layers:
+            return
+        columns = [torch.stack(column, dim=1) for column in zip(*self._pending, strict=True)]
+        self._batch = BatchRouting(*(column.detach() for column in columns), tuple(self._lengths))
+        self._pending = []
+        if self._sample is not None:
+            self._sample["passes"].append(self._batch.to("cpu"))
+
+    def take_batch(self):
+        """The routing of the last forward pass (`BatchRouting`), handed out once."""
+        if self._batch is None:
+            raise RuntimeError("no forward pass since the last take_batch()")
+        batch, self._batch = self._batch, None
+        return batch
+
+    # Per-sample logging
+
+    def start_sample_logging(self, sample_id, text_preview):
+        """Attribute the forward passes from here on to a sample."""
+        self._sample = {"sample_id": sample_id, "text_preview": text_preview, "passes": []}
+
+    def end_sample_logging(self, loss=None):
+        """Close the sample: turn its passes into one log entry."""
+        if self._sample is None:
+            raise RuntimeError("end_sample_logging() without start_sample_logging()")
+        sample, self._sample = self._sample, None
+        passes = sample["passes"]
+        if not passes:
+            raise RuntimeError(f"sample {sample['sample_id']}: no forward pass was logged")
+        routing = BatchRouting(
+            *(torch.cat([getattr(one, name) for one in passes]) for name in
+              ("router_logits", "experts", "weights", "counts")),
+            lengths=tuple(length for one in passes for length in one.lengths),
+        )  # fmt: skip
+        self._statistics.add(routing.experts.numpy(), routing.counts.numpy())
+        self._logs.append(
+            sample_log(sample["sample_id"], sample["text_preview"], loss, routing, self.strategy)
+        )
+
+    def get_internal_logs(self):
+        """Log entries of the samples so far, as in the internal-routing file's `samples`."""
+        return list(self._logs)
+
+    def get_aggregate_stats(self):
+        """Aggregate over the samples so far, as in the internal-routing file's `aggregate_stats`."""
+        return self._statistics.aggregate()
+
+    def clear_internal_logs(self):
+        """Forget all logged samples."""
+        self._logs = []
+        self._statistics = RoutingStatistics(self.num_layers, self.num_experts)
+
+
+def _set_experts_implementation(model):
+    """The implementation that the innermost patcher needs; the model's own where it routes natively."""
+    active = _active[model]
+    routes_natively = not active.stack or active.stack[-1]._is_native
+    model.set_experts_implementation(
+        active.experts_implementation if routes_natively else EXPERTS_IMPLEMENTATION
+    )

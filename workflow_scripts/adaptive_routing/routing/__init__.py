@@ -1,0 +1,23 @@
+"""Routing strategies: which experts a token gets, and with which weights.
+
+A strategy is one module in this folder, named as in the config file, with one class `Strategy`
+(see `base.py`). `make_strategy` finds it by that name.
+"""
+
+import importlib
+
+from adaptive_routing.routing.base import RoutingStrategy, Selection
+
+__all__ = ["RoutingStrategy", "Selection", "make_strategy"]
+
+
+def make_strategy(configuration, routing, null_distribution=None):
+    """Build the strategy of one configuration.
+
+    Args:
+        configuration: `configurations.Configuration` (strategy name and its own parameters).
+        routing: the config's `routing` section: `min_k`, `temperature`, `weights`.
+        null_distribution: `NullDistribution`, for strategies that need p-values.
+    """
+    module = importlib.import_module(f"adaptive_routing.routing.{configuration.strategy}")
+    return module.Strategy.from_settings(configuration.parameters, routing, null_distribution)

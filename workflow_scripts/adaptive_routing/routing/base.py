@@ -1,0 +1,79 @@
+"""The interface of a routing strategy, and the expert weights that all strategies share."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The experts chosen for T tokens of one layer.
+
+    Attributes:
+        experts: (T, K) int64, most significant expert first; unused slots hold E, the number of experts.
+        weights: (T, K) float32, 0 in unused slots.
+        counts: (T,) int64, experts selected per token.
+    """
+
+    experts: torch.Tensor
+    weights: torch.Tensor
+    counts: torch.Tensor
+
+
+@dataclass(frozen=True)
+class ExpertWeighting:
+    """How selected experts are weighted: softmax over all E logits / temperature, at the selected experts.
+
+    `renormalize` True makes the weights of a token sum to 1, False leaves them as they are, and None
+    does what the model itself does (`norm_topk_prob`), which only the patcher knows.
+    """
+
+    temperature: float = 1.0
+    renormalize: bool | None = None
+
+    @classmethod
+    def from_settings(cls, routing):
+        return cls(float(routing["temperature"]), True if routing["weights"] == "renormalized" else None)
+
+    def weights(self, router_logits, experts):
+        """Weights of the experts (T, K) given logits (T, E): (T, K) float32, 0 where an expert is E."""
+        num_experts = router_logits.shape[-1]
+        probabilities = torch.softmax(router_logits.float() / self.temperature, dim=-1)
+        used = experts < num_experts
+        weights = probabilities.gather(-1, experts.clamp(max=num_experts - 1)) * used
+        if self.renormalize:
+            weights = weights / weights.sum(-1, keepdim=True)
+        return weights
+
+
+class RoutingStrategy(Protocol):
+    """What the patcher needs from a strategy.
+
+    Attributes:
+        max_experts: the most experts a token can get (K of the selection).
+        min_experts: the fewest.
+        weighting: how the selected experts are weighted.
+    """
+
+    max_experts: int
+    min_experts: int
+    weighting: ExpertWeighting
+
+    @classmethod
+    def from_settings(cls, parameters, routing, null_distribution) -> "RoutingStrategy":
+        """Build from the configuration's own parameters and the config's `routing` section."""
+
+    def selects_top_k(self, k: int) -> bool:
+        """Whether the selection is always the k largest logits: a model's own is then left as it is."""
+
+    def select(self, router_logits: torch.Tensor, layer: int) -> Selection:
+        """Select experts from logits (T, E) of any float dtype in MoE layer `layer`."""
+
+    def p_values(self, router_logits: torch.Tensor, layer: int) -> torch.Tensor | None:
+        """p-values (T, E) float64 of the logits, or None for a strategy without."""
+
+
+def order_by_logit(router_logits):
+    """Experts in descending order of their logits, ties by lower index: (values, indices), each (T, E)."""
+    return torch.sort(router_logits, dim=-1, descending=True, stable=True)

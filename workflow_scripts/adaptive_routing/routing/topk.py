@@ -1,0 +1,38 @@
+"""Top-k: the k experts with the largest router logits."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from adaptive_routing.routing.base import ExpertWeighting, Selection, order_by_logit
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Fixed top-k routing; softmax is monotone, so the k largest logits are the k largest probabilities."""
+
+    k: int
+    weighting: ExpertWeighting = field(default_factory=ExpertWeighting)
+
+    @classmethod
+    def from_settings(cls, parameters, routing, null_distribution=None):
+        return cls(int(parameters["k"]), ExpertWeighting.from_settings(routing))
+
+    @property
+    def max_experts(self):
+        return self.k
+
+    @property
+    def min_experts(self):
+        return self.k
+
+    def selects_top_k(self, k):
+        return self.k == k
+
+    def select(self, router_logits, layer):
+        experts = order_by_logit(router_logits)[1][:, : self.k]
+        counts = torch.full(experts.shape[:1], self.k, dtype=torch.int64, device=experts.device)
+        return Selection(experts, self.weighting.weights(router_logits, experts), counts)
+
+    def p_values(self, router_logits, layer):
+        return None

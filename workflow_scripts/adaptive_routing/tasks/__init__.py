@@ -1,0 +1,67 @@
+"""The data sets: one module each, from a row to requests and from scores to a sample's outcome.
+
+Each follows lm-evaluation-harness 0.4.13 (`hf` model, zero-shot). A task module has
+
+- `COLUMNS`: the columns a row must have;
+- `sample(row)`: the row's `Sample`, or None for a row that holds nothing to score;
+- `outcome(sample, scores)`: what the scores of the sample's sequences mean, as a dict that goes into
+  the summary; `loss` (natural log, mean per predicted token) is always there;
+- `metrics(outcomes)`: the task's own metrics over all samples.
+"""
+
+import importlib
+from dataclasses import dataclass
+
+TASKS = ("wikitext", "lambada", "hellaswag", "arc_challenge")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A text to score given a context.
+
+    With an empty context the first token is scored too, after the model's prefix token; with None there
+    is nothing before the text, and all its tokens but the first are scored.
+    """
+
+    context: str | None
+    continuation: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row, ready to score.
+
+    Attributes:
+        text: what a reader should see of it.
+        requests: one, or one a choice.
+        gold: index of the right choice, or None.
+    """
+
+    text: str
+    requests: tuple[Request, ...]
+    gold: int | None = None
+
+
+@dataclass(frozen=True)
+class SequenceScore:
+    """What the model says of one sequence.
+
+    Attributes:
+        log_likelihood: sum of ln p over the predicted tokens.
+        num_predicted_tokens: how many there are.
+        is_greedy: whether each of them is the model's most likely token.
+    """
+
+    log_likelihood: float
+    num_predicted_tokens: int
+    is_greedy: bool
+
+    @property
+    def loss(self):
+        """Mean negative log-likelihood per predicted token."""
+        return -self.log_likelihood / self.num_predicted_tokens
+
+
+def get_task(dataset):
+    """The task module of a data set."""
+    return importlib.import_module(f"adaptive_routing.tasks.{dataset}")

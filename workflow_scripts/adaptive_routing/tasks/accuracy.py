@@ -1,0 +1,14 @@
+"""Accuracy and its standard error."""
+
+import math
+
+
+def accuracy_with_stderr(correct):
+    """Share of True and its standard error sqrt(a (1 − a) / (n − 1)), the harness's sample form.
+
+    The error is None for a single sample.
+    """
+    accuracy = sum(correct) / len(correct)
+    if len(correct) == 1:
+        return accuracy, None
+    return accuracy, math.sqrt(accuracy * (1 - accuracy) / (len(correct) - 1))

@@ -1,0 +1,34 @@
+"""LAMBADA (Paperno et al. 2016): the last word of a passage, given everything before it."""
+
+import math
+
+from adaptive_routing.tasks import Request, Sample
+from adaptive_routing.tasks.accuracy import accuracy_with_stderr
+
+COLUMNS = ("text",)
+
+
+def sample(row):
+    """Split at the last space: the harness's `text.split(' ')`."""
+    context, _, word = row["text"].rpartition(" ")
+    return Sample(row["text"], (Request(context, " " + word),)) if word.strip() else None
+
+
+def outcome(sample, scores):
+    """Correct if every token of the word is the greedy choice; the loss is the word's."""
+    return {
+        "loss": scores[0].loss,
+        "log_likelihood": scores[0].log_likelihood,
+        "correct": scores[0].is_greedy,
+    }
+
+
+def metrics(outcomes):
+    """Accuracy, and the target perplexity exp(−mean ln p(word)), as the harness has it."""
+    accuracy, stderr = accuracy_with_stderr([one["correct"] for one in outcomes])
+    mean = math.fsum(one["log_likelihood"] for one in outcomes) / len(outcomes)
+    return {
+        "lambada_accuracy": accuracy,
+        "lambada_accuracy_stderr": stderr,
+        "lambada_perplexity": math.exp(-mean),
+    }

@@ -1,0 +1,23 @@
+"""Read one data set, keep the samples to score and tokenise them as lm-evaluation-harness does.
+
+Output: results/datasets/{dataset}.json, all that the experiments need of the data set.
+"""
+
+from adaptive_routing.data import load_rows, prepare_samples, prepared_to_json
+from adaptive_routing.files import read_json, write_json
+from adaptive_routing.jobs import job
+from adaptive_routing.models import load_tokenizer
+
+with job(snakemake):
+    dataset, settings = snakemake.wildcards.dataset, snakemake.params.settings
+    model = read_json(snakemake.input.model)
+    source = {key: settings[key] for key in ("source", "subset", "split", "revision")}
+    prepared = prepare_samples(
+        dataset,
+        load_rows(**source, name=f"datasets.{dataset}"),
+        load_tokenizer(model),
+        settings["max_samples"],
+        settings["max_length"],
+        model["max_position_embeddings"],
+    )
+    write_json(snakemake.output[0], prepared_to_json(dataset, prepared, settings))
