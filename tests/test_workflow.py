@@ -1,0 +1,255 @@
+"""Whole runs of the workflow, as a user starts them: what is made, what is rerun, how it fails."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pandas as pd
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[1]
+REAL_DATA = REPOSITORY.parent / "shared" / "data"
+DATASETS = ("wikitext", "lambada", "hellaswag")
+CONFIGURATIONS = ("8experts_topk_baseline", "8experts_bh_a030", "16experts_bh_a030")
+
+
+class StudyFolder:
+    """A working directory with the project's resources, a small config and its own results."""
+
+    def __init__(self, folder, **changes):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "resources").exists():
+            (folder / "resources").symlink_to(REPOSITORY / "resources")
+        shutil.copy(REPOSITORY / "config.yaml", folder / "config.yaml")
+        self.settings = {
+            "evaluation": {"max_samples": 6, "second_pass_samples": 2},
+            "strategies": {"topk": {"k": [8]}, "bh": {"max_k": [8, 16], "alpha": [0.30]}},
+            "null_distribution": {"calibration": {"max_tokens": 1000}},
+        }
+        self.configure(**changes)
+
+    def configure(self, **changes):
+        """Change settings, section by section."""
+        for section, values in changes.items():
+            if isinstance(values, dict):
+                self.settings.setdefault(section, {}).update(values)
+            else:
+                self.settings[section] = values
+        (self.folder / "study.yaml").write_text(yaml.safe_dump(self.settings))
+
+    def snakemake(self, *arguments, check=True):
+        """Run Snakemake; returns the completed process."""
+        # Targets come first: --resources and --configfile take all words that follow them.
+        command = [sys.executable, "-m", "snakemake", *arguments, "--snakefile", REPOSITORY / "Snakefile"]
+        command += ["--cores", "2", "--resources", "gpu=2", "--configfile", "study.yaml"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False
+        )
+        if check:
+            assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def plan(self, *arguments):
+        """Jobs that a run would do, by rule: Snakemake's own count."""
+        output = self.snakemake("--dry-run", "--quiet", "host", *arguments)
+        text = output.stdout + output.stderr
+        if "Nothing to be done" in text:
+            return {}
+        table = text.split("Job stats:")[1].split("total")[0]
+        return {name: int(count) for name, count in re.findall(r"^(\w+)\s+(\d+)$", table, re.MULTILINE)}
+
+    def results(self, *parts):
+        return self.folder.joinpath("results", *parts)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A finished small study: 3 configurations x 3 data sets."""
+    folder = StudyFolder(tmp_path_factory.mktemp("study with a space"))
+    folder.snakemake()
+    return folder
+
+
+def test_a_run_makes_every_output_of_the_study(study):
+    for config in CONFIGURATIONS:
+        for dataset in DATASETS:
+            for suffix in (".json", "_internal_routing.json", "_internal_routing.safetensors"):
+                assert study.results("logs", f"{config}_{dataset}{suffix}").stat().st_size > 0
+            assert study.results("metrics", f"{config}_{dataset}.json").exists()
+    assert len(list(study.results("logs").iterdir())) == 27  # nothing besides: no temporary file
+    table = pd.read_csv(study.results("bh_routing_results.csv"))
+    assert len(table) == 9
+    assert len(pd.read_csv(study.results("bh_routing_configurations.csv"))) == 3
+    assert study.results("visualizations", "bh_comprehensive_comparison.png").stat().st_size > 10_000
+    assert study.results("visualizations", "bh_comprehensive_comparison.svg").exists()
+    assert len(list(study.results("visualizations").glob("panel_*.png"))) == 9
+    report = study.results("bh_routing_report.md").read_text()
+    assert "8experts_topk_baseline" in report
+    assert study.results("bh_routing_report.html").exists()
+
+
+def test_every_json_file_follows_its_schema(study):
+    schemas = {
+        name: json.loads((REPOSITORY / "schemas" / f"{name}.schema.json").read_text())
+        for name in ("summary", "internal_routing", "metrics")
+    }
+
+    def refuse(constant):
+        raise ValueError(f"{constant} is not JSON")
+
+    checked = 0
+    for path in [*study.results("logs").glob("*.json"), *study.results("metrics").glob("*.json")]:
+        content = json.loads(path.read_text(), parse_constant=refuse)
+        kind = "metrics" if path.parent.name == "metrics" else "summary"
+        kind = "internal_routing" if path.name.endswith("_internal_routing.json") else kind
+        jsonschema.validate(content, schemas[kind])
+        checked += 1
+    assert checked == 27
+
+
+def test_summaries_tell_the_configurations_apart(study):
+    by_config = {
+        config: json.loads(study.results("logs", f"{config}_wikitext.json").read_text())
+        for config in CONFIGURATIONS
+    }
+    head = by_config["16experts_bh_a030"]
+    assert (head["strategy"], head["k_or_max_k"], head["alpha"], head["num_experts"]) == ("bh", 16, 0.3, 64)
+    assert by_config["8experts_topk_baseline"]["alpha"] is None
+    for summary in by_config.values():
+        assert summary["summary"]["total_samples"] == 6
+        assert len(summary["samples"]) == 6
+        assert summary["provenance"]["model"]["fingerprint"]
+    assert len({summary["metrics"]["perplexity"] for summary in by_config.values()}) > 1
+
+
+def test_a_second_run_does_nothing(study):
+    assert study.plan() == {}
+
+
+@pytest.mark.parametrize("suffix", [".json", "_internal_routing.json", "_internal_routing.safetensors"])
+def test_a_deleted_output_reruns_its_experiment_and_what_follows(study, suffix):
+    path = study.results("logs", f"8experts_bh_a030_lambada{suffix}")
+    aside = path.with_name("aside")
+    path.rename(aside)
+    try:
+        plan = study.plan()
+    finally:
+        aside.rename(path)
+    assert plan == {
+        "all": 1,
+        "run_experiment": 1,
+        "compute_metrics": 1,
+        "tabulate_results": 1,
+        "plot_panels": 1,
+        "write_report": 1,
+    }
+
+
+def test_a_new_alpha_adds_its_experiments_and_runs_only_those(study):
+    bh = {"max_k": [8, 16], "alpha": [0.30, 0.40]}
+    try:
+        study.configure(strategies={"topk": {"k": [8]}, "bh": bh})
+        plan = study.plan()
+    finally:
+        study.configure(strategies={"topk": {"k": [8]}, "bh": {"max_k": [8, 16], "alpha": [0.30]}})
+    assert plan["run_experiment"] == plan["compute_metrics"] == 2 * 3
+    assert "collect_router_logits" not in plan
+    assert study.plan() == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "experiments"),
+    [
+        ({"null_distribution": {"kernel": "tophat"}}, 6),  # BH only
+        ({"routing": {"min_k": 2}}, 6),  # a fixed k has no minimum
+        ({"routing": {"temperature": 2.0}}, 9),
+        ({"evaluation": {"max_samples": 5}}, 9),
+        ({"datasets": {"lambada": {"source": "resources/datasets/lambada.jsonl", "max_samples": 5}}}, 3),
+        ({"evaluation": {"batch_tokens": 1024}}, 0),  # decides how, not what
+        ({"model": {"name": "resources/embedded_model", "device": "cpu"}}, 0),
+    ],
+)
+def test_a_changed_setting_reruns_what_it_decides(study, changes, experiments):
+    before = json.loads(json.dumps(study.settings))
+    try:
+        study.configure(**changes)
+        plan = study.plan()
+    finally:
+        study.settings = before
+        study.configure()
+    assert plan.get("run_experiment", 0) == experiments
+
+
+def test_one_experiment_can_be_the_target(tmp_path):
+    folder = StudyFolder(tmp_path / "one")
+    target = "results/logs/8experts_topk_baseline_lambada.json"
+    assert folder.plan(target) == {"inspect_model": 1, "prepare_dataset": 1, "run_experiment": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"strategies": {"bh": {"max_k": [8], "alpha": [1.5]}}}, ["strategies.bh.alpha[0]", "1.5"]),
+        ({"strategies": {"bh": {"max_k": [8], "alpha": ["0.3"]}}}, ["strategies.bh.alpha[0]", "0.3"]),
+        ({"strategies": {"bh": {"max_k": [128], "alpha": [0.3]}}}, ["strategies.bh.max_k[0]", "128", "64"]),
+        ({"routing": {"min_k": 9}}, ["routing.min_k", "9", "8"]),
+        ({"null_distribution": {"kernel": "cosine"}}, ["null_distribution.kernel", "cosine", "gaussian"]),
+        ({"datasets": {"squad": {"source": "x.jsonl"}}}, ["datasets", "squad", "wikitext"]),
+        ({"datasets": {"lambada": {"source": "gone.jsonl"}}}, ["datasets.lambada.source", "gone.jsonl"]),
+        ({"strategies": {"bh": {"max_k": [], "alpha": [0.3]}}}, ["strategies.bh.max_k"]),
+        ({"evaluations": {}}, ["evaluations", "evaluation"]),
+    ],
+)
+def test_a_wrong_config_is_one_sentence_before_any_job(tmp_path, changes, words):
+    folder = StudyFolder(tmp_path / "wrong", **changes)
+    done = folder.snakemake(check=False)
+    assert done.returncode != 0
+    said = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("error: ")]
+    assert len(said) == 1
+    assert all(word in said[0] for word in words), said[0]
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not folder.results().exists()
+
+
+def test_a_malformed_row_fails_its_data_set_with_one_sentence(tmp_path):
+    rows = [json.loads(line) for line in open(REPOSITORY / "resources/datasets/hellaswag.jsonl")][:4]
+    rows[2]["label"] = "7"
+    (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = StudyFolder(tmp_path / "study", datasets={"hellaswag": {"source": str(tmp_path / "bad.jsonl")}})
+    done = folder.snakemake("results/logs/8experts_topk_baseline_hellaswag.json", check=False)
+    assert done.returncode != 0
+    text = done.stdout + done.stderr
+    assert "error: datasets.hellaswag: row 2: label is '7'; allowed are 0 to 3" in text
+    assert not folder.results("datasets", "hellaswag.json").exists()
+    assert "label is '7'" in folder.results("job_logs", "prepare_dataset", "hellaswag.log").read_text()
+
+
+@pytest.mark.skipif(not REAL_DATA.exists(), reason="the real rows are not here")
+def test_the_real_rows_and_the_real_null_distributions_run(tmp_path):
+    folder = StudyFolder(
+        tmp_path / "real",
+        datasets={
+            name: {"source": str(REAL_DATA / file)}
+            for name, file in (
+                ("wikitext", "wikitext2_raw_test.jsonl"),
+                ("lambada", "lambada_openai_test.jsonl"),
+                ("hellaswag", "hellaswag_validation.jsonl"),
+            )
+        },
+        strategies={"topk": {"k": [8]}, "bh": {"max_k": [16], "alpha": [0.30]}},
+        evaluation={"max_samples": 3},
+        null_distribution={"table": str(REAL_DATA / "olmoe_1b_7b_null_cdf.npz")},
+    )
+    assert "collect_router_logits" not in folder.plan()
+    folder.snakemake()
+    table = pd.read_csv(folder.results("bh_routing_results.csv"))
+    assert len(table) == 6
+    assert table.loc[table["dataset"] == "wikitext", "perplexity"].notna().all()
