@@ -27,7 +27,9 @@ def rejections(sorted_p_values, alpha):
     """
     num_hypotheses = sorted_p_values.shape[-1]
     ranks = torch.arange(1, num_hypotheses + 1, device=sorted_p_values.device)
-    passes = sorted_p_values * (num_hypotheses / ranks.double()) <= alpha
+    # Tensor by tensor: torch divides a number by a tensor as number * (1 / tensor), which rounds twice.
+    factors = torch.full_like(ranks, num_hypotheses).double() / ranks.double()
+    passes = sorted_p_values * factors <= alpha
     return (passes * ranks).amax(-1)
 
 
