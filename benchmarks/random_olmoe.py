@@ -1,4 +1,4 @@
-"""Make a model of OLMoE-1B-7B's exact shape with random weights, to measure speed where its own are not at hand.
+"""Make a model of OLMoE-1B-7B's exact shape with random weights, to measure speed without its own.
 
     python benchmarks/random_olmoe.py FOLDER --text rows.jsonl [more.jsonl ...]
 
@@ -21,7 +21,7 @@ END_OF_TEXT = "<|endoftext|>"
 def rows_text(paths):
     """Every string in the rows, endings of multiple choice too."""
     for path in paths:
-        for line in open(path, encoding="utf-8"):
+        for line in Path(path).read_text(encoding="utf-8").splitlines():
             for value in json.loads(line).values():
                 yield from (
                     item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)

@@ -220,7 +220,8 @@ def test_a_wrong_config_is_one_sentence_before_any_job(tmp_path, changes, words)
 
 
 def test_a_malformed_row_fails_its_data_set_with_one_sentence(tmp_path):
-    rows = [json.loads(line) for line in open(REPOSITORY / "resources/datasets/hellaswag.jsonl")][:4]
+    lines = (REPOSITORY / "resources/datasets/hellaswag.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines[:4]]
     rows[2]["label"] = "7"
     (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     folder = StudyFolder(tmp_path / "study", datasets={"hellaswag": {"source": str(tmp_path / "bad.jsonl")}})
