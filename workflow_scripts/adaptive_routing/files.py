@@ -6,6 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import orjson
 
 
@@ -59,6 +60,8 @@ def _refuse_non_finite(value, where):
     # orjson turns NaN into null silently; a hole in a result must be a decision, not an accident.
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{where} is {value}; use None for a value that does not exist")
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all():
+        raise ValueError(f"{where} holds NaN or infinity; use None for a value that does not exist")
     if isinstance(value, dict):
         for key, item in value.items():
             _refuse_non_finite(item, f"{where}.{key}")

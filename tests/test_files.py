@@ -1,0 +1,99 @@
+"""Outputs appear whole or not at all, and JSON is JSON."""
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from adaptive_routing.errors import InputError
+from adaptive_routing.files import atomic_path, read_json, to_json, write_json
+from adaptive_routing.jobs import job
+
+
+def test_a_file_gets_its_name_only_when_whole(tmp_path):
+    path = tmp_path / "new folder" / "out.txt"
+    with atomic_path(path) as temporary:
+        temporary.write_text("half")
+        assert not path.exists()
+        assert temporary.suffix == ".txt"
+    assert path.read_text() == "half"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_text("new")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_results_are_as_readable_as_any_new_file(tmp_path):
+    (tmp_path / "plain").touch()
+    write_json(tmp_path / "out.json", {})
+    assert (tmp_path / "out.json").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_json_takes_numpy_and_refuses_what_json_cannot_hold(tmp_path):
+    value = {"a": np.arange(3), "b": np.float64(0.5), "c": None, 1: [True]}
+    write_json(tmp_path / "out.json", value)
+    assert read_json(tmp_path / "out.json") == {"a": [0, 1, 2], "b": 0.5, "c": None, "1": [True]}
+    assert json.loads((tmp_path / "out.json").read_text())["a"] == [0, 1, 2]
+    for bad in (float("nan"), float("inf"), np.float64("nan"), [1, {"x": -np.inf}], np.array([1.0, np.nan])):
+        with pytest.raises(ValueError, match=r"\$"):
+            to_json({"key": bad})
+
+
+def snakemake_object(tmp_path):
+    return SimpleNamespace(log=[tmp_path / "logs" / "job.log"])
+
+
+def test_a_job_says_input_errors_in_one_sentence(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop, job(snakemake_object(tmp_path)):
+        raise InputError("datasets.lambada.source is 'x', which does not exist")
+    assert stop.value.code == 1
+    said = capsys.readouterr().err
+    assert said == "error: datasets.lambada.source is 'x', which does not exist\n"
+    assert (tmp_path / "logs" / "job.log").read_text() == said
+
+
+def test_a_job_logs_what_it_says_and_where_it_failed(tmp_path, capsys):
+    with pytest.raises(ZeroDivisionError), job(snakemake_object(tmp_path)):
+        print("working", file=sys.stderr)
+        raise ZeroDivisionError("1 / 0")
+    log = (tmp_path / "logs" / "job.log").read_text()
+    assert log.startswith("working\nTraceback")
+    assert "1 / 0" in log
+    assert "working" in capsys.readouterr().err
+
+
+def test_a_terminated_job_leaves_no_temporary_file(tmp_path):
+    script = textwrap.dedent(
+        f"""
+        import time
+        from types import SimpleNamespace
+        from adaptive_routing.files import atomic_path
+        from adaptive_routing.jobs import job
+
+        with job(SimpleNamespace(log=[{str(tmp_path / "job.log")!r}])):
+            with atomic_path({str(tmp_path / "out" / "result")!r}) as temporary:
+                temporary.write_text("half")
+                print("ready", flush=True)
+                time.sleep(60)
+        """
+    )
+    environment = {"PYTHONPATH": ":".join(path for path in sys.path if path)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout.readline() == "ready\n"
+    assert len(list((tmp_path / "out").iterdir())) == 1
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 143
+    assert list((tmp_path / "out").iterdir()) == []
