@@ -6,9 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from adaptive_routing.calibration import collect_router_logits, encode_calibration_text
+from adaptive_routing.data import load_rows
 from adaptive_routing.models import LoadedModel, inspect_model, load_model, load_tokenizer
 from adaptive_routing.null_distribution import NullDistribution
+from adaptive_routing.null_distribution.estimate import fit_null_distribution
+from adaptive_routing.patching import find_routers
 from scipy.stats import norm
+from transformers import OlmoeConfig, OlmoeForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = 96
@@ -18,7 +23,6 @@ torch.set_num_threads(1)  # the suite runs in several processes
 
 def normal_null_distribution(num_layers, points=4001):
     """The survival function of N(0, 1) on [-8, 8], for every layer."""
-
     x = np.linspace(-8, 8, points)
     return NullDistribution(
         x0=np.full(num_layers, x[0]),
@@ -30,8 +34,6 @@ def normal_null_distribution(num_layers, points=4001):
 
 def spread_routers(model, seed=0):
     """Draw router rows anew, so that logits of normalised hidden states have a standard deviation of 1."""
-    from adaptive_routing.patching import find_routers
-
     generator = torch.Generator().manual_seed(seed)
     for router in find_routers(model):
         rows = torch.randn(router.weight.shape, generator=generator) / router.weight.shape[1] ** 0.5
@@ -41,8 +43,6 @@ def spread_routers(model, seed=0):
 
 def tiny_olmoe(seed=0, **settings):
     """A random OLMoE: 3 layers, 16 experts, native top-8, hidden size 32."""
-    from transformers import OlmoeConfig, OlmoeForCausalLM
-
     config = OlmoeConfig(
         **{
             "vocab_size": VOCABULARY,
@@ -74,11 +74,6 @@ def olmoe():
     return tiny_olmoe()
 
 
-@pytest.fixture
-def normal_null():
-    return normal_null_distribution
-
-
 @dataclass(frozen=True)
 class Embedded:
     loaded: LoadedModel
@@ -89,10 +84,6 @@ class Embedded:
 @pytest.fixture(scope="session")
 def embedded():
     """The embedded model in float32 on the CPU, its tokenizer, and a null distribution of its own logits."""
-    from adaptive_routing.calibration import collect_router_logits, encode_calibration_text
-    from adaptive_routing.data import load_rows
-    from adaptive_routing.null_distribution.estimate import fit_null_distribution
-
     info = inspect_model(ROOT / "resources/embedded_model")
     loaded, tokenizer = load_model(info, "float32", "cpu"), load_tokenizer(info)
     torch.set_num_threads(1)  # load_model takes the whole machine

@@ -10,11 +10,26 @@ import torch
 import torch.nn.functional as F
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from adaptive_routing.errors import InputError
+
 EXPERTS_IMPLEMENTATION = "selected_pairs"
 
 # Below this many pairs per expert, one grouped product beats a product per expert on a CPU (measured
 # with the embedded model's experts, 64 x 32, float32, two threads).
 _CPU_GROUPED_BELOW_PAIRS_PER_EXPERT = 96
+
+
+def check_experts(model):
+    """Raise InputError if a model's experts have another form than `selected_pairs_forward` computes."""
+    for module in model.modules():
+        # Set by transformers' `use_experts_implementation`.
+        if hasattr(module, "has_gate") and (
+            not module.has_gate or module.has_bias or module.is_transposed or module.has_post_expert_norm
+        ):
+            raise InputError(
+                f"model: {type(module).__name__} has biases, transposed weights, a norm or no gate; "
+                "allowed are experts like OLMoE's, a gated product without biases"
+            )
 
 
 def selected_pairs_forward(self, hidden_states, top_k_index, top_k_weights):

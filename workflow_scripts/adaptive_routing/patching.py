@@ -6,14 +6,16 @@ rewritten: removing them restores it. The model's own top-k is left untouched an
 """
 
 import inspect
+import itertools
 import weakref
 from dataclasses import dataclass, replace
 
 import torch
 
 from adaptive_routing.errors import InputError
-from adaptive_routing.experts import EXPERTS_IMPLEMENTATION
+from adaptive_routing.experts import EXPERTS_IMPLEMENTATION, check_experts
 from adaptive_routing.routing import Selection
+from adaptive_routing.routing.base import order_by_logit
 from adaptive_routing.routing_log import RoutingStatistics, sample_log
 
 
@@ -92,7 +94,7 @@ def router_renormalizes(router, name="model"):
     weight = router.weight
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(4, weight.shape[-1], generator=generator).to(weight)
-    output = router(hidden)
+    output = router.forward(hidden)  # without hooks: another patcher may be in force
     if not (isinstance(output, tuple) and len(output) == 3):
         raise InputError(f"{name}: {type(router).__name__} does not return (logits, weights, indices)")
     logits, weights, indices = output
@@ -114,7 +116,8 @@ class RouterPatcher:
     the model is as it was when the last one has been restored, also after an exception.
 
     Per-sample logging: between `start_sample_logging` and `end_sample_logging` every forward pass
-    belongs to that sample (tokens are appended in order, padding left out).
+    belongs to that sample, padding left out. A pass adds its sequences; one that reads on from a
+    key-value cache, as in generating, adds tokens to the sequences of the pass before.
 
     Args:
         model: a `PreTrainedModel` with (logits, weights, indices) routers.
@@ -124,12 +127,13 @@ class RouterPatcher:
     def __init__(self, model, strategy):
         self.model = model
         self.routers = find_routers(model)
+        check_experts(model)
         self.num_layers = len(self.routers)
         self.num_experts = self.routers[0].weight.shape[0]
         self.native_top_k = self.routers[0].top_k
         if strategy.max_experts > self.num_experts:
             raise InputError(
-                f"strategy: up to {strategy.max_experts} experts asked for, but the model has {self.num_experts}"
+                f"strategy: {strategy.max_experts} experts asked for, but the model has {self.num_experts}"
             )
         weighting = strategy.weighting
         native_renormalizes = router_renormalizes(self.routers[0])
@@ -147,8 +151,8 @@ class RouterPatcher:
         self._handles = []
         self._pending = []
         self._lengths, self._real_tokens = [], None
+        self._continues = False  # whether this pass reads on from a key-value cache
         self._batch = None
-        self._sample = None
         self.clear_internal_logs()
 
     # Patching
@@ -214,7 +218,9 @@ class RouterPatcher:
             mask = mask[:, -length:].bool()
             self._lengths = mask.sum(-1).tolist()
             self._real_tokens = mask.reshape(-1).nonzero().squeeze(-1)
-        self._pending = []
+        cache = arguments.get("past_key_values")
+        self._continues = cache is not None and cache.get_seq_length() > 0
+        self._pending, self._batch = [], None
 
     def _router_hook(self, layer):
         def hook(router, args, output):
@@ -222,7 +228,7 @@ class RouterPatcher:
                 return None
             router_logits, weights, experts = output
             if self._is_native:
-                self._record(router_logits, Selection(experts, weights, None))
+                self._record(router_logits, _native_selection(router_logits, experts, weights))
                 return None
             selection = self.strategy.select(router_logits, layer)
             weights = selection.weights.to(weights.dtype)
@@ -232,10 +238,8 @@ class RouterPatcher:
         return hook
 
     def _record(self, router_logits, selection):
-        experts, weights, counts = selection.experts, selection.weights, selection.counts
-        if counts is None:
-            counts = torch.full(experts.shape[:1], experts.shape[1], device=experts.device)
-        record = router_logits, experts.to(torch.int16), weights, counts.to(torch.int16)
+        experts, counts = selection.experts.to(torch.int16), selection.counts.to(torch.int16)
+        record = router_logits, experts, selection.weights, counts
         if self._real_tokens is not None:
             record = tuple(tensor[self._real_tokens] for tensor in record)
         self._pending.append(record)
@@ -247,7 +251,7 @@ class RouterPatcher:
         self._batch = BatchRouting(*(column.detach() for column in columns), tuple(self._lengths))
         self._pending = []
         if self._sample is not None:
-            self._sample["passes"].append(self._batch.to("cpu"))
+            self._log_pass(self._batch.to("cpu"))
 
     def take_batch(self):
         """The routing of the last forward pass (`BatchRouting`), handed out once."""
@@ -259,21 +263,35 @@ class RouterPatcher:
     # Per-sample logging
 
     def start_sample_logging(self, sample_id, text_preview):
-        """Attribute the forward passes from here on to a sample."""
-        self._sample = {"sample_id": sample_id, "text_preview": text_preview, "passes": []}
+        """Attribute the forward passes from here on to a sample; one at a time."""
+        if self._sample is not None:
+            raise RuntimeError(
+                f"sample {self._sample['sample_id']} is still open; close it with end_sample_logging() "
+                "or forget it with clear_internal_logs()"
+            )
+        self._sample = {"sample_id": sample_id, "text_preview": text_preview, "sequences": []}
+
+    def _log_pass(self, batch):
+        """Add a pass to the open sample, whose sequences are lists of `BatchRouting`."""
+        sequences = self._sample["sequences"]
+        if not self._continues or len(sequences) < len(batch.lengths):
+            sequences.extend([] for _ in batch.lengths)
+        bounds = itertools.pairwise(itertools.accumulate(batch.lengths, initial=0))
+        for sequence, (start, stop) in zip(sequences[-len(batch.lengths) :], bounds, strict=True):
+            sequence.append(batch.tokens(start, stop, (stop - start,)))
 
     def end_sample_logging(self, loss=None):
         """Close the sample: turn its passes into one log entry."""
         if self._sample is None:
             raise RuntimeError("end_sample_logging() without start_sample_logging()")
         sample, self._sample = self._sample, None
-        passes = sample["passes"]
-        if not passes:
+        if not sample["sequences"]:
             raise RuntimeError(f"sample {sample['sample_id']}: no forward pass was logged")
+        parts = [part for sequence in sample["sequences"] for part in sequence]
         routing = BatchRouting(
-            *(torch.cat([getattr(one, name) for one in passes]) for name in
+            *(torch.cat([getattr(part, name) for part in parts]) for name in
               ("router_logits", "experts", "weights", "counts")),
-            lengths=tuple(length for one in passes for length in one.lengths),
+            lengths=tuple(sum(len(part.counts) for part in sequence) for sequence in sample["sequences"]),
         )  # fmt: skip
         self._statistics.add(routing.experts.numpy(), routing.counts.numpy())
         self._logs.append(
@@ -289,9 +307,17 @@ class RouterPatcher:
         return self._statistics.aggregate()
 
     def clear_internal_logs(self):
-        """Forget all logged samples."""
-        self._logs = []
+        """Forget all logged samples, an open one too."""
+        self._logs, self._sample = [], None
         self._statistics = RoutingStatistics(self.num_layers, self.num_experts)
+
+
+def _native_selection(router_logits, experts, weights):
+    """A router's own top-k in the order of the log: by logit, ties by index (torch.topk leaves it open)."""
+    experts, order = experts.sort(-1)
+    by_logit = order_by_logit(router_logits.gather(-1, experts))[1]
+    counts = torch.full(experts.shape[:1], experts.shape[1], device=experts.device)
+    return Selection(experts.gather(-1, by_logit), weights.gather(-1, order.gather(-1, by_logit)), counts)
 
 
 def _set_experts_implementation(model):
