@@ -7,7 +7,6 @@ place in a preallocated file. Memory does not grow with the number of samples.
 
 import contextlib
 import json
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -379,14 +378,23 @@ class SampleRouting:
 
     def selected_experts(self, layer):
         """Expert indices per token, most significant first: list of T arrays."""
-        selected = self.selected(layer)
-        order = np.argsort(-self.router_logits(layer), axis=-1, kind="stable")
-        return [row[keep[row]] for row, keep in zip(order, selected, strict=True)]
+        return [row[row < self.log.num_experts] for row in self._slots(layer)]
 
     def expert_weights(self, layer):
         """(T, E) float32: each expert's weight as applied, 0 where it was not selected."""
-        selected = torch.tensor(self.selected(layer))
-        num_experts = selected.shape[1]
-        experts = torch.where(selected, torch.arange(num_experts), num_experts)
-        weights = self.log.weighting.weights(torch.tensor(self.router_logits(layer)), experts)
-        return weights.to(getattr(torch, self.log.head["routing"]["dtype"])).float().numpy()
+        slots = self._slots(layer)
+        logits = torch.tensor(self.router_logits(layer))
+        # In the slots of the run, so that renormalizing adds up in the same order.
+        weights = self.log.weighting.weights(logits, torch.tensor(slots))
+        weights = weights.to(getattr(torch, self.log.head["routing"]["dtype"])).float().numpy()
+        by_expert = np.zeros((len(slots), self.log.num_experts + 1), np.float32)
+        np.put_along_axis(by_expert, slots, weights, axis=-1)
+        return by_expert[:, :-1]
+
+    def _slots(self, layer):
+        """(T, K) as `Selection.experts`: most significant first, E in unused slots."""
+        order = np.argsort(-self.router_logits(layer), axis=-1, kind="stable")
+        used = np.take_along_axis(self.selected(layer), order, axis=-1)
+        slots = np.where(used, order, self.log.num_experts)
+        unused_last = np.argsort(~used, axis=-1, kind="stable")[:, : self.log.head["routing"]["max_k"]]
+        return np.take_along_axis(slots, unused_last, axis=-1)

@@ -1,0 +1,293 @@
+"""The log's writer and reader: what stands on disk is what the run used, whole or not at all."""
+
+import itertools
+import json
+import tracemalloc
+from types import SimpleNamespace
+
+import jsonschema
+import numpy as np
+import orjson
+import pytest
+import torch
+from adaptive_routing.patching import BatchRouting
+from adaptive_routing.routing import bh, topk
+from adaptive_routing.routing.base import ExpertWeighting
+from adaptive_routing.routing_log import RoutingLog, RoutingLogWriter, pack_selection
+from conftest import ROOT, normal_null_distribution
+from safetensors import safe_open
+
+LAYERS = 3
+STRATEGIES = {
+    "bh": lambda: bh.Strategy(0.5, 6, normal_null_distribution(LAYERS), 2, ExpertWeighting(0.8, False)),
+    "renormalized bh": lambda: bh.Strategy(
+        0.5, 12, normal_null_distribution(LAYERS), 1, ExpertWeighting(1.0, True)
+    ),
+    "topk": lambda: topk.Strategy(4, ExpertWeighting(1.0, False)),
+}
+
+
+def route(strategy, logits, lengths):
+    """The record the patcher makes of logits (T, L, E)."""
+    columns = [strategy.select(logits[:, layer], layer) for layer in range(logits.shape[1])]
+    return BatchRouting(
+        logits,
+        torch.stack([one.experts for one in columns], 1).to(torch.int16),
+        torch.stack([one.weights for one in columns], 1).to(logits.dtype),
+        torch.stack([one.counts for one in columns], 1).to(torch.int16),
+        tuple(lengths),
+    )
+
+
+def make_run(strategy, dtype=torch.float32, num_experts=16, sequence_lengths=None):
+    """Random routing of a few samples, with everything else that the log holds of them."""
+    generator = torch.Generator().manual_seed(0)
+    rng = np.random.default_rng(0)
+    sequence_lengths = sequence_lengths or [(7,), (3, 5, 2, 4), (1,), (30,)]
+    samples = []
+    for number, lengths in enumerate(sequence_lengths):
+        total = sum(lengths)
+        logits = (torch.randn(total, LAYERS, num_experts, generator=generator) * 1.5).to(dtype)
+        losses = rng.random(total).astype(np.float32)
+        losses[0] = np.nan
+        samples.append(
+            SimpleNamespace(
+                routing=route(strategy, logits, lengths),
+                sample_id=f"lambada_{number}",
+                text=f"Übung {number} " * 40,
+                loss=float(rng.random()),
+                token_ids=rng.integers(0, 1000, total),
+                token_losses=losses,
+                greedy=rng.integers(0, 1000, (2, total)),
+            )
+        )
+    return SimpleNamespace(
+        strategy=strategy, dtype=dtype, num_experts=num_experts, lengths=sequence_lengths, samples=samples
+    )
+
+
+def head_of(run):
+    adaptive = isinstance(run.strategy, bh.Strategy)
+    return {
+        "config": "made_up",
+        "strategy": "bh" if adaptive else "topk",
+        "k_or_max_k": run.strategy.max_experts,
+        "alpha": run.strategy.alpha if adaptive else None,
+        "num_experts": run.num_experts,
+        "dataset": "lambada",
+        "routing": {
+            "min_k": run.strategy.min_experts,
+            "max_k": run.strategy.max_experts,
+            "temperature": run.strategy.weighting.temperature,
+            "weights": "renormalized" if run.strategy.weighting.renormalize else "native",
+            "renormalized": run.strategy.weighting.renormalize,
+            "native_top_k": 4,
+            "dtype": str(run.dtype).removeprefix("torch."),
+        },
+    }
+
+
+def write(folder, run, order=None, second_pass_samples=2, fail_after=None):
+    """Write a run's files, samples in the given order."""
+    paths = folder / "run_internal_routing.json", folder / "run_internal_routing.safetensors"
+    writer = RoutingLogWriter(
+        *paths, head_of(run), run.lengths, run.strategy, LAYERS, run.num_experts, run.dtype,
+        second_pass_samples,
+    )  # fmt: skip
+    with writer:
+        for done, index in enumerate(order or range(len(run.samples))):
+            if done == fail_after:
+                raise ArithmeticError("in the middle")
+            one = run.samples[index]
+            writer.write_sample(
+                index, one.sample_id, one.text, one.loss, one.routing, one.token_ids, one.token_losses
+            )
+        for index in range(second_pass_samples):
+            one = run.samples[index]
+            packed = pack_selection(one.routing.experts.flip(0), run.num_experts)
+            writer.write_second_pass(index, *one.greedy, packed)
+    return paths
+
+
+def validator():
+    schema = json.loads((ROOT / "schemas/internal_routing.schema.json").read_text())
+    return jsonschema.validators.validator_for(schema)(schema)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_json_tensors_and_run_agree(tmp_path, name, dtype):
+    run = make_run(STRATEGIES[name](), dtype)
+    json_path, tensors_path = write(tmp_path, run)
+    content = json.loads(json_path.read_bytes())
+    validator().validate(content)
+    assert {key: content[key] for key in head_of(run)} == head_of(run)
+    with safe_open(tensors_path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        assert json.loads(file.metadata()["head"]) == head_of(run)
+    assert tensors["router_logits"].dtype == dtype
+    assert tensors["expert_counts"].dtype == torch.uint8
+    offsets = tensors["sample_offsets"].tolist()
+    assert offsets == [0, 7, 21, 22, 52]
+    assert tensors["sequence_offsets"].tolist() == [0, 7, 10, 15, 17, 21, 22, 52]
+
+    log = RoutingLog(tensors_path, normal_null_distribution(LAYERS))
+    assert len(log) == len(content["samples"]) == len(run.samples)
+    for number, (made, entry) in enumerate(zip(run.samples, content["samples"], strict=True)):
+        routing, sample = made.routing, log.sample(number)
+        own = slice(offsets[number], offsets[number + 1])
+        assert entry["sample_id"] == made.sample_id and entry["loss"] == made.loss
+        assert entry["text_preview"] == made.text[:100]
+        assert entry["num_tokens"] == own.stop - own.start
+        lengths = run.lengths[number]
+        assert entry.get("sequence_lengths") == (list(lengths) if len(lengths) > 1 else None)
+        assert torch.equal(tensors["router_logits"][own], routing.router_logits)
+        assert np.array_equal(sample.token_ids, made.token_ids)
+        np.testing.assert_array_equal(sample.token_losses, made.token_losses)
+        assert np.array_equal(sample.expert_counts, routing.counts)
+        for layer, logged in enumerate(entry["layers"]):
+            logits = routing.router_logits[:, layer]
+            counts = routing.counts[:, layer].tolist()
+            experts = [row[:n] for row, n in zip(routing.experts[:, layer].tolist(), counts, strict=True)]
+            weights = [row[:n] for row, n in zip(routing.weights[:, layer].tolist(), counts, strict=True)]
+            # The reader gives what the run used, to the bit.
+            np.testing.assert_array_equal(sample.router_logits(layer), logits.float())
+            assert [row.tolist() for row in sample.selected_experts(layer)] == experts
+            applied = sample.expert_weights(layer)
+            assert [applied[t][row].tolist() for t, row in enumerate(experts)] == weights
+            assert ((applied > 0) == sample.selected(layer)).all()
+            # And so does the JSON.
+            assert logged["layer"] == layer
+            assert logged["router_logits_shape"] == list(logits.shape)
+            assert logged["selected_experts"] == experts
+            assert logged["expert_counts"] == counts
+            np.testing.assert_array_equal(
+                np.float32(logged["expert_weights"]), np.float32(list(itertools.chain(*weights)))
+            )
+            np.testing.assert_array_equal(np.float32(logged["router_logits_sample"]), logits[:5].float())
+            p_values = run.strategy.p_values(logits, layer)
+            if name == "topk":
+                assert logged["p_values_sample"] is None and sample.p_values(layer) is None
+            else:
+                np.testing.assert_array_equal(sample.p_values(layer), p_values)
+                np.testing.assert_array_equal(logged["p_values_sample"], p_values[:5])
+            stats = logged["layer_stats"]
+            assert stats["avg_experts"] == pytest.approx(np.mean(counts))
+            assert stats["std_experts"] == pytest.approx(np.std(counts))
+            ends = (run.strategy.max_experts, run.strategy.min_experts)
+            hits = [None, None] if name == "topk" else [counts.count(end) for end in ends]
+            assert [stats["ceiling_hits"], stats["floor_hits"]] == hits
+
+    # The aggregate is that of all tokens.
+    counts = tensors["expert_counts"].numpy().astype(int)
+    aggregate = content["aggregate_stats"]
+    assert aggregate["num_tokens"] == 52
+    np.testing.assert_allclose(aggregate["avg_experts"], counts.mean(0))
+    np.testing.assert_allclose(aggregate["std_experts"], counts.std(0), atol=1e-12)
+    selected = np.unpackbits(
+        tensors["selected_experts"].numpy(), axis=-1, count=run.num_experts, bitorder="little"
+    )
+    assert np.array_equal(selected.sum(-1), counts)
+    assert aggregate["expert_usage"] == selected.sum(0).tolist()
+    assert aggregate["expert_count_histogram"] == [
+        np.bincount(counts[:, layer], minlength=run.num_experts + 1).tolist() for layer in range(LAYERS)
+    ]
+    # The second pass of the first samples.
+    for position, key in enumerate(("greedy_tokens", "second_pass_greedy_tokens")):
+        made = np.concatenate([one.greedy[position] for one in run.samples[:2]])
+        assert np.array_equal(tensors[key], made)
+    flipped = [pack_selection(one.routing.experts.flip(0), run.num_experts) for one in run.samples[:2]]
+    assert np.array_equal(tensors["second_pass_selected_experts"], np.concatenate(flipped))
+
+
+@pytest.mark.parametrize("num_experts", [2, 7, 8, 9, 255, 256, 300])
+def test_packed_selection_and_counts_for_any_number_of_experts(tmp_path, num_experts):
+    strategy = topk.Strategy(num_experts, ExpertWeighting(1.0, False))
+    run = make_run(strategy, num_experts=num_experts, sequence_lengths=[(4,)])
+    _, path = write(tmp_path, run, second_pass_samples=0)
+    sample = RoutingLog(path).sample(0)
+    assert (sample.expert_counts == num_experts).all()
+    assert sample.selected(1).shape == (4, num_experts) and sample.selected(1).all()
+    one = RoutingLog(
+        write(tmp_path, make_run(topk.Strategy(1, ExpertWeighting(1.0, False)), num_experts=num_experts))[1]
+    )
+    assert np.array_equal(one.sample(3).selected(2).argmax(1), one.sample(3).router_logits(2).argmax(1))
+
+
+def test_files_do_not_depend_on_the_order_of_writing(tmp_path):
+    run = make_run(STRATEGIES["bh"]())
+    contents = set()
+    for order in itertools.permutations(range(4)):
+        paths = write(tmp_path, run, order)
+        contents.add(tuple(path.read_bytes() for path in paths))
+    assert len(contents) == 1
+
+
+@pytest.mark.parametrize("fail_after", [0, 2])
+def test_an_exception_leaves_no_file(tmp_path, fail_after):
+    run = make_run(STRATEGIES["bh"]())
+    with pytest.raises(ArithmeticError, match="in the middle"):
+        write(tmp_path, run, fail_after=fail_after)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_exception_keeps_the_files_of_the_run_before(tmp_path):
+    run = make_run(STRATEGIES["bh"]())
+    before = [path.read_bytes() for path in write(tmp_path, run)]
+    with pytest.raises(ArithmeticError):
+        write(tmp_path, run, fail_after=1)
+    assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == before
+
+
+def test_a_missing_sample_leaves_no_file(tmp_path):
+    run = make_run(STRATEGIES["bh"]())
+    with pytest.raises(RuntimeError, match="1 samples were never written"):
+        write(tmp_path, run, order=[0, 1, 3])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_has_its_name_before_the_end(tmp_path):
+    run = make_run(STRATEGIES["topk"]())
+    names = set()
+
+    class Watched(list):
+        def __iter__(self):
+            for item in super().__iter__():
+                names.update(path.name for path in tmp_path.iterdir())
+                yield item
+
+    paths = write(tmp_path, run, order=Watched(range(4)))
+    assert names and not names & {path.name for path in paths}
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+
+
+def test_memory_does_not_grow_with_the_number_of_samples(tmp_path):
+    peaks = []
+    for repeats in (5, 60):
+        run = make_run(STRATEGIES["bh"](), sequence_lengths=[(40,)] * 4)
+        run.lengths, run.samples = run.lengths * repeats, run.samples * repeats
+        tracemalloc.start()
+        json_path, _ = write(tmp_path, run)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(orjson.loads(json_path.read_bytes())["samples"]) == 4 * repeats
+    assert json_path.stat().st_size > 4 * peaks[1]  # holding the entries would show
+    assert peaks[1] < 1.5 * peaks[0] + 100_000
+
+
+def test_the_reader_finds_the_null_distribution_of_the_study(tmp_path):
+    run = make_run(STRATEGIES["bh"]())
+    (tmp_path / "logs").mkdir()
+    _, path = write(tmp_path / "logs", run)
+    normal_null_distribution(LAYERS).save(tmp_path / "calibration" / "null_distribution.safetensors")
+    logits = run.samples[1].routing.router_logits[:, 2]
+    np.testing.assert_array_equal(
+        RoutingLog(path).sample(1).p_values(2), run.strategy.p_values(logits, 2).numpy()
+    )
+
+
+def test_the_reader_refuses_samples_that_are_not_there(tmp_path):
+    log = RoutingLog(write(tmp_path, make_run(STRATEGIES["topk"]()))[1])
+    for index in (-1, 4):
+        with pytest.raises(IndexError, match=f"has 4 samples, asked for number {index}"):
+            log.sample(index)
