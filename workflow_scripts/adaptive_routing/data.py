@@ -87,13 +87,13 @@ def encode_request(tokenizer, request, max_length, model_max_length):
         if len(kept) < 2:
             return None
         return EncodedSequence(kept, 1, len(kept), len(kept) < len(token_ids))
-    if request.context == "":
-        context_ids = [_prefix_token(tokenizer)]
-        continuation_ids = _encode(tokenizer, request.continuation)
+    # Trailing spaces belong to the continuation: tokens of most vocabularies start with one.
+    context, text = request.context.rstrip(), request.context + request.continuation
+    if not context:
+        context_ids, continuation_ids = [_prefix_token(tokenizer)], _encode(tokenizer, text)
+        if continuation_ids[:1] == context_ids:  # the text starts with that token itself
+            continuation_ids = continuation_ids[1:]
     else:
-        # Trailing spaces belong to the continuation: tokens of most vocabularies start with one.
-        context = request.context.rstrip()
-        text = request.context + request.continuation
         context_ids = _encode(tokenizer, context)
         continuation_ids = _encode(tokenizer, text)[len(context_ids) :]
     if not continuation_ids:
@@ -138,6 +138,12 @@ def prepare_samples(dataset, rows, tokenizer, max_samples, max_length, model_max
                 f"datasets.{dataset}: column {missing[0]!r} is missing; "
                 f"found {', '.join(map(repr, row))}, needed {', '.join(map(repr, task.COLUMNS))}"
             )
+        for column, needed in task.COLUMNS.items():
+            if not needed.holds(row[column]):
+                raise InputError(
+                    f"datasets.{dataset}: row {number}: column {column!r} holds {_shorten(row[column])}; "
+                    f"needed is {needed.description}"
+                )
         try:
             sample = task.sample(row)
             sequences = [
@@ -146,8 +152,6 @@ def prepare_samples(dataset, rows, tokenizer, max_samples, max_length, model_max
             ]
         except InputError as error:
             raise InputError(f"datasets.{dataset}: row {number}: {error}") from error
-        except (AttributeError, TypeError, KeyError, ValueError) as error:
-            raise InputError(f"datasets.{dataset}: row {number} is malformed ({error!r})") from error
         if sample is None or None in sequences:
             continue
         prepared.append(PreparedSample(f"{dataset}_{number}", sample, tuple(sequences)))
@@ -156,6 +160,11 @@ def prepare_samples(dataset, rows, tokenizer, max_samples, max_length, model_max
     if not prepared:
         raise InputError(f"datasets.{dataset}: no row holds text that can be scored")
     return prepared
+
+
+def _shorten(value):
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def prepared_to_json(dataset, prepared, settings):

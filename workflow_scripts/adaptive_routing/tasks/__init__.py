@@ -2,7 +2,7 @@
 
 Each follows lm-evaluation-harness 0.4.13 (`hf` model, zero-shot). A task module has
 
-- `COLUMNS`: the columns a row must have;
+- `COLUMNS`: the columns a row must have, and what each must hold (`Column`);
 - `sample(row)`: the row's `Sample`, or None for a row that holds nothing to score;
 - `outcome(sample, scores)`: what the scores of the sample's sequences mean, as a dict that goes into
   the summary; `loss` (natural log, mean per predicted token) is always there;
@@ -10,9 +10,27 @@ Each follows lm-evaluation-harness 0.4.13 (`hf` model, zero-shot). A task module
 """
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 TASKS = ("wikitext", "lambada", "hellaswag", "arc_challenge")
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a column must hold: in words, and as a test of a value."""
+
+    description: str
+    holds: Callable[[object], bool]
+
+
+def is_texts(value):
+    """Whether a value is a list of texts, one at least."""
+    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
+
+
+TEXT = Column("a text", lambda value: isinstance(value, str))
+TEXTS = Column("a list of texts", is_texts)
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,16 @@
 import re
 
 from adaptive_routing.errors import InputError
-from adaptive_routing.tasks import Request, Sample
+from adaptive_routing.tasks import TEXT, TEXTS, Column, Request, Sample
 from adaptive_routing.tasks.multiple_choice import choice_metrics, choice_outcome
 
-COLUMNS = ("activity_label", "ctx_a", "ctx_b", "endings", "label")
+COLUMNS = {
+    "activity_label": TEXT,
+    "ctx_a": TEXT,
+    "ctx_b": TEXT,
+    "endings": TEXTS,
+    "label": Column("the number of the right ending", lambda value: isinstance(value, str | int)),
+}
 
 
 def clean(text):

@@ -2,10 +2,10 @@
 
 import math
 
-from adaptive_routing.tasks import Request, Sample
+from adaptive_routing.tasks import TEXT, Request, Sample
 from adaptive_routing.tasks.accuracy import accuracy_with_stderr
 
-COLUMNS = ("text",)
+COLUMNS = {"text": TEXT}
 
 
 def sample(row):

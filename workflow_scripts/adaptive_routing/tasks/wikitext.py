@@ -6,9 +6,9 @@ first, rows cut to `max_length` tokens.
 
 import math
 
-from adaptive_routing.tasks import Request, Sample
+from adaptive_routing.tasks import TEXT, Request, Sample
 
-COLUMNS = ("text",)
+COLUMNS = {"text": TEXT}
 
 
 def sample(row):
