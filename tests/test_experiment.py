@@ -1,0 +1,267 @@
+"""Whole experiments on the embedded model: three files that agree, whatever the batches."""
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+from adaptive_routing import experiment, scoring
+from adaptive_routing.configurations import grid
+from adaptive_routing.data import load_rows, prepare_samples, prepared_to_json, read_prepared
+from adaptive_routing.experiment import ExperimentFiles, run_experiment
+from adaptive_routing.files import read_json, write_json
+from adaptive_routing.patching import RouterPatcher
+from adaptive_routing.routing import make_strategy
+from adaptive_routing.routing_log import RoutingLog
+from adaptive_routing.tensor_files import TensorFile
+from conftest import ROOT
+
+ROUTING = {"min_k": 1, "temperature": 1.0, "weights": "native"}
+CONFIGURATIONS = {
+    one.name: one for one in grid({"topk": {"k": [8, 16]}, "bh": {"max_k": [8, 16], "alpha": [0.3, 0.5]}})
+}
+SAMPLES = {"wikitext": 8, "lambada": 8, "hellaswag": 4, "arc_challenge": 4}
+SECOND_PASS = 3
+
+
+def prepare(embedded, dataset):
+    rows = load_rows(str(ROOT / f"resources/datasets/{dataset}.jsonl"))
+    return prepare_samples(dataset, rows, embedded.tokenizer, SAMPLES[dataset], 96, 512)
+
+
+def run(folder, embedded, name, dataset, batch_tokens=2048, routing=ROUTING, prepared=None):
+    """Run one experiment; returns (summary, its files)."""
+    configuration = CONFIGURATIONS[name]
+    null = embedded.null_distribution if configuration.strategy == "bh" else None
+    stem = f"{folder}/logs/{name}_{dataset}"
+    files = ExperimentFiles(
+        f"{stem}.json", f"{stem}_internal_routing.json", f"{stem}_internal_routing.safetensors"
+    )
+    settings = {
+        "configuration": dict(configuration.parameters),
+        "routing": routing,
+        "dataset": {"max_samples": SAMPLES[dataset]},
+        "second_pass_samples": SECOND_PASS,
+        "null_distribution": null.metadata if null else None,
+        "seed": 0,
+    }
+    summary = run_experiment(
+        embedded.loaded, configuration, make_strategy(configuration, routing, null), dataset,
+        prepared or prepare(embedded, dataset), batch_tokens, SECOND_PASS, settings, files,
+    )  # fmt: skip
+    return summary, files
+
+
+def validate(name, content):
+    schema = json.loads((ROOT / f"schemas/{name}.schema.json").read_text())
+    jsonschema.validators.validator_for(schema)(schema).validate(content)
+
+
+CASES = [
+    ("8experts_topk_baseline", "wikitext"),
+    ("16experts_bh_a050", "wikitext"),
+    ("16experts_bh_a030", "lambada"),
+    ("16experts_topk_baseline", "hellaswag"),
+    ("8experts_bh_a050", "hellaswag"),
+    ("16experts_bh_a050", "arc_challenge"),
+]
+
+
+@pytest.mark.parametrize(("name", "dataset"), CASES)
+def test_the_three_files_agree(tmp_path, embedded, name, dataset):
+    returned, files = run(tmp_path, embedded, name, dataset)
+    summary, routing = read_json(files.summary), read_json(files.internal_routing)
+    validate("summary", summary)
+    validate("internal_routing", routing)
+    assert summary == json.loads(json.dumps(returned))
+    head = [key for key in summary if key not in ("metrics", "summary", "samples", "timings")]
+    assert {key: summary[key] for key in head} == {key: routing[key] for key in head}
+    configuration = CONFIGURATIONS[name]
+    assert summary["config"] == name and summary["dataset"] == dataset
+    assert (summary["strategy"], summary["k_or_max_k"], summary["alpha"], summary["num_experts"]) == (
+        configuration.strategy, configuration.max_experts, configuration.alpha, 64,
+    )  # fmt: skip
+
+    log = RoutingLog(files.tensors, embedded.null_distribution)
+    assert log.head == {key: summary[key] for key in head}
+    prepared = prepare(embedded, dataset)
+    assert len(log) == len(prepared) == len(summary["samples"]) == summary["summary"]["total_samples"]
+    for index, (one, sample, entry) in enumerate(
+        zip(prepared, summary["samples"], routing["samples"], strict=True)
+    ):
+        own = log.sample(index)
+        assert sample["sample_id"] == entry["sample_id"] == one.sample_id
+        assert sample["loss"] == entry["loss"]
+        assert sample["num_tokens"] == entry["num_tokens"] == len(own.token_ids)
+        read = [token for sequence in one.sequences for token in sequence.token_ids[: sequence.num_inputs]]
+        assert own.token_ids.tolist() == read
+        # The loss is that of the gold sequence, and of the right positions.
+        bounds = np.cumsum([0, *(sequence.num_inputs for sequence in one.sequences)])
+        gold = one.sample.gold or 0
+        losses = own.token_losses[bounds[gold] : bounds[gold + 1]]
+        context = one.sequences[gold].num_context_tokens
+        assert np.isnan(losses[:context]).all() and not np.isnan(losses[context:]).any()
+        assert losses[context:].mean() == pytest.approx(sample["loss"], rel=1e-5)
+        for layer, logged in enumerate(entry["layers"]):
+            assert logged["selected_experts"] == [row.tolist() for row in own.selected_experts(layer)]
+            assert logged["expert_counts"] == own.expert_counts[:, layer].tolist()
+            weights = own.expert_weights(layer)
+            flat = [
+                weights[token, expert]
+                for token, row in enumerate(logged["selected_experts"])
+                for expert in row
+            ]
+            np.testing.assert_array_equal(np.float32(logged["expert_weights"]), flat)
+            if configuration.strategy == "bh":
+                np.testing.assert_array_equal(logged["p_values_sample"], own.p_values(layer)[:5])
+    totals = summary["summary"]
+    assert totals["total_tokens"] == sum(one["num_tokens"] for one in summary["samples"])
+    assert totals["predicted_tokens"] == sum(one["num_predicted_tokens"] for one in summary["samples"])
+    assert totals["total_sequences"] == sum(len(one.sequences) for one in prepared)
+    assert routing["aggregate_stats"]["num_tokens"] == totals["total_tokens"]
+    if configuration.strategy == "bh":
+        histogram = np.sum(routing["aggregate_stats"]["expert_count_histogram"], axis=0)
+        assert (histogram > 0).sum() > 1  # the number of experts really adapts
+
+    timings = summary["timings"]
+    single = timings["single_sample"]
+    assert timings["forward_seconds"] > 0 and timings["total_seconds"] > timings["forward_seconds"]
+    assert len(single["seconds"]) == len(single["tokens"]) == SECOND_PASS
+    assert min(single["seconds"]) > 0
+    assert single["tokens"] == [one["num_tokens"] for one in summary["samples"][:SECOND_PASS]]
+    provenance = summary["provenance"]
+    assert provenance["dtype"] == "float32" and provenance["device"] == "cpu"
+    assert provenance["versions"]["torch"] == torch.__version__
+    assert len(provenance["model"]["fingerprint"]) == 64 and "folder" not in provenance["model"]
+
+
+def comparable(summary):
+    """The summary without what a clock decides, floats apart from the rest."""
+    content = copy.deepcopy(summary)
+    del content["timings"]
+    floats = []
+
+    def walk(value):
+        if isinstance(value, float):
+            floats.append(value)
+            return "float"
+        if isinstance(value, dict):
+            return {key: walk(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [walk(item) for item in value]
+        return value
+
+    return walk(content), floats
+
+
+@pytest.mark.parametrize(("name", "dataset"), CASES)
+def test_results_do_not_depend_on_the_batches(tmp_path, embedded, name, dataset):
+    runs = [
+        run(tmp_path / str(batch_tokens), embedded, name, dataset, batch_tokens)
+        for batch_tokens in (512, 8192)
+    ]
+    (first, first_files), (second, second_files) = runs
+    structure, floats = comparable(first)
+    other_structure, other_floats = comparable(second)
+    assert structure == other_structure
+    assert floats == pytest.approx(other_floats, rel=1e-4, abs=1e-4)
+    with TensorFile(first_files.tensors) as one, TensorFile(second_files.tensors) as other:
+        for key in ("selected_experts", "expert_counts", "token_ids", "second_pass_selected_experts"):
+            np.testing.assert_array_equal(one.read(key), other.read(key))
+        for key in ("router_logits", "token_losses"):
+            np.testing.assert_allclose(one.read(key), other.read(key), rtol=1e-3, atol=1e-3)
+        # The batch-of-one pass decides as the batches did.
+        repeated = len(one.read("second_pass_selected_experts"))
+        np.testing.assert_array_equal(
+            one.read("selected_experts")[:repeated], one.read("second_pass_selected_experts")
+        )
+        np.testing.assert_array_equal(one.read("greedy_tokens"), one.read("second_pass_greedy_tokens"))
+
+
+def test_the_same_run_twice_writes_the_same_routing(tmp_path, embedded):
+    paths = [run(tmp_path / part, embedded, "16experts_bh_a050", "lambada")[1] for part in ("a", "b")]
+    for name in ("internal_routing", "tensors"):
+        first, second = (Path(getattr(one, name)).read_bytes() for one in paths)
+        assert first == second
+
+
+def test_native_top_k_scores_as_the_unpatched_model(tmp_path, embedded):
+    """Mean loss and perplexity of the baseline, from plain forward passes without any of our code."""
+    summary, _ = run(tmp_path, embedded, "8experts_topk_baseline", "wikitext")
+    model, losses = embedded.loaded.model, []
+    for one in prepare(embedded, "wikitext"):
+        ids = torch.tensor([one.sequences[0].token_ids])
+        with torch.inference_mode():
+            losses.append(float(model(input_ids=ids, labels=ids).loss))
+    assert [one["loss"] for one in summary["samples"]] == pytest.approx(losses, rel=1e-4)
+    assert summary["metrics"]["perplexity"] == pytest.approx(math.exp(np.mean(losses)), rel=1e-4)
+
+
+def test_renormalized_weights_reach_the_model_and_the_log(tmp_path, embedded):
+    renormalized, files = run(
+        tmp_path / "a",
+        embedded,
+        "8experts_topk_baseline",
+        "lambada",
+        routing={**ROUTING, "weights": "renormalized"},
+    )
+    native, _ = run(tmp_path / "b", embedded, "8experts_topk_baseline", "lambada")
+    assert renormalized["routing"]["renormalized"] and not native["routing"]["renormalized"]
+    assert renormalized["samples"][0]["loss"] != native["samples"][0]["loss"]
+    weights = RoutingLog(files.tensors).sample(0).expert_weights(5)
+    np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-5)
+
+
+def test_a_failure_leaves_no_file_and_an_unpatched_model(tmp_path, embedded, monkeypatch):
+    model = embedded.loaded.model
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.inference_mode():
+        before = model(ids).logits
+    calls = []
+
+    def failing(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise ArithmeticError("in the third batch")
+        return scoring.score_batch(*args, **kwargs)
+
+    monkeypatch.setattr(experiment, "score_batch", failing)
+    with pytest.raises(ArithmeticError, match="third batch"):
+        run(tmp_path, embedded, "16experts_bh_a050", "wikitext", batch_tokens=128)
+    assert list((tmp_path / "logs").iterdir()) == []
+    with torch.inference_mode():
+        assert torch.equal(model(ids).logits, before)
+
+
+def test_prepared_samples_survive_the_file(tmp_path, embedded):
+    for dataset in SAMPLES:
+        prepared = prepare(embedded, dataset)
+        write_json(tmp_path / "prepared.json", prepared_to_json(dataset, prepared, {"max_samples": 3}))
+        assert read_prepared(tmp_path / "prepared.json") == ({"max_samples": 3}, prepared)
+
+
+def test_calibration_logits_are_those_of_native_routing_in_order(embedded):
+    """Whatever the batches: the rows of each sample alone, one after another."""
+    from adaptive_routing.calibration import collect_router_logits, encode_calibration_text
+    from adaptive_routing.routing.topk import Strategy
+
+    rows = [
+        {"text": text}
+        for text in ("The king went home .", "", "A queen came to the village .", "Rain . " * 40)
+    ]
+    samples = encode_calibration_text(rows, "text", embedded.tokenizer, max_tokens=60, max_length=32)
+    lengths = [one.sequences[0].num_inputs for one in samples]
+    assert sum(lengths) <= 60 and max(lengths) == 32 and len(samples) == 3
+    model = embedded.loaded.model
+    alone = []
+    with RouterPatcher(model, Strategy(8)) as patcher, torch.inference_mode():
+        for one in samples:
+            model(torch.tensor([one.sequences[0].token_ids]))
+            alone.append(patcher.take_batch().router_logits)
+    for batch_tokens in (1, 40, 1000):
+        logits = collect_router_logits(embedded.loaded, samples, batch_tokens)
+        torch.testing.assert_close(logits, torch.cat(alone), rtol=1e-3, atol=1e-3)
