@@ -1,0 +1,188 @@
+"""Survival functions of L layers on uniform grids: stored form and p-values of router logits.
+
+A p-value is S_l(z) = 1 − CDF_l(z), linearly interpolated (as numpy.interp does) in float64: BH compares it
+with multiples of α/E, which lower precision does not resolve.
+"""
+
+import json
+import zipfile
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+from adaptive_routing.errors import InputError
+from adaptive_routing.files import atomic_path, to_json
+from adaptive_routing.tensor_files import TensorFile
+
+ROUNDING = 1e-9  # a cumulative distribution may step down, or leave [0, 1], by this much; it is repaired
+
+
+@dataclass(eq=False)
+class NullDistribution:
+    """x0 (L,), dx (L,) and survival (L, G), float64: survival[l, j] is S_l(x0[l] + j·dx[l]).
+
+    Each row of `survival` is non-increasing in [0, 1]. Outside the grid its end values hold.
+    """
+
+    x0: np.ndarray
+    dx: np.ndarray
+    survival: np.ndarray
+    metadata: dict = field(default_factory=dict)
+    _on_device: dict = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def num_layers(self):
+        return len(self.survival)
+
+    @torch.no_grad()
+    def p_values(self, router_logits, layer):
+        """p-values (..., E) in float64 of `layer`'s router logits (..., E), of any floating dtype.
+
+        A larger logit never has a larger p-value. NaN gives NaN. Nothing waits for the device.
+        """
+        survival = self._survival_on(router_logits.device)[layer]  # (G,)
+        last_cell = len(survival) - 2
+        position = (router_logits.double() - float(self.x0[layer])) / float(self.dx[layer])
+        position = position.clamp(0, last_cell + 1)
+        cell = position.long().clamp(0, last_cell)  # NaN converts to any integer, hence the lower bound
+        left, right = survival[cell], survival[cell + 1]
+        p = left + (position - cell) * (right - left)
+        # Rounding could end a cell just below the next one's start.
+        return torch.maximum(p, right)
+
+    def _survival_on(self, device):
+        if device not in self._on_device:
+            self._on_device[device] = torch.from_numpy(self.survival).to(device)
+        return self._on_device[device]
+
+    def expect_layers(self, num_moe_layers, source="the null distribution"):
+        """Raise InputError unless there is one survival function for each of the model's MoE layers."""
+        if self.num_layers != num_moe_layers:
+            raise InputError(
+                f"{source} has {self.num_layers} layers but the model has {num_moe_layers} MoE layers; "
+                "they must be equal."
+            )
+
+    def save(self, path):
+        """Write a safetensors file: the three tensors, and the metadata as JSON in its header."""
+        tensors = {"x0": self.x0, "dx": self.dx, "survival": self.survival}
+        header = {"null_distribution": to_json(self.metadata, indent=False).decode()}
+        with atomic_path(path) as temporary:
+            save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary, metadata=header)
+
+    @classmethod
+    def load(cls, path):
+        """Read a file that `save` wrote."""
+        with TensorFile(path) as file:
+            if set(file.keys()) != {"x0", "dx", "survival"} or "null_distribution" not in file.metadata:
+                raise InputError(
+                    f"{path} is not a null distribution: it holds the tensors {sorted(file.keys())}; "
+                    "needed are dx, survival and x0, and the settings in the header."
+                )
+            tensors = {name: file.read(name) for name in file.keys()}  # noqa: SIM118 -- not a mapping
+            metadata = json.loads(file.metadata["null_distribution"])
+        problem = _table_problem(**tensors)
+        if problem:
+            raise InputError(f"{path} is not a null distribution: {problem}.")
+        return cls(**tensors, metadata=metadata)
+
+    @classmethod
+    def from_cdf_table(cls, path):
+        """Read a `.npz` made elsewhere: `x` (L, G), uniform and ascending, and `cdf` (L, G)."""
+        x, cdf = _read_cdf_table(path)
+        if x.ndim != 2 or x.shape != cdf.shape or x.shape[0] < 1 or x.shape[1] < 2:
+            raise InputError(
+                f"{path}: x has shape {x.shape} and cdf {cdf.shape}; both must be (layers, grid points), "
+                "equal, with 2 grid points at least."
+            )
+        for name, array in (("x", x), ("cdf", cdf)):
+            if not np.isfinite(array).all():
+                raise InputError(
+                    f"{path}: {name} of layer {_first_layer(~np.isfinite(array))} has NaN or infinity."
+                )
+        num_points = x.shape[1]
+        dx = (x[:, -1] - x[:, 0]) / (num_points - 1)
+        uniform = x[:, :1] + dx[:, None] * np.arange(num_points)
+        # Room for float32, whose rounding is relative to |x|; but never for a p-value that differs by 1e-6.
+        deviation = np.abs(x - uniform).max(axis=1)
+        steepest = np.abs(np.diff(cdf)).max(axis=1)
+        uneven = (deviation > 1e-6 * np.abs(x).max(axis=1)) | (deviation * steepest > 1e-6 * dx)
+        descending = (np.diff(x) <= 0).any(axis=1)
+        if (uneven | descending).any():
+            raise InputError(
+                f"{path}: x of layer {_first_layer((uneven | descending)[:, None])} is not an ascending grid "
+                "of equal steps; resample cdf on numpy.linspace(first, last, points)."
+            )
+        outside = (cdf < -ROUNDING) | (cdf > 1 + ROUNDING)
+        if outside.any():
+            raise InputError(f"{path}: cdf of layer {_first_layer(outside)} leaves [0, 1].")
+        falling = np.diff(cdf) < -ROUNDING
+        if falling.any():
+            raise InputError(f"{path}: cdf of layer {_first_layer(falling)} decreases; it must never.")
+        cdf = np.maximum.accumulate(np.clip(cdf, 0.0, 1.0), axis=1)
+        return cls(x[:, 0].copy(), dx, 1.0 - cdf, {"method": "table", "table": Path(path).name})
+
+
+def _first_layer(faults):
+    """The first layer (row) with a fault, in a boolean array (L, …)."""
+    return int(np.flatnonzero(faults.any(axis=1))[0])
+
+
+def _table_problem(x0, dx, survival):
+    """What is wrong with a stored table, or None."""
+    if any(array.dtype != np.float64 for array in (x0, dx, survival)):
+        return f"the tensors are {x0.dtype}, {dx.dtype} and {survival.dtype}; they must be float64"
+    if survival.ndim != 2 or survival.shape[1] < 2 or not x0.shape == dx.shape == survival.shape[:1]:
+        return (
+            f"x0, dx and survival have shapes {x0.shape}, {dx.shape} and {survival.shape}; "
+            "they must be (layers,), (layers,) and (layers, grid points)"
+        )
+    if not (np.isfinite(x0).all() and np.isfinite(dx).all() and (dx > 0).all()):
+        return "x0 and dx must be finite, and dx above 0"
+    # Written so that NaN fails.
+    if not ((survival >= 0) & (survival <= 1)).all() or not (np.diff(survival) <= 0).all():
+        return "survival must be non-increasing from 1 to 0 at most"
+    return None
+
+
+def _read_cdf_table(path):
+    """x and cdf of a .npz file as float64; anything pickled is refused unread."""
+    pickled = InputError(
+        f"{path} holds pickled Python objects, which can run code when read; convert it where it was made: "
+        "numpy.savez(path, x=..., cdf=...) with two float arrays of shape (layers, grid points)."
+    )
+    path = Path(path)
+    if path.suffix in {".pkl", ".pickle", ".pt", ".pth"}:
+        raise pickled
+    try:
+        with open(path, "rb") as file:
+            is_pickle = file.read(1) == b"\x80"
+        if is_pickle:
+            raise pickled
+        if not zipfile.is_zipfile(path):
+            raise InputError(f"{path} is not a .npz file; write it with numpy.savez(path, x=..., cdf=...).")
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith(".pkl") for name in archive.namelist()):  # what torch.save writes
+                raise pickled
+        with np.load(path, allow_pickle=False) as arrays:
+            if not {"x", "cdf"} <= set(arrays.files):
+                raise InputError(f"{path} holds the arrays {arrays.files}; needed are x and cdf.")
+            x, cdf = arrays["x"], arrays["cdf"]
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist (null_distribution.table).") from None
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path} cannot be read as a .npz file ({error}); write it again.") from None
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        if "pickle" in str(error):
+            raise pickled from None
+        raise InputError(f"{path} cannot be read as a .npz file ({error}); write it again.") from None
+    for name, array in (("x", x), ("cdf", cdf)):
+        if array.dtype not in (np.float32, np.float64):
+            raise InputError(f"{path}: {name} is {array.dtype}; it must be float32 or float64.")
+    return x.astype(np.float64), cdf.astype(np.float64)

@@ -1,0 +1,37 @@
+"""Make calibration/null_distribution.safetensors and its figure.
+
+From the calibration text's router logits (`input.router_logits`), or from a table made elsewhere
+(`input.table`).
+"""
+
+from adaptive_routing.errors import InputError
+from adaptive_routing.files import read_json
+from adaptive_routing.jobs import job
+from adaptive_routing.null_distribution import NullDistribution
+from adaptive_routing.null_distribution.estimate import fit_null_distribution
+from adaptive_routing.null_distribution_figure import save_null_distribution_figure
+from adaptive_routing.tensor_files import TensorFile
+
+with job(snakemake):
+    inputs, params, output = snakemake.input, snakemake.params, snakemake.output
+    model = read_json(inputs.model)
+    num_moe_layers, num_experts = model["shapes"]["num_moe_layers"], model["shapes"]["num_experts"]
+    provenance = {"model_fingerprint": model["fingerprint"]}
+    if "table" in inputs.keys():  # noqa: SIM118 -- Snakemake's named list
+        null_distribution = NullDistribution.from_cdf_table(inputs.table)
+        null_distribution.expect_layers(num_moe_layers, inputs.table)
+        null_distribution.metadata |= provenance
+    else:
+        with TensorFile(inputs.router_logits) as calibration:
+            router_logits = calibration.read("router_logits")  # (T, L, E)
+            if router_logits.shape[1:] != (num_moe_layers, num_experts):
+                raise InputError(
+                    f"{inputs.router_logits} holds router logits of shape {router_logits.shape}; the model "
+                    f"has {num_moe_layers} MoE layers of {num_experts} experts."
+                )
+            provenance["calibration"] = calibration.metadata
+        null_distribution = fit_null_distribution(
+            router_logits.swapaxes(0, 1), params.kernel, params.bandwidth, params.trim, provenance
+        )
+    null_distribution.save(output.null_distribution)
+    save_null_distribution_figure(null_distribution, output.figure)
