@@ -174,6 +174,27 @@ def test_p_values_never_rise_with_the_logit(two_layers, logits, layer):
     assert ((p >= 0) & (p <= 1)).all()
 
 
+def test_p_values_do_not_dip_before_a_steep_cells_end():
+    # Where a cell falls by more than half, right − left is rounded: left + (right − left) can miss right.
+    survival = np.sort(10 ** np.random.default_rng(8).uniform(-4, 0, (300, 3)))[:, ::-1].copy()
+    null = NullDistribution(np.zeros(300), np.ones(300), survival)
+    logits = torch.tensor(
+        [0.0, 0.3, np.nextafter(1, 0), 1.0, np.nextafter(2, 0), 2.0, 9.0], dtype=torch.float64
+    )
+    for layer in range(300):
+        p = null.p_values(logits, layer).numpy()
+        assert (np.diff(p) <= 0).all()
+        expected = np.interp(logits, [0, 1, 2], survival[layer])
+        np.testing.assert_allclose(p, expected, atol=1e-15, rtol=0)
+
+
+def test_p_values_leave_the_logits_as_they_are(two_layers):
+    logits = torch.randn(20, 8, dtype=torch.float64)
+    before = logits.clone()
+    two_layers.p_values(logits, 0)
+    assert torch.equal(logits, before)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_low_precision_logits_give_the_p_values_of_their_exact_values(two_layers, dtype):
     logits = (torch.randn(50, 8, generator=torch.Generator().manual_seed(0)) * 2).to(dtype)

@@ -46,13 +46,13 @@ class NullDistribution:
         """
         survival = self._survival_on(router_logits.device)[layer]  # (G,)
         last_cell = len(survival) - 2
-        position = (router_logits.double() - float(self.x0[layer])) / float(self.dx[layer])
-        position = position.clamp(0, last_cell + 1)
-        cell = position.long().clamp(0, last_cell)  # NaN converts to any integer, hence the lower bound
-        left, right = survival[cell], survival[cell + 1]
-        p = left + (position - cell) * (right - left)
-        # Rounding could end a cell just below the next one's start.
-        return torch.maximum(p, right)
+        # In place: on the CPU, fresh memory for every step costs more than the arithmetic.
+        position = router_logits.to(torch.float64, copy=True).sub_(float(self.x0[layer]))
+        position.div_(float(self.dx[layer])).clamp_(0, last_cell + 1)  # in cells
+        cell = position.long().clamp_(0, last_cell)  # NaN converts to any integer, hence the lower bound
+        left, right = survival[:-1][cell], survival[1:][cell]
+        # Monotone across cells too: a fraction below 1 shortens the step by more than the step was rounded.
+        return (right - left).mul_(position.sub_(cell)).add_(left)
 
     def _survival_on(self, device):
         if device not in self._on_device:
