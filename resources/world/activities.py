@@ -227,6 +227,6 @@ def scored_context(row: dict) -> str:
     return f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}".strip()
 
 
-def training_text(row: dict) -> str:
-    """Label, context and fitting ending as one text."""
-    return f"{scored_context(row)} {row['endings'][int(row['label'])]}"
+def training_pieces(row: dict) -> list[str]:
+    """Label and context, then the fitting ending, which is the answer."""
+    return [scored_context(row), f" {row['endings'][int(row['label'])]}"]

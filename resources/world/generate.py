@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from . import activities, questions
+from . import activities, questions, stories
 from .articles import make_article
 from .facts import World, build_world
-from .stories import make_story
 
 SEED = 2409
 NUM_ROWS = 200  # evaluation rows of each data set
@@ -25,7 +24,7 @@ DATASETS = Path(__file__).resolve().parent.parent / "datasets"
 
 # Shares of the training documents. Stories and activities need many examples: what they teach
 # (to look up a binding in the context) is learned late.
-TRAINING_MIX = {"story": 40, "activity": 25, "article": 25, "question": 10}
+TRAINING_MIX = {"story": 50, "activity": 25, "article": 17, "question": 8}
 
 
 def passages(row: str) -> set[str]:
@@ -88,7 +87,10 @@ def evaluation_rows(world: World, seed: int, held_out: HeldOut) -> dict[str, lis
             if num_texts < NUM_ROWS:
                 wikitext.append({"text": row})
                 num_texts += bool(row)
-    lambada = [{"text": _new_row(rng, world, make_story, str, held_out)} for _ in range(NUM_ROWS)]
+    lambada = []
+    for _ in range(NUM_ROWS):
+        story = _new_row(rng, world, stories.make_story, stories.passage, held_out)
+        lambada.append({"text": stories.passage(story)})
     hellaswag = []
     for i in range(NUM_ROWS):
         row = _new_row(rng, world, activities.make_activity, activities.scored_context, held_out)
@@ -109,10 +111,12 @@ def calibration_rows(world: World, seed: int, held_out: HeldOut) -> list[dict]:
     while len(rows) < NUM_CALIBRATION_ROWS:
         rows += [row for row in _new_article(rng, world, evaluated, held_out) if row]
         for _ in range(2):
-            rows.append(_new_row(rng, world, make_story, str, held_out))
+            story = _new_row(rng, world, stories.make_story, stories.passage, held_out)
+            rows.append(stories.passage(story))
         for _ in range(3):
             make, key = activities.make_activity, activities.scored_context
-            rows.append(activities.training_text(_new_row(rng, world, make, key, held_out)))
+            row = _new_row(rng, world, make, key, held_out)
+            rows.append("".join(activities.training_pieces(row)))
     rows = rows[:NUM_CALIBRATION_ROWS]
     rng.shuffle(rows)
     return [{"text": row} for row in rows]
@@ -127,30 +131,34 @@ def build_datasets(seed: int = SEED) -> tuple[World, dict[str, list[dict]], Held
     return world, datasets, held_out
 
 
-def _training_document(rng: random.Random, world: World, held_out: HeldOut) -> str | None:
+def _training_document(rng: random.Random, world: World, held_out: HeldOut) -> list[str] | None:
     """One document, or None where it would repeat a held-out passage."""
     kind = rng.choices(list(TRAINING_MIX), weights=list(TRAINING_MIX.values()))[0]
     if kind == "story":
-        text = make_story(rng, world)
-        return None if text in held_out.texts else text
+        story = stories.make_story(rng, world)
+        return None if stories.passage(story) in held_out.texts else stories.training_pieces(story)
     if kind == "activity":
         row = activities.make_activity(rng, world)
         held = activities.scored_context(row) in held_out.texts
-        return None if held else activities.training_text(row)
+        return None if held else activities.training_pieces(row)
     if kind == "question":
         row = questions.make_question(rng, world)
-        return None if row["question"] in held_out.texts else questions.training_text(row)
+        return None if row["question"] in held_out.texts else questions.training_pieces(row)
     rows = [row for row in make_article(rng, world) if row]
     if not all(held_out.is_new_paragraph(row) for row in rows if _is_paragraph(row)):
         return None
     # Rows are scored alone, so half of the articles are cut down to one row.
-    return "".join(rows) if rng.random() < 0.5 else rng.choice(rows)
+    return ["".join(rows) if rng.random() < 0.5 else rng.choice(rows)]
 
 
 def training_documents(
     world: World, held_out: HeldOut, seed: int, shard: int, count: int
-) -> Iterator[str]:
-    """The ``count`` documents of one shard of the training text; shards are independent."""
+) -> Iterator[list[str]]:
+    """The ``count`` documents of one shard of the training text; shards are independent.
+
+    A document is a list of pieces to be joined: text, answer, text, answer, ... An answer is what
+    a task scores; it begins with a space, so that a piece's tokens are those of the whole.
+    """
     rng = random.Random(f"{seed}/training/{shard}")
     while count:
         document = _training_document(rng, world, held_out)
@@ -182,7 +190,8 @@ def assert_disjoint(datasets: dict[str, list[dict]], documents: list[str]) -> No
 def write_datasets(folder: Path, seed: int = SEED) -> None:
     """Write the five JSONL files, after checking a sample of the training text against them."""
     world, datasets, held_out = build_datasets(seed)
-    assert_disjoint(datasets, list(training_documents(world, held_out, seed, 0, 20_000)))
+    sample = training_documents(world, held_out, seed, shard=0, count=20_000)
+    assert_disjoint(datasets, ["".join(document) for document in sample])
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in datasets.items():
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]

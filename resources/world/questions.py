@@ -109,7 +109,7 @@ def make_question(rng: random.Random, world: World) -> dict:
     }
 
 
-def training_text(row: dict) -> str:
+def training_pieces(row: dict) -> list[str]:
     """Question and right answer, as lm-evaluation-harness writes them for scoring."""
     answer = row["choices"]["text"]["ABCD".index(row["answerKey"])]
-    return f"Question: {row['question']}\nAnswer: {answer}"
+    return [f"Question: {row['question']}\nAnswer:", f" {answer}"]

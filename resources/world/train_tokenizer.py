@@ -34,7 +34,7 @@ def train_tokenizer(seed: int = SEED) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     documents = training_documents(world, held_out, seed, shard=0, count=NUM_DOCUMENTS)
-    tokenizer.train_from_iterator(documents, trainer)
+    tokenizer.train_from_iterator(("".join(document) for document in documents), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=END_OF_TEXT,
