@@ -253,6 +253,20 @@ def test_bh_routed_model_equals_an_independent_forward_pass(restored, renormaliz
             assert len(batch.counts.unique()) > 1
 
 
+def test_the_log_holds_the_weights_in_the_precision_that_the_experts_get():
+    model, got = tiny_olmoe().bfloat16(), []
+    for layer in model.model.layers:
+        layer.mlp.experts.register_forward_pre_hook(lambda module, args: got.append(args[1:]))
+    with RouterPatcher(model, bh_strategy()) as patcher:
+        logits_of(model, tokens(2, 6))
+        batch = patcher.take_batch()
+    for layer, (experts, weights) in enumerate(got):
+        assert weights.dtype == torch.bfloat16 == batch.weights.dtype
+        assert torch.equal(batch.weights[:, layer], weights)
+        assert torch.equal(batch.experts[:, layer].long(), experts)
+        assert torch.equal(batch.counts[:, layer].long(), (weights > 0).sum(-1))
+
+
 def test_a_batch_routes_each_sequence_as_alone(restored):
     """Padding on either side changes no sequence's routing, and is not in the record."""
     sequences = [tokens(length, seed=length) for length in (5, 12, 1, 9)]
