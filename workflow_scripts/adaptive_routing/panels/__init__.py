@@ -1,0 +1,54 @@
+"""The figure's nine panels: their order, and how one or all of them are drawn.
+
+A panel is a module with `draw(figure, cell, study)`, which fills one cell of the figure's grid, and
+`describe(study)`, which says in a sentence what the panel shows in this study. Importing this package
+does not import matplotlib, so that the workflow can read the list of panels at no cost.
+"""
+
+import importlib
+
+TITLES = {
+    "1_perplexity": "Perplexity",
+    "2_task_accuracy": "Task accuracy",
+    "3_average_experts": "Average experts",
+    "4_alpha_max_k_heatmap": "Quality against the baseline over α and max_k",
+    "5_pareto_frontier": "Pareto frontier: experts against quality",
+    "6_floor_middle_ceiling": "Floor, middle and ceiling",
+    "7_expert_utilization": "Expert utilisation",
+    "8_by_layer": "Experts by layer",
+    "9_speed_quality": "Speed against quality",
+}
+PANELS = tuple(TITLES)
+
+
+def draw_figure(study):
+    """Draw all panels on one A4 landscape page; return the matplotlib figure."""
+    from adaptive_routing.panels import style
+
+    with style.visual_language():
+        figure = style.new_figure(style.PAGE)
+        grid = figure.add_gridspec(3, 3)
+        for i, panel in enumerate(PANELS):
+            _module(panel).draw(figure, grid[divmod(i, 3)], study)
+        style.legend(figure, study)
+    return figure
+
+
+def draw_panel(panel, study):
+    """Draw one panel, named as in `PANELS`, alone; return the matplotlib figure."""
+    from adaptive_routing.panels import style
+
+    with style.visual_language():
+        figure = style.new_figure(style.SINGLE)
+        _module(panel).draw(figure, figure.add_gridspec(1, 1)[0], study)
+        style.legend(figure, study)
+    return figure
+
+
+def describe_panel(panel, study):
+    """Say in a sentence what the panel shows in this study."""
+    return _module(panel).describe(study)
+
+
+def _module(panel):
+    return importlib.import_module(f"{__name__}.{panel.split('_', 1)[1]}")

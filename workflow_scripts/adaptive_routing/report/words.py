@@ -1,0 +1,75 @@
+"""Numbers, names and small tables as the report writes them, in Markdown."""
+
+import pandas as pd
+
+NOTHING = "–"
+MARKS = {"better": " ▲", "worse": " ▼"}
+
+
+def number(value, digits):
+    """Format a number, a dash where there is none."""
+    return NOTHING if value is None or pd.isna(value) else f"{value:{digits}}".replace("-", "−")
+
+
+def p_value(value):
+    """Format a p-value."""
+    if value is None or pd.isna(value):
+        return NOTHING
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def code(text):
+    """A name as a Markdown code span that also holds inside a table."""
+    return f"`{str(text).replace('`', chr(39)).replace('|', '∣')}`"
+
+
+def named(study, config):
+    return f"**{code(config)}**" if config == study.baseline else code(config)
+
+
+def with_error(row, column, digits):
+    value, error = row.get(column), row.get(f"{column}_stderr")
+    text = number(value, digits)
+    return text if text == NOTHING or error is None or pd.isna(error) else f"{text} ± {number(error, digits)}"
+
+
+def digits_of(study, dataset):
+    return ".3f" if f"{dataset}_accuracy" in study.configurations else ".2f"
+
+
+def score(study, dataset, value):
+    return number(value, digits_of(study, dataset))
+
+
+def table(headings, rows):
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def listed(configs, most=8):
+    """Names as code spans, and how many more there are."""
+    configs = list(configs)
+    return [*map(code, configs[:most]), *([f"{len(configs) - most} more"] if len(configs) > most else [])]
+
+
+def more(names, most):
+    return f" and {len(names) - most} more" if len(names) > most else ""
+
+
+def joined(words):
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def of(count, total):
+    return f"all {total}" if count == total else f"{count} of {total}"
+
+
+def span(values):
+    low, high = min(values, default=0), max(values, default=0)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def distinct(values):
+    values = list(dict.fromkeys(NOTHING if value is None else str(value) for value in values))
+    return "; ".join(value if value == NOTHING else code(value) for value in values)

@@ -1,0 +1,156 @@
+"""The results tables as one object, the way the figure and the report read them."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from adaptive_routing.errors import InputError
+
+SIGNIFICANCE_LEVEL = 0.05  # of Holm-corrected p-values
+
+HEAD = ("config", "strategy", "k_or_max_k", "alpha", "num_experts")
+REQUIRED_COLUMNS = {
+    "experiments": (*HEAD, "dataset"),
+    "configurations": (*HEAD, "avg_experts"),
+    "layers": ("config", "dataset", "layer", "avg_experts"),
+    "comparisons": ("config", "dataset", "metric", "difference", "ci_low", "ci_high", "p_holm"),
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """Four tables of docs/architecture.md and the name of the configuration that all are compared with.
+
+    `configurations` is sorted: top-k by k, then BH by max_k and alpha. A value that does not exist is NaN.
+    """
+
+    experiments: pd.DataFrame
+    configurations: pd.DataFrame
+    layers: pd.DataFrame
+    comparisons: pd.DataFrame
+    baseline: str
+
+    @property
+    def topk(self):
+        return self.configurations[self.configurations["strategy"] == "topk"]
+
+    @property
+    def bh(self):
+        return self.configurations[self.configurations["strategy"] == "bh"]
+
+    @cached_property
+    def max_ks(self):
+        """Every max_k of a BH configuration, ascending."""
+        return sorted({int(max_k) for max_k in self.bh["k_or_max_k"]})
+
+    @cached_property
+    def alphas(self):
+        """Every alpha of a BH configuration, ascending."""
+        return sorted({float(alpha) for alpha in self.bh["alpha"]})
+
+    @cached_property
+    def datasets(self):
+        return list(dict.fromkeys(self.experiments["dataset"]))
+
+    @cached_property
+    def accuracies(self):
+        """The columns `{dataset}_accuracy` that hold a value, in table order."""
+        return [
+            column
+            for column in self.configurations.columns
+            if column.endswith("_accuracy") and column != "avg_task_accuracy" and self.has(column)
+        ]
+
+    @property
+    def baseline_row(self):
+        """The baseline's row of `configurations`, or None when it has no results."""
+        rows = self.configurations[self.configurations["config"] == self.baseline]
+        return None if rows.empty else rows.iloc[0]
+
+    def has(self, column):
+        """Whether any configuration has a value in `column`."""
+        return column in self.configurations and self.configurations[column].notna().any()
+
+    def baseline_value(self, column):
+        """The baseline's value in `column`, NaN when there is none."""
+        row = self.baseline_row
+        return np.nan if row is None or column not in row else float(row[column])
+
+    def range_over_datasets(self, column):
+        """Return (lowest, highest) of `column` over the data sets, each a Series indexed by configuration."""
+        by_config = self.experiments.groupby("config")[column]
+        return by_config.min(), by_config.max()
+
+    def layer_means(self, column="avg_experts"):
+        """Mean over the data sets of a per-layer metric: a frame of configurations x layers."""
+        return self.layers.pivot_table(index="config", columns="layer", values=column, aggfunc="mean")
+
+    def comparison(self, config, dataset):
+        """The row that compares `config` with the baseline in the data set's own score, or None.
+
+        The score is perplexity or accuracy; comparisons of mean losses stand beside them in the table.
+        """
+        table = self.comparisons
+        rows = table[
+            (table["config"] == config) & (table["dataset"] == dataset) & (table["metric"] != "loss")
+        ]
+        return None if rows.empty else rows.iloc[0]
+
+    def verdict(self, config, dataset):
+        """'better', 'worse' or 'same' than the baseline after Holm's correction; None when not compared.
+
+        'same' means that no difference was shown, not that there is none.
+        """
+        row = self.comparison(config, dataset)
+        if row is None or pd.isna(row["p_holm"]):
+            return None
+        if row["p_holm"] >= SIGNIFICANCE_LEVEL or row["difference"] == 0:
+            return "same"
+        improved = row["difference"] < 0 if lower_is_better(row["metric"]) else row["difference"] > 0
+        return "better" if improved else "worse"
+
+
+def lower_is_better(metric):
+    """Whether a smaller value of a score is the better one: true of perplexity, false of accuracy."""
+    return "perplexity" in metric
+
+
+def make_study(experiments, configurations, layers, comparisons, baseline):
+    """Check and sort four data frames into a `Study`; `InputError` when one lacks rows or columns."""
+    tables = {
+        "experiments": experiments,
+        "configurations": configurations,
+        "layers": layers,
+        "comparisons": comparisons,
+    }
+    for name, table in tables.items():
+        missing = [column for column in REQUIRED_COLUMNS[name] if column not in table]
+        if missing:
+            raise InputError(f"the table of {name} has no column {', '.join(missing)}")
+        # A study of the baseline alone has nothing to compare; the other tables must hold something.
+        if table.empty and name != "comparisons":
+            raise InputError(f"the table of {name} is empty: there is nothing to show")
+    ordered = configurations.sort_values(
+        by=["strategy", "k_or_max_k", "alpha"],
+        key=lambda column: column != "topk" if column.name == "strategy" else column,
+        kind="stable",
+    )
+    return Study(experiments, ordered.reset_index(drop=True), layers, comparisons, baseline)
+
+
+def read_study(experiments, configurations, layers, comparisons, baseline):
+    """Read the four CSV files into a `Study`."""
+    paths = (experiments, configurations, layers, comparisons)
+    return make_study(*(_read_csv(path) for path in paths), baseline)
+
+
+def _read_csv(path):
+    if not Path(path).is_file():
+        raise InputError(f"{path} does not exist")
+    try:
+        return pd.read_csv(path)
+    except pd.errors.EmptyDataError:
+        raise InputError(f"{path} is empty: there is nothing to show") from None
