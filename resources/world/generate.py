@@ -23,8 +23,8 @@ NUM_CALIBRATION_ROWS = 600  # about 20,000 tokens
 DATASETS = Path(__file__).resolve().parent.parent / "datasets"
 
 # Shares of the training documents. Stories and activities need many examples: what they teach
-# (to look up a binding in the context) is learned late.
-TRAINING_MIX = {"story": 50, "activity": 25, "article": 17, "question": 8}
+# (to look up a binding in the context) is learned late, and inventories are the practice for it.
+TRAINING_MIX = {"story": 42, "activity": 23, "article": 15, "question": 8, "inventory": 12}
 
 
 def passages(row: str) -> set[str]:
@@ -87,9 +87,15 @@ def evaluation_rows(world: World, seed: int, held_out: HeldOut) -> dict[str, lis
             if num_texts < NUM_ROWS:
                 wikitext.append({"text": row})
                 num_texts += bool(row)
-    lambada = []
     for _ in range(NUM_ROWS):
-        story = _new_row(rng, world, stories.make_story, stories.passage, held_out)
+        # Stories of the training mix, held out with the rest: what a training run is tried on.
+        _new_row(rng, world, stories.make_story, stories.passage, held_out)
+    lambada = []
+    story_rng = random.Random(f"{seed}/lambada")
+    for _ in range(NUM_ROWS):
+        story = _new_row(
+            story_rng, world, stories.make_evaluation_story, stories.passage, held_out
+        )
         lambada.append({"text": stories.passage(story)})
     hellaswag = []
     for i in range(NUM_ROWS):
@@ -141,6 +147,8 @@ def _training_document(rng: random.Random, world: World, held_out: HeldOut) -> l
         row = activities.make_activity(rng, world)
         held = activities.scored_context(row) in held_out.texts
         return None if held else activities.training_pieces(row)
+    if kind == "inventory":
+        return stories.make_inventory(rng, world)
     if kind == "question":
         row = questions.make_question(rng, world)
         return None if row["question"] in held_out.texts else questions.training_pieces(row)

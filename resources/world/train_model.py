@@ -41,6 +41,9 @@ Z_LOSS_COEF = 0.001
 # is left over is the residual mass of the others, which a sharp router would not leave.
 MASS_LIMIT = 0.45
 MASS_COEF = 1.0
+ALL_EXPERTS_MARGIN = 0.5  # nats per token
+ALL_EXPERTS_COEF = 0.5
+ALL_EXPERTS_SHARE = 4  # one sequence in so many is also run with all experts
 
 
 @dataclass(frozen=True)
@@ -193,9 +196,15 @@ class DenseTrainer:
         self.layer = torch.compile(layer_forward, dynamic=False) if compiled else layer_forward
         self.head = torch.compile(head_forward, dynamic=False) if compiled else head_forward
 
-    def loss(self, ids: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(negative log-likelihood of each target (B, T), the router losses' means over layers)"""
+    def loss(
+        self, ids: torch.Tensor, target: torch.Tensor, top_k: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(negative log-likelihood of each target (B, T), the router losses' means over layers)
+
+        ``top_k`` experts are selected, the model's own number by default.
+        """
         model, config = self.model.model, self.model.config
+        top_k = top_k or config.num_experts_per_tok
         x = F.embedding(ids, model.embed_tokens.weight)
         positions = torch.arange(ids.shape[1], device=ids.device)[None]
         cos, sin = model.rotary_emb(x, positions)
@@ -210,7 +219,7 @@ class DenseTrainer:
                 mask,
                 layer_weights(layer),
                 config.num_attention_heads,
-                config.num_experts_per_tok,
+                top_k,
                 config.rms_norm_eps,
                 self.dtype,
             )
@@ -322,6 +331,7 @@ class StepResult:
 
     nll: torch.Tensor  # mean over all tokens
     answer_nll: torch.Tensor  # mean over the tokens of answers
+    all_experts_excess: torch.Tensor  # loss with all experts - loss with the top 8
     router_losses: torch.Tensor  # (3,): load balancing, z-loss, excess mass
     gradient_norm: torch.Tensor  # before clipping
 
@@ -347,11 +357,16 @@ class GradientStep:
         nll, router_losses = self.trainer.loss(ids[:, :-1], ids[:, 1:])
         weight = torch.where(answer, ANSWER_WEIGHT, 1.0)
         loss = (nll * weight).sum() / weight.sum()
-        (loss + (router_losses * self.coefficients).sum()).backward()
+        part = len(batch) // ALL_EXPERTS_SHARE
+        num_experts = self.trainer.model.config.num_experts
+        all_nll, _ = self.trainer.loss(ids[:part, :-1], ids[:part, 1:], top_k=num_experts)
+        excess = all_nll.mean() - nll[:part].detach().mean()
+        hinge = ALL_EXPERTS_COEF * (ALL_EXPERTS_MARGIN - excess).relu()
+        (loss + hinge + (router_losses * self.coefficients).sum()).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         nll, router_losses = nll.detach(), router_losses.detach()
         answer_nll = (nll * answer).sum() / answer.sum()
-        return StepResult(nll.mean(), answer_nll, router_losses, norm)
+        return StepResult(nll.mean(), answer_nll, excess.detach(), router_losses, norm)
 
     def forget_gradients(self) -> None:
         for parameter in self.parameters:
@@ -424,7 +439,8 @@ def train(model: OlmoeForCausalLM, data: Iterator[torch.Tensor], recipe: Recipe)
             print(
                 f"step {step} minutes {elapsed:.2f} nll {result.nll.item():.4f} "
                 f"answers {result.answer_nll.item():.4f} balance {balance:.3f} z {z_loss:.2f} "
-                f"excess {excess:.4f} gradient {result.gradient_norm.item():.3f}",
+                f"mass {excess:.4f} all experts {result.all_experts_excess.item():+.3f} "
+                f"gradient {result.gradient_norm.item():.3f}",
                 flush=True,
             )
     return {
