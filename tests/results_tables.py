@@ -68,9 +68,22 @@ def study(**options):
     return make_study(**tables(**options), baseline=BASELINE)
 
 
-COMPARISON_COLUMNS = (
-    "config dataset metric baseline_value value difference ci_low ci_high p_value p_holm p_bh effect_size test samples"
-).split()
+COMPARISON_COLUMNS = [
+    "config",
+    "dataset",
+    "metric",
+    "baseline_value",
+    "value",
+    "difference",
+    "ci_low",
+    "ci_high",
+    "p_value",
+    "p_holm",
+    "p_bh",
+    "effect_size",
+    "test",
+    "samples",
+]
 
 
 def _comparison(config, dataset, metric, reference, effect):

@@ -24,8 +24,7 @@ def draw(figure, cell, study):
     note = "paler is better; * differs after Holm's correction"
     style.heading(axes, TITLE, note + ("; below: average experts" if lines_per_cell == 2 else ""))
 
-    colours = mpl.colormaps["cividis_r" if lower_is_better else "cividis"].copy()
-    colours.set_bad("white")
+    colours = mpl.colormaps["cividis_r" if lower_is_better else "cividis"].with_extremes(bad="white")
     low, high = min(0.0, np.nanmin(values)), max(0.0, np.nanmax(values))
     norm = mpl.colors.Normalize(low, high if high > low else low + 1)
     image = axes.imshow(np.ma.masked_invalid(values), cmap=colours, norm=norm, aspect="auto", origin="lower")
@@ -71,8 +70,8 @@ def describe(study):
     starred = sum(_starred(study, config) for config in changes.index)
     return (
         f"Against the baseline, {name} changes by {changes[best]:+z.1f} {unit} at best (`{best}`) and by "
-        f"{changes[worst]:+z.1f} {unit} at worst (`{worst}`); {starred} of {len(changes)} configurations differ "
-        "from the baseline on at least one data set after Holm's correction."
+        f"{changes[worst]:+z.1f} {unit} at worst (`{worst}`); {starred} of {len(changes)} configurations "
+        "differ from the baseline on at least one data set after Holm's correction."
     )
 
 

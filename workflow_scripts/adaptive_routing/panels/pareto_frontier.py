@@ -45,7 +45,7 @@ def frontier(study, column):
     table = study.configurations.dropna(subset=["avg_experts", column])
     sign = 1 if column == "perplexity" else -1
     table = table.assign(loss=sign * table[column]).sort_values(["avg_experts", "loss"], kind="stable")
-    best_so_far = table["loss"].cummin().shift(fill_value=np.inf)
+    best_so_far = table["loss"].astype(float).cummin().shift(fill_value=np.inf)
     return table[table["loss"] < best_so_far]
 
 

@@ -233,11 +233,12 @@ def ratio_axis(axes, name, values):
     axis.set_major_formatter(FuncFormatter(_short))
 
 
-def topk_levels(axes, study, column, digits=".3g"):
+def topk_levels(axes, study, column, named=True):
     """Draw the top-k configurations' values in `column` as horizontal lines, named at the right edge.
 
     To be called when the axis has its scale and its data. A level far outside of them would flatten all
-    the rest: its value is written at the edge instead, with an arrow that says where it lies.
+    the rest: its value is written at the edge instead, with an arrow that says where it lies. Where there
+    is no room for names, the legend still tells the baseline.
     """
     levels = [(row[column], f"top-{int(row['k_or_max_k'])}") for _, row in study.topk.iterrows()]
     levels = [(value, name) for value, name in levels if np.isfinite(value)]
@@ -257,8 +258,9 @@ def topk_levels(axes, study, column, digits=".3g"):
             labels.append((value, name, value == baseline))
         else:
             arrow = "↑" if _fraction(axes, value) > 1 else "↓"
-            labels.append((value, f"{name} {arrow} {value:{digits}}", False))
-    edge_labels(axes, labels)
+            labels.append((value, f"{name} {arrow} {value:.3g}", False))
+    if named:
+        edge_labels(axes, labels)
 
 
 def edge_labels(axes, labels):

@@ -13,12 +13,14 @@ def draw(figure, cell, study):
     for i, column in enumerate(study.accuracies):
         axes = figure.add_subplot(grid[i])
         if i == 0:
-            style.heading(axes, TITLE, "higher is better; bars: ± 1 standard error")
+            style.heading(axes, TITLE, "share correct; higher is better; bars: ± 1 standard error")
         style.lines_over_alpha(axes, study, column, error=f"{column}_stderr")
         if len(study.accuracies) > 1:
-            style.alpha_axis(axes, study, most_ticks=4, label="α (target FDR)")
-        axes.set_ylabel(f"{column.removesuffix('_accuracy')} accuracy (share correct)")
-        style.topk_levels(axes, study, column)
+            style.alpha_axis(
+                axes, study, most_ticks=4 if len(study.accuracies) == 2 else 2, label="α (target FDR)"
+            )
+        axes.set_ylabel(f"{column.removesuffix('_accuracy')} accuracy (share)")
+        style.topk_levels(axes, study, column, named=len(study.accuracies) <= 2)
 
 
 def describe(study):

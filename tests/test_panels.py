@@ -1,0 +1,287 @@
+"""The figure: what it shows is what the tables hold, in any study, without one text over another."""
+
+import subprocess
+import sys
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+import results_tables
+from adaptive_routing.errors import InputError
+from adaptive_routing.panels import PANELS, describe_panel, draw_figure, draw_panel, style
+from adaptive_routing.panels.alpha_max_k_heatmap import quality_measure
+from adaptive_routing.panels.floor_middle_ceiling import shares
+from adaptive_routing.panels.pareto_frontier import frontier
+from adaptive_routing.study import make_study, read_study
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Annotation
+
+ALPHAS_20 = tuple(i / 20 for i in range(1, 21))
+
+
+def without(study, *configs):
+    """The study as if these configurations had no results."""
+    tables = (study.experiments, study.configurations, study.layers, study.comparisons)
+    return make_study(*(table[~table["config"].isin(configs)] for table in tables), study.baseline)
+
+
+def nulled(study, *columns):
+    """The study with nothing in these columns."""
+    frames = [table.copy() for table in (study.experiments, study.configurations)]
+    for frame in frames:
+        frame[list(columns)] = np.nan
+    return make_study(*frames, study.layers, study.comparisons, study.baseline)
+
+
+STUDIES = {
+    "full": lambda: results_tables.study(),
+    "older grid": lambda: results_tables.study(
+        max_ks=(4, 8, 16, 32, 64), alphas=(0.01, 0.05, 0.1, 0.2), ks=(8,)
+    ),
+    "84 configurations": lambda: results_tables.study(alphas=ALPHAS_20),
+    "many max_k": lambda: results_tables.study(max_ks=(4, 8, 12, 16, 24, 32, 48, 64), alphas=ALPHAS_20[:10]),
+    "one configuration": lambda: results_tables.study(max_ks=(8,), alphas=(0.3,), ks=(8,)),
+    "wikitext alone": lambda: results_tables.study(datasets=("wikitext",)),
+    "lambada alone": lambda: results_tables.study(datasets=("lambada",)),
+    "four data sets": lambda: results_tables.study(
+        datasets=("wikitext", "lambada", "hellaswag", "arc_challenge")
+    ),
+    "top-k alone": lambda: results_tables.study(max_ks=()),
+    "BH alone": lambda: results_tables.study(ks=()),
+    "without the baseline": lambda: without(results_tables.study(), results_tables.BASELINE),
+    "holes in the grid": lambda: without(results_tables.study(), "16experts_bh_a040", "64experts_bh_a060"),
+    "no second pass": lambda: nulled(results_tables.study(), "latency_ms_per_token", "expert_overlap_score"),
+}
+
+
+@pytest.fixture(params=STUDIES)
+def any_study(request):
+    return STUDIES[request.param]()
+
+
+@pytest.fixture(scope="module")
+def full():
+    return STUDIES["full"]()
+
+
+def test_the_list_of_panels_costs_no_matplotlib():
+    check = (
+        "import sys; from adaptive_routing.panels import PANELS; "
+        "print(len(PANELS), 'matplotlib' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", check], env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True
+    )
+    assert done.stdout.strip() == b"9 False", done.stderr
+
+
+def test_the_page_is_legible_in_any_study(any_study):
+    figure = draw_figure(any_study)
+    assert overlaps(figure) == []
+    numbered = [ax.get_title("left") for ax in figure.axes if ax.get_title("left")]
+    assert [title.split()[0] for title in numbered] == [str(i) for i in range(1, 10)]
+
+
+def test_panels_alone_are_legible(full):
+    for panel in PANELS:
+        assert overlaps(draw_panel(panel, full)) == [], panel
+
+
+def test_every_axis_is_named_and_no_panel_is_empty(full):
+    figure = draw_figure(full)
+    for axes in figure.axes:
+        if axes.get_label() == "<colorbar>":
+            assert axes.get_ylabel()
+            continue
+        assert axes.get_xlabel(), axes.get_title("left")
+        assert axes.get_ylabel(), axes.get_title("left")
+        assert axes.has_data(), axes.get_title("left")
+
+
+def test_a_panel_without_numbers_says_so():
+    study = STUDIES["lambada alone"]()
+    texts = [text.get_text() for text in draw_panel("1_perplexity", study).axes[0].texts]
+    assert texts == ["no data set of this study has a perplexity"]
+
+
+def test_sentences_hold_no_nan(any_study):
+    for panel in PANELS:
+        sentence = describe_panel(panel, any_study)
+        assert sentence.endswith(".")
+        assert "nan" not in sentence.replace("`", " ").split()
+
+
+@pytest.mark.parametrize(
+    "panel, column", [("1_perplexity", "perplexity"), ("3_average_experts", "avg_experts")]
+)
+def test_lines_show_the_tables_values(full, panel, column):
+    (axes,) = draw_panel(panel, full).axes
+    points = [line.get_ydata()[0] for line in axes.lines if line.get_marker() in style.MARKERS]
+    assert sorted(points) == pytest.approx(sorted(full.bh[column]))
+    levels = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"]
+    assert levels == [full.baseline_value(column)]
+
+
+def test_error_bars_are_one_standard_error(full):
+    (axes,) = draw_panel("1_perplexity", full).axes
+    heights = [np.ptp(path[:, 1]) for bars in axes.collections for path in bars.get_segments()]
+    assert heights == pytest.approx(2 * full.bh["perplexity_stderr"].to_numpy())
+
+
+def test_a_configuration_looks_the_same_in_every_panel(full):
+    looks = {}
+    for panel, column in (("1_perplexity", "perplexity"), ("5_pareto_frontier", "perplexity")):
+        (axes,) = draw_panel(panel, full).axes
+        for line in axes.lines:
+            if (
+                line.get_marker() in style.MARKERS
+                and len(line.get_ydata()) == 1
+                and line.get_color() != "black"
+            ):
+                row = full.bh.iloc[(full.bh[column] - line.get_ydata()[0]).abs().argmin()]
+                look = (line.get_marker(), line.get_color(), line.get_markerfacecolor())
+                looks.setdefault(row["config"], set()).add(look)
+    assert len(looks) == len(full.bh)
+    assert all(len(one) == 1 for one in looks.values())
+    assert len(set.union(*looks.values())) == len(full.bh)  # and none looks like another
+
+
+@given(count=st.integers(2, 12))
+def test_max_k_colours_are_ordered_in_greyscale(count):
+    study = results_tables.study(max_ks=tuple(range(4, 4 + count)), alphas=(0.3,), ks=(8,))
+    luminance = [np.dot(style.colour(study, max_k), (0.2126, 0.7152, 0.0722)) for max_k in study.max_ks]
+    assert np.all(np.diff(luminance) > 0)
+    assert len({style.marker(study, max_k) for max_k in study.max_ks}) == count
+
+
+def test_a_level_far_outside_does_not_flatten_the_rest(full):
+    (axes,) = draw_panel("1_perplexity", full).axes
+    assert axes.get_ylim()[1] < full.topk["perplexity"].max() / 2
+    assert any("top-64 ↑ 42" in text.get_text() for text in axes.texts)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12),
+    st.sampled_from(["perplexity", "avg_task_accuracy"]),
+)
+def test_frontier_is_what_nothing_dominates(points, column):
+    table = pd.DataFrame(points, columns=["avg_experts", column])
+    table = table.assign(config=[f"c{i}" for i in table.index])
+
+    class Tables:
+        configurations = table
+
+    sign = 1 if column == "perplexity" else -1
+    costs = {(experts, sign * quality) for experts, quality in points}
+    expected = {
+        cost
+        for cost in costs
+        if not any(other != cost and other[0] <= cost[0] and other[1] <= cost[1] for other in costs)
+    }
+    found = frontier(Tables, column)
+    assert list(zip(found["avg_experts"], sign * found[column], strict=True)) == sorted(expected)
+
+
+@given(st.lists(st.floats(0, 1), max_size=10))
+def test_labels_are_spread_in_order_within_bounds(places):
+    gap = 0.08
+    moved = style.spread(places, gap)
+    order = np.argsort(places, kind="stable")
+    assert np.all(np.diff(moved[order]) >= gap - 1e-9)
+    assert np.all((moved >= -1e-9) & (moved <= 1 + 1e-9))
+    if len(places) > 1 and np.diff(np.sort(places)).min() >= gap:
+        assert moved == pytest.approx(places)
+
+
+def test_shares_sum_to_all_token_layers(full):
+    rows, floor, middle, ceiling = shares(full)
+    assert len(rows) == len(full.bh)
+    assert floor + middle + ceiling == pytest.approx(np.full(len(rows), 100))
+    assert floor == pytest.approx(rows["floor_hit_rate"].to_numpy())
+
+
+def test_min_k_equal_to_max_k_is_all_ceiling():
+    study = results_tables.study(max_ks=(1,))
+    study.configurations.loc[
+        study.configurations["strategy"] == "bh", ["floor_hit_rate", "ceiling_hit_rate"]
+    ] = 100
+    _, floor, middle, ceiling = shares(study)
+    assert (floor == 0).all() and (middle == 0).all() and (ceiling == 100).all()
+
+
+def test_heat_map_is_relative_to_the_baseline(full):
+    changes, _, unit, lower_is_better = quality_measure(full)
+    assert (unit, lower_is_better) == ("%", True)
+    assert changes[results_tables.BASELINE] == 0
+    row = full.bh.iloc[0]
+    assert changes[row["config"]] == pytest.approx(100 * (row["perplexity"] - 11.0) / 11.0)
+    _, _, unit, lower_is_better = quality_measure(STUDIES["lambada alone"]())
+    assert (unit, lower_is_better) == ("points", False)
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_the_same_study_gives_the_same_bytes(full, tmp_path, suffix):
+    paths = [tmp_path / f"{i}.{suffix}" for i in range(2)]
+    for path in paths:
+        style.save(draw_panel("5_pareto_frontier", full), path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_svg_holds_real_text(full, tmp_path):
+    style.save(draw_panel("1_perplexity", full), tmp_path / "panel.svg")
+    svg = (tmp_path / "panel.svg").read_text()
+    assert ">perplexity (per token)</text>" in svg
+    assert "<dc:date>" not in svg
+
+
+def test_empty_and_incomplete_tables_are_refused(tmp_path):
+    tables = results_tables.tables()
+    paths = {name: tmp_path / f"{name}.csv" for name in tables}
+    for name, table in tables.items():
+        table.to_csv(paths[name], index=False)
+    assert len(read_study(**paths, baseline="8experts_topk_baseline").configurations) == 20
+
+    tables["layers"].iloc[:0].to_csv(paths["layers"], index=False)
+    with pytest.raises(InputError, match="table of layers is empty"):
+        read_study(**paths, baseline="8experts_topk_baseline")
+    tables["layers"].drop(columns="layer").to_csv(paths["layers"], index=False)
+    with pytest.raises(InputError, match="no column layer"):
+        read_study(**paths, baseline="8experts_topk_baseline")
+    paths["layers"].write_text("")
+    with pytest.raises(InputError, match="is empty"):
+        read_study(**paths, baseline="8experts_topk_baseline")
+    paths["layers"].unlink()
+    with pytest.raises(InputError, match="does not exist"):
+        read_study(**paths, baseline="8experts_topk_baseline")
+
+
+def overlaps(figure):
+    """Pairs of texts that cover each other, or text outside the page; labels of data points may meet."""
+    canvas = FigureCanvasAgg(figure)
+    with style.visual_language():
+        canvas.draw()
+        renderer = canvas.get_renderer()
+        texts = []
+        for axes in figure.axes:
+            texts += [axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label]
+            for axis in (axes.xaxis, axes.yaxis):
+                low, high = sorted(axis.get_view_interval())
+                ticks = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=False)
+                texts += [label for place, label in ticks if low <= place <= high]
+            texts += [t for t in axes.texts if isinstance(t, Annotation) and t.xycoords == "axes fraction"]
+        texts += figure.legends[0].get_texts()
+        boxes = []
+        for text in texts:
+            if text.get_text() and text.get_visible():
+                # An annotation's own extent includes its leader line.
+                box = super(Annotation, text) if isinstance(text, Annotation) else text
+                boxes.append((text.get_text(), box.get_window_extent(renderer).padded(-1)))
+    faults = [(a, b) for (a, box_a), (b, box_b) in combinations(boxes, 2) if box_a.overlaps(box_b)]
+    page = figure.bbox.padded(2)
+    faults += [
+        a for a, box in boxes if box.x0 < page.x0 or box.x1 > page.x1 or box.y0 < page.y0 or box.y1 > page.y1
+    ]
+    return faults
