@@ -226,9 +226,7 @@ def _subject(rng: random.Random, slots: dict[str, str], first: bool) -> str:
     return subject[0].upper() + subject[1:]
 
 
-def _paragraph(
-    rng: random.Random, slots: dict[str, str], facts: list[list[str]], first: bool
-) -> str:
+def _paragraph(rng: random.Random, slots: dict[str, str], facts: list[list[str]], first: bool) -> str:
     """One row of two to five sentences; the first fact of a lead stays first."""
     count = min(len(facts), rng.randint(2, 5))
     chosen = rng.sample(range(len(facts)), count)

@@ -79,9 +79,7 @@ def lambada_hits(model: PreTrainedModel, tokenizer) -> list[bool]:
     return [bool(greedy[n - 1 :].all()) for (_, greedy), n in zip(scored, starts, strict=True)]
 
 
-def choice_hits(
-    model: PreTrainedModel, tokenizer, questions: list[tuple[str, list[str], int]]
-) -> list[bool]:
+def choice_hits(model: PreTrainedModel, tokenizer, questions: list[tuple[str, list[str], int]]) -> list[bool]:
     """Whether the right choice has the highest log-likelihood per character, question by question.
 
     ``questions``: (context, choices, index of the right one)
@@ -101,8 +99,7 @@ def choice_hits(
 
 def hellaswag_questions() -> list[tuple[str, list[str], int]]:
     return [
-        (activities.scored_context(row), row["endings"], int(row["label"]))
-        for row in read_rows("hellaswag")
+        (activities.scored_context(row), row["endings"], int(row["label"])) for row in read_rows("hellaswag")
     ]
 
 
@@ -134,16 +131,13 @@ class RoutingRecord:
         self.logits: list[list[torch.Tensor]] = [[] for _ in range(num_layers)]
         self.mass: list[list[torch.Tensor]] = [[] for _ in range(num_layers)]
         self.hooks = [
-            layer.mlp.gate.register_forward_hook(self._hook(i))
-            for i, layer in enumerate(model.model.layers)
+            layer.mlp.gate.register_forward_hook(self._hook(i)) for i, layer in enumerate(model.model.layers)
         ]
 
     def _hook(self, layer: int):
         def hook(_module, _inputs, outputs) -> None:
             logits, weights, indices = outputs
-            self.counts[layer] += torch.bincount(
-                indices.flatten().cpu(), minlength=self.counts.shape[1]
-            )
+            self.counts[layer] += torch.bincount(indices.flatten().cpu(), minlength=self.counts.shape[1])
             self.logits[layer].append(logits.float().cpu())
             self.mass[layer].append(weights.float().sum(-1).cpu())
 

@@ -93,9 +93,7 @@ def evaluation_rows(world: World, seed: int, held_out: HeldOut) -> dict[str, lis
     lambada = []
     story_rng = random.Random(f"{seed}/lambada")
     for _ in range(NUM_ROWS):
-        story = _new_row(
-            story_rng, world, stories.make_evaluation_story, stories.passage, held_out
-        )
+        story = _new_row(story_rng, world, stories.make_evaluation_story, stories.passage, held_out)
         lambada.append({"text": stories.passage(story)})
     hellaswag = []
     for i in range(NUM_ROWS):

@@ -190,8 +190,7 @@ def moved(rng: random.Random, people: list[Person]) -> Parts:
     )
     who = people[1].first
     return opening, [
-        f"When {who} looked for the {wanted}, it was by the {where[wanted]}"
-        for wanted in (one, two)
+        f"When {who} looked for the {wanted}, it was by the {where[wanted]}" for wanted in (one, two)
     ]
 
 
@@ -204,9 +203,7 @@ def two_steps(rng: random.Random, people: list[Person]) -> Parts:
     pairs = list(zip(things, places, strict=True))
     rng.shuffle(pairs)
     opening = f"{had} {_sentence([f'the {o} was for the {place}' for o, place in pairs])}"
-    return opening, [
-        f"So {p.first} went to the {place}" for p, place in zip(people, places, strict=True)
-    ]
+    return opening, [f"So {p.first} went to the {place}" for p, place in zip(people, places, strict=True)]
 
 
 KINDS = {
