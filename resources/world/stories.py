@@ -1,5 +1,3 @@
-# LEAD TO HELPER: STOP editing resources/world and STOP GPU use. The model is trained (5 min, hinge +
-# inventories; lambada .79 old mix, hellaswag .995, ppl 2.02 -> 8.8 at 64). Report NOW.
 """Short stories whose last word follows only from the whole passage, as in LAMBADA.
 
 A story binds things to one another early on (who carried what, what was hidden where, whose animal
