@@ -120,6 +120,15 @@ def test_a_tie_is_no_loss_and_no_proof_either():
     assert rules.best_quality(narrow, "perplexity").config == BASELINE
 
 
+def test_a_choice_must_save_something():
+    study = study_of(TIES)
+    more = study.bh.loc[study.bh["avg_experts"] > 8, "config"].tolist()
+    slower = study.bh.loc[study.bh["tokens_per_second"] < study.baseline_value("tokens_per_second"), "config"]
+    assert more
+    assert rules.least_compute(study, more) is None
+    assert rules.fastest(study, slower.tolist()) is None
+
+
 def test_one_lost_data_set_excludes_a_configuration():
     def effect(config, dataset):
         lost = config == "8experts_bh_a030" and dataset == "hellaswag"
@@ -196,7 +205,9 @@ def test_a_loss_is_called_a_loss(images):
     assert "**BH does not help here" in section(text, "## Answers")
     assert "The baseline itself has the lowest perplexity" in section(text, "### Best perplexity")
     assert f"no choice but `{BASELINE}`" in section(text, "### Same quality, least compute")
-    assert "On wikitext, all 16 are significantly worse" in section(text, "### Where BH does not help")
+    assert "Significantly worse than the baseline on wikitext: all 16 (`8experts_bh_a030`," in section(
+        text, "### Where BH does not help"
+    )
     assert section(text, "### Quality").count("14.00 ± 0.50 ▼") == 16
 
 

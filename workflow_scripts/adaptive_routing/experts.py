@@ -24,7 +24,10 @@ def check_experts(model):
     for module in model.modules():
         # Set by transformers' `use_experts_implementation`.
         if hasattr(module, "has_gate") and (
-            not module.has_gate or module.has_bias or module.is_transposed or module.has_post_expert_norm
+            not module.has_gate
+            or module.has_bias
+            or module.is_transposed
+            or getattr(module, "has_post_expert_norm", False)  # newer than transformers 5.17
         ):
             raise InputError(
                 f"model: {type(module).__name__} has biases, transposed weights, a norm or no gate; "

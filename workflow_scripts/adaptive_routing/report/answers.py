@@ -166,7 +166,7 @@ def _least_compute(study):
         "above say which losses remain possible."
     )
     margins = ", ".join(f"{words.score(study, d, rules.margin(study, d))} on {d}" for d in study.datasets)
-    margins += f"; {rules.PERPLEXITY_MARGIN:.0%} of perplexity, {rules.ACCURACY_MARGIN} of accuracy"
+    margins += f"; {100 * rules.PERPLEXITY_MARGIN:g} % of perplexity, {rules.ACCURACY_MARGIN} of accuracy"
     if sure is None:
         yield (
             "No configuration with fewer experts than the baseline has 95 % intervals that exclude a loss "
@@ -203,68 +203,66 @@ def _fastest(study):
 
 
 def _same_compute(study):
-    sentences = []
+    items = []
     for column, name in MEASURES.items():
         result = rules.same_compute(study, column)
         if result is None:
             continue
         compared = len(result.better) + len(result.worse)
         if compared:
-            sentences.append(
-                f"In {name}, {words.of(len(result.better), compared)} BH configurations lie on the better "
-                "side of the line through the top-k configurations at their own average number of experts "
-                f"({', '.join(words.listed(result.better))})."
-                if result.better
-                else f"In {name}, none of {compared} BH configurations lies on the better side of the line "
-                "through the top-k configurations at its own average number of experts."
+            items.append(
+                f"{name.capitalize()}, BH better than the line at its own average number of experts: "
+                f"{_counted(result.better, compared)}."
             )
         if result.outside:
-            sentences.append(
-                f"For {name}, {len(result.outside)} BH configurations run fewer or more experts than any "
-                "top-k configuration of this study; at their compute there is no top-k to compare with."
+            items.append(
+                f"{name.capitalize()}, BH with fewer or more experts than any top-k configuration of this "
+                f"study, so with nothing to compare: {_counted(result.outside, len(study.bh))}."
             )
-    if not sentences:
+    if not items:
         return (
             "With fewer than two top-k configurations there is no line to compare with at the same compute."
         )
     return (
-        " ".join(sentences)
-        + " The line is interpolated in log k; this is a description of the measured values, without a test."
+        "BH against the line through the top-k configurations, interpolated in log k. This describes the "
+        "measured values; it is no test.\n\n" + "\n".join(f"- {item}" for item in items)
     )
 
 
 def _where_not(study):
+    table = study.bh[study.bh["config"] != study.baseline].set_index("config")
+    if table.empty:
+        return "This study holds no BH configuration to compare."
     items = []
     for dataset in study.datasets:
-        worse = [c for c in study.bh["config"] if study.verdict(c, dataset) == "worse"]
+        worse = [config for config in table.index if study.verdict(config, dataset) == "worse"]
         if worse:
             items.append(
-                f"On {dataset}, {words.of(len(worse), len(study.bh))} are significantly worse than the "
-                f"baseline: {', '.join(words.listed(worse))}."
+                f"Significantly worse than the baseline on {dataset}: {_counted(worse, len(table))}."
             )
-    outcomes = rules.bh_outcomes(study)
-    table = study.bh[study.bh["config"] != study.baseline].set_index("config")
+    better = rules.bh_outcomes(study)["better"]
     dear = table.index[table["avg_experts"] >= study.baseline_value("avg_experts")]
-    vain = [config for config in dear if config not in outcomes["better"]]
+    vain = [config for config in dear if config not in better]
     if vain:
         items.append(
-            f"{len(vain)} run as many experts as the baseline or more without being shown to be better: "
-            f"{', '.join(words.listed(vain))}."
+            "As many experts as the baseline or more, without being shown to be better: "
+            f"{_counted(vain, len(table))}."
         )
     slow = table.index[table["tokens_per_second"] < study.baseline_value("tokens_per_second")]
     if len(slow):
-        items.append(
-            f"{words.of(len(slow), len(table))} were slower than the baseline: "
-            f"{', '.join(words.listed(slow))}."
-        )
-    if table.empty:
-        return "This study holds no BH configuration to compare."
+        items.append(f"Slower than the baseline: {_counted(slow, len(table))}.")
     if not items:
         return (
             "Nowhere in this study: every BH configuration runs fewer experts than the baseline, none was "
             "slower, and none is significantly worse on a data set it was compared on."
         )
     return "\n".join(f"- {item}" for item in items)
+
+
+def _counted(configs, total):
+    """How many of `total`, and which."""
+    names = f" ({', '.join(words.listed(configs))})" if len(configs) else ""
+    return f"{words.of(len(configs), total)}{names}"
 
 
 def _limits(study):
