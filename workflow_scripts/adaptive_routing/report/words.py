@@ -62,7 +62,7 @@ def joined(words):
 
 
 def of(count, total):
-    return f"all {total}" if count == total else f"{count} of {total}"
+    return f"all {total}" if count == total > 1 else f"{count} of {total}"
 
 
 def span(values):
