@@ -11,11 +11,11 @@ rule collect_router_logits:
         job_log("collect_router_logits"),
     conda:
         "../envs/adaptive_routing.yaml"
+    resources:
+        gpu=1,
     params:
         calibration=calibration_settings(),
         dtype=SETTINGS["model"]["dtype"],
-    resources:
-        gpu=1,
     script:
         "../workflow_scripts/collect_router_logits.py"
 

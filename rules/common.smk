@@ -58,7 +58,9 @@ def dataset_settings(wildcards):
     """What decides which samples of a data set are scored, and how they are tokenised."""
     settings = SETTINGS["datasets"][wildcards.dataset]
     keys = ("source", "subset", "split", "revision", "max_samples")
-    return {key: settings[key] for key in keys} | {"max_length": SETTINGS["evaluation"]["max_length"]}
+    return {key: settings[key] for key in keys} | {
+        "max_length": SETTINGS["evaluation"]["max_length"]
+    }
 
 
 # Null distributions
@@ -72,12 +74,20 @@ def uses_null_distribution(name):
 def null_distribution_source(wildcards):
     """A table made elsewhere, or the router logits that the estimate is fitted to."""
     table = SETTINGS["null_distribution"]["table"]
-    return {"table": table} if table else {"router_logits": results("calibration/router_logits.safetensors")}
+    return (
+        {"table": table}
+        if table
+        else {"router_logits": results("calibration/router_logits.safetensors")}
+    )
 
 
 def calibration_settings():
     """What decides the calibration text."""
-    return {key: value for key, value in SETTINGS["null_distribution"]["calibration"].items() if key != "local"}
+    return {
+        key: value
+        for key, value in SETTINGS["null_distribution"]["calibration"].items()
+        if key != "local"
+    }
 
 
 # Experiments
@@ -86,7 +96,9 @@ def calibration_settings():
 def experiment_null_distribution(wildcards):
     """The null distribution, for the configurations that use one."""
     if uses_null_distribution(wildcards.config):
-        return {"null_distribution": results("calibration/null_distribution.safetensors")}
+        return {
+            "null_distribution": results("calibration/null_distribution.safetensors")
+        }
     return {}
 
 
@@ -153,7 +165,10 @@ def panel_files(suffix):
 
 def study_figures():
     """The figure of nine panels, each panel alone, and the null distributions."""
-    figures = [results(f"visualizations/bh_comprehensive_comparison.{suffix}") for suffix in ("png", "svg")]
+    figures = [
+        results(f"visualizations/bh_comprehensive_comparison.{suffix}")
+        for suffix in ("png", "svg")
+    ]
     figures += panel_files("png") + panel_files("svg")
     if any(map(uses_null_distribution, CONFIGURATIONS)):
         figures.append(results("calibration/null_distribution.png"))

@@ -14,13 +14,13 @@ rule run_experiment:
         job_log("run_experiment/{config}_{dataset}"),
     conda:
         "../envs/adaptive_routing.yaml"
+    resources:
+        gpu=1,
     params:
         configuration=experiment_configuration,
         routing=experiment_routing,
         dtype=SETTINGS["model"]["dtype"],
         second_pass_samples=SETTINGS["evaluation"]["second_pass_samples"],
         seed=SETTINGS["seed"],
-    resources:
-        gpu=1,
     script:
         "../workflow_scripts/run_experiment.py"
