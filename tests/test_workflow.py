@@ -59,7 +59,7 @@ class StudyFolder:
 
     def plan(self, *arguments):
         """Jobs that a run would do, by rule: Snakemake's own count."""
-        output = self.snakemake("--dry-run", "--quiet", "host", *arguments)
+        output = self.snakemake(*arguments, "--dry-run", "--quiet", "host")
         text = output.stdout + output.stderr
         if "Nothing to be done" in text:
             return {}
