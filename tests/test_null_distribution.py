@@ -418,7 +418,7 @@ def run_script(folder, num_layers, **inputs):
 
 def save_calibration(path):
     logits = torch.randn(60, 5, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
-    save_file({"router_logits": logits}, path, metadata={"calibration": "{}"})
+    save_file({"router_logits": logits}, path, metadata={"calibration": '{"max_tokens": 1}'})
     return logits
 
 
@@ -429,7 +429,7 @@ def test_script_fits_router_logits(tmp_path):
     expected = fit_null_distribution(logits.double().transpose(0, 1).numpy(), "linear", "scott", 2)
     np.testing.assert_array_equal(null.survival, expected.survival)
     assert null.metadata["model_fingerprint"] == "f00d"
-    assert null.metadata["calibration"] == {"calibration": "{}"}
+    assert null.metadata["calibration"] == {"max_tokens": 1}
     assert matplotlib.image.imread(tmp_path / "null.png").std() > 0.05  # drawn on
 
 

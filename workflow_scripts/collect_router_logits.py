@@ -25,5 +25,5 @@ with job(snakemake):
     save_router_logits(
         snakemake.output[0],
         router_logits,
-        {"calibration": calibration, "model": model["fingerprint"], "dtype": snakemake.params.dtype},
+        {"calibration": calibration, "dtype": snakemake.params.dtype},
     )

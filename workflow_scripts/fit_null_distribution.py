@@ -4,6 +4,8 @@ From the calibration text's router logits (`input.router_logits`), or from a tab
 (`input.table`).
 """
 
+import json
+
 from adaptive_routing.errors import InputError
 from adaptive_routing.files import read_json
 from adaptive_routing.jobs import job
@@ -29,7 +31,7 @@ with job(snakemake):
                     f"{inputs.router_logits} holds router logits of shape {router_logits.shape}; the model "
                     f"has {num_moe_layers} MoE layers of {num_experts} experts."
                 )
-            provenance["calibration"] = calibration.metadata
+            provenance |= {key: json.loads(value) for key, value in calibration.metadata.items()}
         null_distribution = fit_null_distribution(
             router_logits.swapaxes(0, 1), params.kernel, params.bandwidth, params.trim, provenance
         )

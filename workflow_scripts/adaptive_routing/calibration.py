@@ -65,10 +65,10 @@ def collect_router_logits(loaded, samples, batch_tokens):
 
 
 def save_router_logits(path, router_logits, metadata):
-    """Write (T, L, E) router logits with what made them as safetensors, whole or not at all."""
+    """Write (T, L, E) router logits as safetensors, with what made them as metadata of JSON values."""
     with atomic_path(path) as temporary:
         save_file(
             {"router_logits": router_logits.contiguous()},
             temporary,
-            metadata={"made_by": json.dumps(metadata)},
+            metadata={key: json.dumps(value) for key, value in metadata.items()},
         )
