@@ -33,7 +33,7 @@ PAGE = """<!DOCTYPE html>
 <style>{style}</style>
 </head>
 <body>
-<nav>{contents}</nav>
+<nav><details><summary>Contents</summary>{contents}</details></nav>
 {body}
 </body>
 </html>
