@@ -29,6 +29,7 @@ $(BIN)/python:
 
 $(VENV)/.run-ready: $(PINS) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/requirements.txt -c envs/constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
 $(VENV)/.test-ready: $(VENV)/.run-ready envs/requirements-test.txt

@@ -21,6 +21,5 @@ rule run_experiment:
         routing=experiment_routing,
         dtype=SETTINGS["model"]["dtype"],
         second_pass_samples=SETTINGS["evaluation"]["second_pass_samples"],
-        seed=SETTINGS["seed"],
     script:
         "../workflow_scripts/run_experiment.py"

@@ -190,6 +190,8 @@ def _experiment(head, inputs, native_top_k, second_pass_samples, seed, rng):
                 "shapes": {
                     "hidden_size": 64,
                     "intermediate_size": 32,
+                    "dense_intermediate_size": 32,
+                    "shared_expert_intermediate_size": 0,
                     "num_hidden_layers": logits.shape[1],
                     "num_experts": num_experts,
                     "num_attention_heads": 4,

@@ -181,6 +181,8 @@ def test_flops_reduction_of_the_cost_model():
 OLMOE_SHAPES = {
     "hidden_size": 2048,
     "intermediate_size": 1024,
+    "dense_intermediate_size": 1024,
+    "shared_expert_intermediate_size": 0,
     "num_hidden_layers": 16,
     "num_experts": 64,
     "num_attention_heads": 16,

@@ -10,6 +10,7 @@ from datetime import date
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
 import yaml
 from adaptive_routing.errors import InputError
@@ -57,7 +58,9 @@ def study(tmp_path):
     make_model(base_dir / "models/without_weights", weights="README.md")
     make_model(base_dir / "models/broken", config="{not json")
     (base_dir / "models/without_config").mkdir()
-    (base_dir / "table.npz").touch()
+    np.savez(base_dir / "table.npz", x=np.zeros((1, 2)), cdf=np.zeros((1, 2)))
+    np.savez(base_dir / "other.npz", grid=np.zeros(2))
+    (base_dir / "a_file").touch()
     (base_dir / "notes.txt").touch()
     return base_dir
 
@@ -368,6 +371,14 @@ WRONG = [
         "is 'null.npz'",
         "does not exist",
     ),
+    (
+        {"null_distribution": {"table": "other.npz"}},
+        "null_distribution.table",
+        "whose arrays are grid",
+        "x and cdf",
+    ),
+    ({"results": "a_file"}, "results", "a_file is a file", "must be a folder"),
+    ({"results": "a_file/below"}, "results", "a_file is a file", "must be a folder"),
 ]
 
 

@@ -38,7 +38,7 @@ with job(snakemake):
             "dataset": dataset_settings,
             "second_pass_samples": parameters.second_pass_samples,
             "null_distribution": null_distribution.metadata if null_distribution else None,
-            "seed": parameters.seed,
+            "seed": config["seed"],
         },
         ExperimentFiles(*snakemake.output),
     )

@@ -68,7 +68,9 @@ def load_rows(source, subset=None, split=None, revision=None, name="dataset"):
         else:
             yield from datasets.load_dataset(source, subset, split=split or "test", revision=revision)
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        # `datasets` wraps what is wrong with a file in "An error occurred while generating the dataset".
+        cause = error.__cause__ or error
+        reason = " ".join(str(cause).split()) or "it holds no rows"
         raise InputError(f"{name}: cannot read {source!r} ({reason})") from error
 
 

@@ -62,9 +62,8 @@ def run_experiment(
         second_pass_samples,
     )
     with writer, patcher:
-        if model.device.type == "cuda":
-            # The first kernels of a process load their code; that is not the configuration's speed.
-            score_batch(model, _sequences(prepared, batches[0]))
+        # The first pass of a process loads code and claims memory; that is not the configuration's speed.
+        score_batch(model, _sequences(prepared, batches[0]))
         greedy_tokens = {}
         for batch in batches:
             scored = score_batch(

@@ -3,7 +3,6 @@
 import contextlib
 import math
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +14,16 @@ def atomic_path(path):
     """Yield a temporary path beside `path`; move it there on success, delete it on failure.
 
     The temporary name starts with a dot and ends with the final name, so that writers which choose
-    a format by the suffix (matplotlib) work. The file is flushed to disk before it gets its name.
+    a format by the suffix (matplotlib) work; it is the same each time, so that what a killed process
+    left behind is overwritten by the next. The file is flushed to disk before it gets its name.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=".tmp_", suffix=f"_{path.name}", dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(temporary)
+    temporary = path.with_name(f".tmp_{path.name}")
+    temporary.write_bytes(b"")
     try:
         yield temporary
-        # mkstemp makes private files; results get the permissions any other new file would have.
+        # Some writers make private files; results get the permissions any other new file would have.
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)

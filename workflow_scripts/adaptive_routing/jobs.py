@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 from adaptive_routing.errors import InputError
@@ -47,8 +48,6 @@ def job(snakemake):
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
         except Exception:
-            import traceback
-
             log.write(traceback.format_exc())
             raise
         finally:

@@ -55,6 +55,8 @@ def inspect_model(name, revision=None):
         "shapes": {
             "hidden_size": config["hidden_size"],
             "intermediate_size": config.get("moe_intermediate_size") or config["intermediate_size"],
+            "dense_intermediate_size": config["intermediate_size"],
+            "shared_expert_intermediate_size": config.get("shared_expert_intermediate_size") or 0,
             "num_hidden_layers": config["num_hidden_layers"],
             "num_moe_layers": _num_moe_layers(weights, config),
             "num_experts": num_experts,

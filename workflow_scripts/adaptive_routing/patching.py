@@ -10,6 +10,7 @@ import itertools
 import weakref
 from dataclasses import dataclass, replace
 
+import orjson
 import torch
 
 from adaptive_routing.errors import InputError
@@ -299,17 +300,22 @@ class RouterPatcher:
         )
 
     def get_internal_logs(self):
-        """Log entries of the samples so far, as in the internal-routing file's `samples`."""
-        return list(self._logs)
+        """Log entries of the samples so far, as the internal-routing file's `samples`: plain JSON values."""
+        return _plain(self._logs)
 
     def get_aggregate_stats(self):
-        """Aggregate over the samples so far, as in the internal-routing file's `aggregate_stats`."""
-        return self._statistics.aggregate()
+        """Aggregate over the samples so far, as the internal-routing file's `aggregate_stats`."""
+        return _plain(self._statistics.aggregate())
 
     def clear_internal_logs(self):
         """Forget all logged samples, an open one too."""
         self._logs, self._sample = [], None
         self._statistics = RoutingStatistics(self.num_layers, self.num_experts)
+
+
+def _plain(value):
+    """Arrays as lists, as a reader of the JSON gets them."""
+    return orjson.loads(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
 def _native_selection(router_logits, experts, weights):

@@ -6,7 +6,9 @@ module is imported each time Snakemake parses the workflow, so it imports nothin
 
 import difflib
 import json
+import os
 import re
+import zipfile
 from pathlib import Path
 
 from adaptive_routing.configurations import EXPERT_COUNTS, grid
@@ -43,6 +45,7 @@ def load_settings(config, base_dir=".", command_line=None):
             names = alternatives(schema()["properties"][group]["properties"])
             raise InputError(f"{group} is empty, but must hold at least one of {names}")
     settings["configurations"] = grid(settings["strategies"])
+    _check_results(settings["results"], base_dir)
     _check_baseline(settings)
     _check_limits(settings)
     _resolve_datasets(settings, base_dir)
@@ -72,6 +75,16 @@ def check_against_model(settings, num_experts):
 
 
 # Checks across keys
+
+
+def _check_results(results, base_dir):
+    """The results folder must be a folder that can be written, or one that can be made."""
+    folder = base_dir / results
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"results is {shown(results)}, but {existing} is a file; it must be a folder")
+    if not os.access(existing, os.W_OK):
+        raise InputError(f"results is {shown(results)}, but {existing} cannot be written to; choose another")
 
 
 def _check_baseline(settings):
@@ -221,9 +234,16 @@ def _check_table(table, base_dir):
         )
     if not table.endswith(".npz"):
         raise InputError(f"{key} is {shown(table)}, but must be a .npz file with the arrays x and cdf")
-    if not (base_dir / table).is_file():
+    path = base_dir / table
+    if not path.is_file():
         raise InputError(
             f"{key} is {shown(table)}, which {_not_found(table, base_dir)}; it must be a .npz file or null"
+        )
+    arrays = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
+    if not {"x.npy", "cdf.npy"} <= set(arrays):
+        found = ", ".join(name.removesuffix(".npy") for name in arrays) or "none"
+        raise InputError(
+            f"{key} is {shown(table)}, whose arrays are {found}; it must be a .npz file with x and cdf"
         )
 
 

@@ -34,7 +34,8 @@ def flops_per_token(experts, shapes, mean_sequence_length):
         attention scores        2·a·d·(s + 1)/2 (q·k and weights·v, causal)  every layer
         router                  h·E                                          MoE layers
         selected experts        experts·3·h·m (gate, up, down)               MoE layers
-        dense rest              3·h·m                                        layers that are not MoE
+        shared expert           3·h·m' (m' its width, 0 where there is none) MoE layers
+        dense feed-forward      3·h·m'' (m'' its width)                      layers that are not MoE
         lm_head                 h·vocabulary                                 once
 
     Normalisation, activations, softmax and the embedding look-up are left out: they take no matrix product.
@@ -44,12 +45,14 @@ def flops_per_token(experts, shapes, mean_sequence_length):
     layers, moe_layers = shapes["num_hidden_layers"], shapes["num_moe_layers"]
     query_width = shapes["num_attention_heads"] * shapes["head_dim"]
     key_value_width = shapes["num_key_value_heads"] * shapes["head_dim"]
-    feed_forward = 3 * hidden * shapes["intermediate_size"]
+    expert, shared_expert, dense = (
+        3 * hidden * shapes[f"{kind}intermediate_size"] for kind in ("", "shared_expert_", "dense_")
+    )
     multiply_adds = (
         layers * (2 * hidden * query_width + 2 * hidden * key_value_width)
         + layers * 2 * query_width * (mean_sequence_length + 1) / 2
-        + moe_layers * (hidden * shapes["num_experts"] + experts * feed_forward)
-        + (layers - moe_layers) * feed_forward
+        + moe_layers * (hidden * shapes["num_experts"] + experts * expert + shared_expert)
+        + (layers - moe_layers) * dense
         + hidden * shapes["vocab_size"]
     )
     return 2 * multiply_adds

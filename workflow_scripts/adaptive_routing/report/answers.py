@@ -253,8 +253,9 @@ def _where_not(study):
         items.append(f"Slower than the baseline: {_counted(slow, len(table))}.")
     if not items:
         return (
-            "Nowhere in this study: every BH configuration runs fewer experts than the baseline, none was "
-            "slower, and none is significantly worse on a data set it was compared on."
+            "No loss was shown: every BH configuration runs fewer experts than the baseline, none was "
+            "slower, and none is significantly worse on a data set it was compared on. What losses remain "
+            "possible, the intervals below say."
         )
     return "\n".join(f"- {item}" for item in items)
 
@@ -281,7 +282,10 @@ def _limits(study):
         f"correction runs over the configurations of one strategy on one data set ({sizes} comparisons). "
         "Tests are paired over the same samples. The 95 % intervals are not corrected: one in twenty misses "
         f"by chance. Half an interval's width is typically {widths}; smaller differences cannot be told from "
-        "none here. Perplexities are exp of the mean loss a sample."
+        "none here. A loss is within the margin where the interval excludes one of more than "
+        f"{100 * rules.PERPLEXITY_MARGIN:g} % of perplexity and {rules.ACCURACY_MARGIN} of accuracy. "
+        "Perplexities are exp of the mean loss a sample. Speeds come from one timed pass over each data set, "
+        "on a machine that may have been doing other work: small differences between them mean nothing."
     )
 
 

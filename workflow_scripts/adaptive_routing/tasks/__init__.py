@@ -13,8 +13,6 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-TASKS = ("wikitext", "lambada", "hellaswag", "arc_challenge")
-
 
 @dataclass(frozen=True)
 class Column:
