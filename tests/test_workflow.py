@@ -130,6 +130,17 @@ def test_summaries_tell_the_configurations_apart(study):
     assert len({summary["metrics"]["perplexity"] for summary in by_config.values()}) > 1
 
 
+def test_the_python_examples_of_the_readme_run(study):
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "workflow_scripts")}
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(blocks)],
+        cwd=study.folder, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_second_run_does_nothing(study):
     assert study.plan() == {}
 
