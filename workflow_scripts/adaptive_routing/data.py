@@ -66,7 +66,7 @@ def load_rows(source, subset=None, split=None, revision=None, name="dataset"):
                 )
                 yield from rows
         else:
-            yield from datasets.load_dataset(source, subset, split=split or "test", revision=revision)
+            yield from datasets.load_dataset(source, subset, split=split, revision=revision)
     except Exception as error:
         # `datasets` wraps what is wrong with a file in "An error occurred while generating the dataset".
         cause = error.__cause__ or error
