@@ -1,0 +1,101 @@
+"""Standard errors of means and ratios: known cases, SciPy's bootstrap, and the spread in simulations."""
+
+import math
+
+import numpy as np
+import pytest
+from adaptive_routing.tasks.uncertainty import (
+    exp_mean_with_stderr,
+    exp_ratio_with_stderr,
+    mean_with_stderr,
+    ratio_with_stderr,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+losses = st.lists(st.floats(0, 12), min_size=2, max_size=40)
+pairs = st.lists(st.tuples(st.floats(0, 500), st.integers(1, 512)), min_size=2, max_size=40)
+
+
+@given(losses)
+def test_the_error_of_a_mean_is_scipys(values):
+    value, stderr = mean_with_stderr(values)
+    assert value == pytest.approx(np.mean(values))
+    assert stderr == pytest.approx(stats.sem(values), abs=1e-12)
+
+
+def test_ratio_by_hand():
+    # R = 12 / 6 = 2; y − R·x = −1, 0, 1; n = 3, mean x = 2: se² = 2 / (3 · 2 · 4).
+    value, stderr = ratio_with_stderr([1, 4, 7], [1, 2, 3])
+    assert value == 2
+    assert stderr == pytest.approx(math.sqrt(1 / 12))
+    value, stderr = exp_ratio_with_stderr([1, 4, 7], [1, 2, 3])
+    assert (value, stderr) == pytest.approx((math.exp(2), math.exp(2) / math.sqrt(12)))
+
+
+@given(pairs, st.floats(0.01, 100))
+def test_a_ratio_scales_with_its_numerators_and_repetition_shrinks_the_error(samples, factor):
+    numerators, denominators = zip(*samples, strict=True)
+    value, stderr = ratio_with_stderr(numerators, denominators)
+    scaled = ratio_with_stderr([factor * y for y in numerators], denominators)
+    assert scaled == pytest.approx((factor * value, factor * stderr), abs=1e-9)
+    n = len(samples)
+    doubled = ratio_with_stderr(numerators * 2, denominators * 2)
+    assert doubled == pytest.approx((value, stderr * math.sqrt((n - 1) / (2 * n - 1))), abs=1e-9)
+
+
+@given(losses, st.integers(1, 100))
+def test_equal_denominators_make_a_ratio_a_mean(values, size):
+    expected = mean_with_stderr(values)
+    totals = [size * value for value in values]
+    assert ratio_with_stderr(totals, [size] * len(values)) == pytest.approx(expected, abs=1e-9)
+
+
+@given(pairs)
+def test_numerators_in_proportion_have_no_error(samples):
+    denominators = [x for _, x in samples]
+    assert ratio_with_stderr([3.0 * x for x in denominators], denominators) == (3.0, 0.0)
+
+
+def test_a_single_sample_has_no_error():
+    assert exp_mean_with_stderr([0.5]) == (pytest.approx(math.exp(0.5)), None)
+    assert exp_ratio_with_stderr([3.0], [4]) == (pytest.approx(math.exp(0.75)), None)
+
+
+def documents(rng, n):
+    """Total losses and token counts of n documents: unequal lengths, longer ones easier."""
+    lengths = rng.integers(20, 400, size=n)
+    losses = rng.gamma(9, 1 / 3, size=n) - lengths / 400
+    return losses * lengths, lengths
+
+
+def test_errors_are_those_of_scipys_bootstrap():
+    totals, lengths = documents(np.random.default_rng(1), 150)
+
+    def exp_ratio(y, x, axis=-1):
+        return np.exp(y.sum(axis=axis) / x.sum(axis=axis))
+
+    reference = stats.bootstrap(
+        (totals, lengths), exp_ratio, paired=True, method="percentile", n_resamples=4000, random_state=2
+    )
+    value, stderr = exp_ratio_with_stderr(totals, lengths)
+    assert value == pytest.approx(exp_ratio(totals, lengths))
+    assert stderr == pytest.approx(reference.standard_error, rel=0.06)
+
+    losses = totals / lengths
+    reference = stats.bootstrap(
+        (losses,), lambda v, axis: np.exp(v.mean(axis=axis)), method="percentile", n_resamples=4000,
+        random_state=2,
+    )  # fmt: skip
+    assert exp_mean_with_stderr(losses)[1] == pytest.approx(reference.standard_error, rel=0.06)
+
+
+@pytest.mark.parametrize("n", [50, 200])
+def test_intervals_of_two_errors_cover_the_truth(n):
+    rng = np.random.default_rng(n)
+    totals, lengths = documents(rng, 400_000)
+    truth = math.exp(totals.sum() / lengths.sum())
+    runs = [exp_ratio_with_stderr(*documents(rng, n)) for _ in range(400)]
+    covered = np.mean([abs(value - truth) <= 1.96 * stderr for value, stderr in runs])
+    assert 0.91 <= covered <= 0.98

@@ -1,0 +1,43 @@
+"""Means and ratios over samples with their standard errors, as they are and through exp.
+
+Samples are taken as independent draws. A ratio of sums has the linearised standard error of the ratio
+estimator (Cochran, Sampling Techniques, 3rd edition 1977, section 6.4, without the finite population
+correction); exp has the delta method's: its derivative at x is exp(x) itself, so se(exp(x)) = exp(x)·se(x).
+A standard error is None for a single sample.
+"""
+
+import math
+
+
+def mean_with_stderr(values):
+    """Compute the mean of n values and its standard error s / √n, s² = Σ (v − mean)² / (n − 1)."""
+    return ratio_with_stderr(values, [1] * len(values))
+
+
+def exp_mean_with_stderr(values):
+    """Compute exp(mean) and its standard error exp(mean) · s / √n: the perplexity of mean losses."""
+    return _exp(*mean_with_stderr(values))
+
+
+def ratio_with_stderr(numerators, denominators):
+    """Compute R = Σy / Σx of paired values y, x and its standard error.
+
+    se(R)² = Σ (y − R·x)² / (n (n − 1) x̄²). Denominators are positive; the estimate is biased by O(1/n), and
+    the error holds for samples enough that Σx varies little (Cochran asks for 30, and 10 % of variation).
+    """
+    n, total = len(denominators), math.fsum(denominators)
+    ratio = math.fsum(numerators) / total
+    if n == 1:
+        return ratio, None
+    squares = math.fsum((y - ratio * x) ** 2 for y, x in zip(numerators, denominators, strict=True))
+    return ratio, math.sqrt(squares * n / (n - 1)) / total
+
+
+def exp_ratio_with_stderr(numerators, denominators):
+    """Compute exp(R) of R = Σy / Σx and its standard error exp(R) · se(R): perplexity of a total loss."""
+    return _exp(*ratio_with_stderr(numerators, denominators))
+
+
+def _exp(value, stderr):
+    value_of_exp = math.exp(value)
+    return value_of_exp, None if stderr is None else value_of_exp * stderr
