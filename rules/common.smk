@@ -57,10 +57,8 @@ def local_source(settings):
 def dataset_settings(wildcards):
     """What decides which samples of a data set are scored, and how they are tokenised."""
     settings = SETTINGS["datasets"][wildcards.dataset]
-    keys = ("source", "subset", "split", "revision", "max_samples")
-    return {key: settings[key] for key in keys} | {
-        "max_length": SETTINGS["evaluation"]["max_length"]
-    }
+    decisive = {key: value for key, value in settings.items() if key != "local"}
+    return decisive | {"max_length": SETTINGS["evaluation"]["max_length"]}
 
 
 # Null distributions

@@ -162,9 +162,11 @@ class Characters:
 
     bos_token_id, eos_token_id = None, 0
 
-    def encode(self, text, add_special_tokens):
-        assert not add_special_tokens
+    def encode(self, text, add_special_tokens=True):
         return [ord(character) for character in text]
+
+    def decode(self, token):
+        return chr(token)
 
 
 @pytest.mark.parametrize("context", [1, 5, 20, 31, 32, 33, 34, 90])
@@ -174,7 +176,7 @@ def test_conditional_requests_are_cut_on_the_left_as_in_the_harness(context, con
     request = Request(
         "".join(chr(97 + i % 26) for i in range(context)), "".join(map(chr, range(65, 65 + continuation)))
     )
-    sequence = encode_request(Characters(), request, 10, 32)
+    (sequence,) = encode_request(Characters(), request, 10, 32)
     context_ids, continuation_ids = [list(map(ord, text)) for text in (request.context, request.continuation)]
     inputs = (context_ids + continuation_ids)[-(32 + 1) :][:-1]
     assert sequence.token_ids[:-1] == inputs
@@ -185,27 +187,27 @@ def test_conditional_requests_are_cut_on_the_left_as_in_the_harness(context, con
 
 
 def test_a_text_without_context_is_cut_on_the_right():
-    sequence = encode_request(Characters(), Request(None, "abcdefgh"), 5, 32)
-    assert sequence == EncodedSequence(list(b"abcde"), 1, 5, True)
-    assert encode_request(Characters(), Request(None, "abcdefgh"), 20, 4).token_ids == list(b"abcd")
-    assert encode_request(Characters(), Request(None, "a"), 5, 32) is None
+    sequences = encode_request(Characters(), Request(None, "abcdefgh"), 5, 32)
+    assert sequences == [EncodedSequence(list(b"abcde"), 1, 5, True)]
+    assert encode_request(Characters(), Request(None, "abcdefgh"), 20, 4)[0].token_ids == list(b"abcd")
+    assert encode_request(Characters(), Request(None, "a"), 5, 32) == []
 
 
 def test_nothing_before_the_continuation_means_the_prefix_token():
-    assert encode_request(Characters(), Request("", "word"), 5, 32) == EncodedSequence(
-        [0, *b"word"], 1, 5, False
-    )
+    assert encode_request(Characters(), Request("", "word"), 5, 32) == [
+        EncodedSequence([0, *b"word"], 1, 5, False)
+    ]
     # A context of spaces alone belongs to the continuation, as trailing spaces do.
-    assert encode_request(Characters(), Request("  ", "word"), 5, 32) == EncodedSequence(
-        [0, *b"  word"], 1, 7, False
-    )
+    assert encode_request(Characters(), Request("  ", "word"), 5, 32) == [
+        EncodedSequence([0, *b"  word"], 1, 7, False)
+    ]
     # It is not put before a text that starts with it.
-    assert encode_request(Characters(), Request("", "\0word"), 5, 32) == EncodedSequence(
-        [0, *b"word"], 1, 5, False
-    )
-    assert encode_request(Characters(), Request("on  ", "word"), 5, 32) == EncodedSequence(
-        [*b"on  word"], 2, 8, False
-    )
+    assert encode_request(Characters(), Request("", "\0word"), 5, 32) == [
+        EncodedSequence([0, *b"word"], 1, 5, False)
+    ]
+    assert encode_request(Characters(), Request("on  ", "word"), 5, 32) == [
+        EncodedSequence([*b"on  word"], 2, 8, False)
+    ]
 
 
 def test_requests_that_cannot_be_scored_are_refused():

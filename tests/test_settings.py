@@ -218,7 +218,11 @@ WRONG = [
     ({"evaluation": {"max_sample": 5}}, "evaluation.max_sample", "did you mean evaluation.max_samples?"),
     ({"strategies": {"bonferroni": {"max_k": [8]}}}, "strategies.bonferroni", "may hold topk and bh"),
     ({"strategies": {"bh": {"alphas": [0.3]}}}, "strategies.bh.alphas", "did you mean strategies.bh.alpha?"),
-    ({"datasets": {"triviaqa": None}}, "datasets.triviaqa", "wikitext, lambada, hellaswag and arc_challenge"),
+    (
+        {"datasets": {"triviaqa": None}},
+        "datasets.triviaqa",
+        "hellaswag, arc_challenge and prompts",
+    ),
     (
         {"null_distribution": {"calibration": {"text": "x"}}},
         "null_distribution.calibration.text",
@@ -476,7 +480,7 @@ def test_config_file_shows_every_key():
             if isinstance(value, dict):
                 yield from keys(value, f"{prefix}{key}.")
 
-    others = ("datasets.lambada", "datasets.hellaswag", "datasets.arc_challenge")
+    others = ("datasets.lambada", "datasets.hellaswag", "datasets.arc_challenge", "datasets.prompts")
     documented = {key for key in dotted_keys(schema()) if not key.startswith(others)}
     assert {key for key in keys(read("config.yaml")) if not key.startswith(others)} == documented
 

@@ -220,7 +220,11 @@ def test_lambada_by_hand():
     assert [(one.context, one.continuation) for one in sample.requests] == [
         ("The king  gave her a ", " crown")
     ]
-    assert task.sample({"text": "ends with a space "}) is None
+    (of_a_space,) = task.sample({"text": "ends with a space "}).requests
+    assert (of_a_space.context, of_a_space.continuation) == ("ends with a space", " ")
+    (of_one_word,) = task.sample({"text": "word"}).requests
+    assert (of_one_word.context, of_one_word.continuation) == ("", " word")
+    assert task.sample({"text": " \n "}) is None
     outcomes = [
         task.outcome(sample, scores(-2.0, greedy=True)),
         task.outcome(sample, scores(-4.0, greedy=False)),

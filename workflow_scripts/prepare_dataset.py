@@ -4,6 +4,7 @@ Output: results/datasets/{dataset}.json, all that the experiments need of the da
 """
 
 from adaptive_routing.data import load_rows, prepare_samples, prepared_to_json
+from adaptive_routing.errors import InputError
 from adaptive_routing.files import read_json, write_json
 from adaptive_routing.jobs import job
 from adaptive_routing.models import load_tokenizer
@@ -12,12 +13,20 @@ with job(snakemake):
     dataset, settings = snakemake.wildcards.dataset, snakemake.params.settings
     model = read_json(snakemake.input.model)
     source = {key: settings[key] for key in ("source", "subset", "split", "revision")}
+    # What is generated has to fit beside the prompt.
+    readable = model["max_position_embeddings"] - settings.get("max_new_tokens", 0)
+    if readable < 2:
+        raise InputError(
+            f"datasets.{dataset}.max_new_tokens is {settings['max_new_tokens']}, but the model reads at most "
+            f"{model['max_position_embeddings']} tokens, prompt included"
+        )
     prepared = prepare_samples(
         dataset,
         load_rows(**source, name=f"datasets.{dataset}"),
         load_tokenizer(model),
         settings["max_samples"],
         settings["max_length"],
-        model["max_position_embeddings"],
+        readable,
+        settings.get("protocol"),
     )
     write_json(snakemake.output[0], prepared_to_json(dataset, prepared, settings))

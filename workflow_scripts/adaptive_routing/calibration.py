@@ -5,7 +5,7 @@ import json
 import torch
 from safetensors.torch import save_file
 
-from adaptive_routing.data import EncodedSequence, PreparedSample
+from adaptive_routing.data import EncodedSequence, PreparedSample, encode_text
 from adaptive_routing.errors import InputError
 from adaptive_routing.files import atomic_path
 from adaptive_routing.patching import RouterPatcher, find_routers
@@ -32,7 +32,7 @@ def encode_calibration_text(rows, column, tokenizer, max_tokens, max_length):
         text = row[column]
         if not isinstance(text, str) or not text.strip():
             continue
-        token_ids = tokenizer.encode(text, add_special_tokens=False)
+        token_ids = encode_text(tokenizer, text)
         kept = token_ids[: min(max_length, max_tokens - total)]
         sequence = EncodedSequence(kept, 1, len(kept), len(kept) < len(token_ids))
         samples.append(PreparedSample(f"calibration_{number}", None, (sequence,)))

@@ -1,7 +1,8 @@
 """Reads data sets with the `datasets` library and turns rows into token sequences, ready to score.
 
 The prepared file of a data set holds everything an experiment needs of it, so that text is read and
-tokenised once a study. Tokenisation follows lm-evaluation-harness 0.4.13 (`TemplateLM._encode_pair`).
+tokenised once a study. Tokenisation follows lm-evaluation-harness 0.4.13 (`TemplateLM._encode_pair`,
+`HFLM.tok_encode`).
 """
 
 import tempfile
@@ -40,7 +41,7 @@ class EncodedSequence:
 
 @dataclass(frozen=True)
 class PreparedSample:
-    """A sample with its token sequences, one a request."""
+    """A sample with its token sequences: one a request, or one a window of a rolling request."""
 
     sample_id: str
     sample: Sample
@@ -75,7 +76,9 @@ def load_rows(source, subset=None, split=None, revision=None, name="dataset"):
 
 
 def encode_request(tokenizer, request, max_length, model_max_length):
-    """A request as tokens, or None where fewer than two tokens leave nothing to predict.
+    """A request as a list of `EncodedSequence`: one, or as many as a rolling request has windows.
+
+    The list is empty where fewer than two tokens leave nothing to predict.
 
     Args:
         tokenizer: a `PreTrainedTokenizerBase`.
@@ -83,21 +86,23 @@ def encode_request(tokenizer, request, max_length, model_max_length):
         max_length: a text without context keeps its first `max_length` tokens.
         model_max_length: a context keeps its last tokens, so that the model reads at most this many.
     """
+    if request.rolling:
+        token_ids = encode_text(tokenizer, request.continuation)
+        return _windows(_prefix_token(tokenizer), token_ids, model_max_length)
     if request.context is None:
-        token_ids = _encode(tokenizer, request.continuation)
+        token_ids = encode_text(tokenizer, request.continuation)
         kept = token_ids[: min(max_length, model_max_length)]
-        if len(kept) < 2:
-            return None
-        return EncodedSequence(kept, 1, len(kept), len(kept) < len(token_ids))
+        return [EncodedSequence(kept, 1, len(kept), len(kept) < len(token_ids))] if len(kept) >= 2 else []
     # Trailing spaces belong to the continuation: tokens of most vocabularies start with one.
     context, text = request.context.rstrip(), request.context + request.continuation
     if not context:
-        context_ids, continuation_ids = [_prefix_token(tokenizer)], _encode(tokenizer, text)
+        context_ids = [_prefix_token(tokenizer)]
+        continuation_ids = tokenizer.encode(text, add_special_tokens=False)
         if continuation_ids[:1] == context_ids:  # the text starts with that token itself
             continuation_ids = continuation_ids[1:]
     else:
-        context_ids = _encode(tokenizer, context)
-        continuation_ids = _encode(tokenizer, text)[len(context_ids) :]
+        context_ids = encode_text(tokenizer, context)
+        continuation_ids = encode_text(tokenizer, text)[len(context_ids) :]
     if not continuation_ids:
         raise InputError(f"continuation {request.continuation!r} has no tokens to score")
     if len(continuation_ids) > model_max_length:
@@ -106,32 +111,65 @@ def encode_request(tokenizer, request, max_length, model_max_length):
         )
     whole = context_ids + continuation_ids
     token_ids = whole[-(model_max_length + 1) :]
-    return EncodedSequence(
-        token_ids=token_ids,
-        num_context_tokens=len(token_ids) - len(continuation_ids),
-        num_inputs=min(len(token_ids), model_max_length),
-        truncated=len(token_ids) < len(whole),
-    )
+    return [_cut(token_ids, len(token_ids) - len(continuation_ids), model_max_length, len(whole))]
 
 
-def _encode(tokenizer, text):
-    return tokenizer.encode(text, add_special_tokens=False)
+def _windows(prefix_token, token_ids, model_max_length):
+    """Every token of a text scored once (`lm_eval.utils.get_rolling_token_windows`, context_len = 1).
+
+    The first window starts with the prefix token; the last one reaches back, so that it is full too.
+    """
+    whole = [prefix_token, *token_ids]
+    sequences = []
+    for first in range(1, len(whole), model_max_length):
+        end = min(first + model_max_length, len(whole))
+        start = max(0, end - model_max_length - 1)
+        # The first token of a window is read and not scored, and so are those that a window before scored.
+        sequences.append(_cut(whole[start:end], first - start, model_max_length, end - start))
+    return sequences
 
 
-def _prefix_token(tokenizer):
+def _cut(token_ids, num_context_tokens, model_max_length, num_tokens):
+    """A sequence of at most one token more than the model reads, out of a text of `num_tokens`."""
+    num_inputs = min(len(token_ids), model_max_length)
+    return EncodedSequence(token_ids, num_context_tokens, num_inputs, len(token_ids) < num_tokens)
+
+
+def encode_text(tokenizer, text):
+    """Tokens with the special ones that the tokenizer adds, as the harness encodes.
+
+    None are added to a text that starts with the start token itself.
+    """
+    prefix = _prefix_token(tokenizer, required=False)
+    if prefix is not None and text.startswith(tokenizer.decode(prefix)):
+        return tokenizer.encode(text, add_special_tokens=False)
+    return tokenizer.encode(text)
+
+
+def _prefix_token(tokenizer, required=True):
     token = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if token is None:
+    if token is None and required:
         raise InputError("the tokenizer has no start token to score a text without context")
     return token
 
 
-def prepare_samples(dataset, rows, tokenizer, max_samples, max_length, model_max_length):
+def prepare_samples(dataset, rows, tokenizer, max_samples, max_length, model_max_length, protocol=None):
     """The first `max_samples` rows that can be scored, as a list of `PreparedSample`.
+
+    Args:
+        dataset: name of the data set.
+        rows: its rows, as dicts.
+        tokenizer: a `PreTrainedTokenizerBase`.
+        max_samples: how many; all where there are fewer.
+        max_length, model_max_length: see `encode_request`.
+        protocol: of the data set's settings, where it has more than one.
 
     Raises:
         InputError: a column is missing, a row is malformed, or no row can be scored.
     """
-    task = get_task(dataset)
+    task = get_task(dataset, protocol)
+    if hasattr(task, "regroup"):
+        rows = task.regroup(rows)
     prepared = []
     for number, row in enumerate(rows):
         missing = [column for column in task.COLUMNS if column not in row]
@@ -148,15 +186,16 @@ def prepare_samples(dataset, rows, tokenizer, max_samples, max_length, model_max
                 )
         try:
             sample = task.sample(row)
-            sequences = [
+            encoded = [
                 encode_request(tokenizer, request, max_length, model_max_length)
                 for request in (sample.requests if sample else ())
             ]
         except InputError as error:
             raise InputError(f"datasets.{dataset}: row {number}: {error}") from error
-        if sample is None or None in sequences:
+        if sample is None or [] in encoded:
             continue
-        prepared.append(PreparedSample(f"{dataset}_{number}", sample, tuple(sequences)))
+        sequences = tuple(sequence for of_request in encoded for sequence in of_request)
+        prepared.append(PreparedSample(f"{dataset}_{number}", sample, sequences))
         if len(prepared) == max_samples:
             break
     if not prepared:
@@ -179,6 +218,7 @@ def prepared_to_json(dataset, prepared, settings):
                 "sample_id": one.sample_id,
                 "text": one.sample.text,
                 "gold": one.sample.gold,
+                "attributes": one.sample.attributes,
                 "requests": [asdict(request) for request in one.sample.requests],
                 "sequences": [asdict(sequence) for sequence in one.sequences],
             }
@@ -193,7 +233,12 @@ def read_prepared(path):
     samples = [
         PreparedSample(
             one["sample_id"],
-            Sample(one["text"], tuple(Request(**request) for request in one["requests"]), one["gold"]),
+            Sample(
+                one["text"],
+                tuple(Request(**request) for request in one["requests"]),
+                one["gold"],
+                one["attributes"],
+            ),
             tuple(EncodedSequence(**sequence) for sequence in one["sequences"]),
         )
         for one in content["samples"]

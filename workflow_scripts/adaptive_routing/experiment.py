@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 
 from adaptive_routing.files import write_json
-from adaptive_routing.models import package_versions
+from adaptive_routing.generation import generate_samples
+from adaptive_routing.models import load_tokenizer, package_versions
 from adaptive_routing.patching import RouterPatcher
 from adaptive_routing.routing_log import RoutingLogWriter, pack_selection
-from adaptive_routing.scoring import make_batches, score_batch
+from adaptive_routing.scoring import score_batch, score_samples
 from adaptive_routing.tasks import get_task
 
 
@@ -35,62 +36,61 @@ def run_experiment(
         prepared: list of `data.PreparedSample`.
         batch_tokens: tokens in a batch, padding included.
         second_pass_samples: how many first samples run again one by one.
-        settings: what decides the result, recorded as it is; `dataset.max_samples` and
-            `routing.weights` are used here.
+        settings: what decides the result, recorded as it is; `routing.weights` and the data set's
+            `max_samples`, `protocol` and `max_new_tokens` are used here.
         files: `ExperimentFiles`.
 
     Returns:
         The summary, as written.
     """
     started = time.perf_counter()
-    task, model = get_task(dataset), loaded.model
+    task, model = get_task(dataset, settings["dataset"].get("protocol")), loaded.model
     second_pass_samples = min(second_pass_samples, len(prepared))
     patcher = RouterPatcher(model, strategy)
     head = _head(loaded, configuration, patcher, dataset, settings)
     outcomes = [None] * len(prepared)
-    batches = make_batches(prepared, batch_tokens)
     forward_seconds = 0.0
-    writer = RoutingLogWriter(
-        files.internal_routing,
-        files.tensors,
-        head,
-        [[sequence.num_inputs for sequence in one.sequences] for one in prepared],
-        patcher.strategy,
-        patcher.num_layers,
-        patcher.num_experts,
-        model.dtype,
-        second_pass_samples,
-    )
-    with writer, patcher:
-        # The first pass of a process loads code and claims memory; that is not the configuration's speed.
-        score_batch(model, _sequences(prepared, batches[0]))
-        greedy_tokens = {}
-        for batch in batches:
-            scored = score_batch(
-                model, _sequences(prepared, batch), with_greedy_tokens=min(batch) < second_pass_samples
-            )
-            forward_seconds += scored.seconds
-            routing = patcher.take_batch().to("cpu")
-            first_sequence = first_token = 0
-            for index in batch:
-                one = prepared[index]
-                own = slice(first_sequence, first_sequence + len(one.sequences))
-                lengths = routing.lengths[own]
-                outcome = task.outcome(one.sample, scored.scores[own])
-                outcomes[index] = _sample_record(one, outcome, scored.scores[own], lengths)
-                writer.write_sample(
-                    index,
-                    one.sample_id,
-                    one.sample.text,
-                    outcome["loss"],
-                    routing.tokens(first_token, first_token + sum(lengths), lengths),
-                    _token_ids(one).numpy(),
-                    torch.cat(scored.token_losses[own]).numpy(),
-                )
-                if index < second_pass_samples:
-                    greedy_tokens[index] = torch.cat(scored.greedy_tokens[own])
-                first_sequence, first_token = own.stop, first_token + sum(lengths)
-        single = _second_pass(model, patcher, writer, prepared[:second_pass_samples], greedy_tokens)
+    with patcher:
+        max_new_tokens = settings["dataset"].get("max_new_tokens")
+        if max_new_tokens:
+            # How long the texts are is known once they are written, and the logs need it from the start.
+            tokenizer = load_tokenizer(loaded.info)
+            generated = list(generate_samples(model, patcher, tokenizer, prepared, max_new_tokens))
+            prepared = [one for one, _, _ in generated]
+            batches = ((seconds, [result]) for _, seconds, result in generated)
+        else:
+            batches = score_samples(model, patcher, prepared, batch_tokens, second_pass_samples)
+        writer = RoutingLogWriter(
+            files.internal_routing,
+            files.tensors,
+            head,
+            [[sequence.num_inputs for sequence in one.sequences] for one in prepared],
+            patcher.strategy,
+            patcher.num_layers,
+            patcher.num_experts,
+            model.dtype,
+            second_pass_samples,
+        )
+        with writer:
+            greedy_tokens = {}
+            for seconds, results in batches:
+                forward_seconds += seconds
+                for result in results:
+                    one = prepared[result.index]
+                    outcome = task.outcome(one.sample, result.scores)
+                    outcomes[result.index] = _sample_record(one, outcome, result)
+                    writer.write_sample(
+                        result.index,
+                        one.sample_id,
+                        one.sample.text,
+                        outcome["loss"],
+                        result.routing,
+                        _token_ids(one).numpy(),
+                        result.token_losses.numpy(),
+                    )
+                    if result.index < second_pass_samples:
+                        greedy_tokens[result.index] = result.greedy_tokens
+            single = _second_pass(model, patcher, writer, prepared[:second_pass_samples], greedy_tokens)
     summary = {
         **head,
         "metrics": task.metrics(outcomes),
@@ -142,21 +142,19 @@ def _head(loaded, configuration, patcher, dataset, settings):
     }
 
 
-def _sequences(prepared, batch):
-    return [sequence for index in batch for sequence in prepared[index].sequences]
-
-
 def _token_ids(one):
     return torch.cat([torch.tensor(sequence.token_ids[: sequence.num_inputs]) for sequence in one.sequences])
 
 
-def _sample_record(one, outcome, scores, lengths):
+def _sample_record(one, outcome, result):
     return {
         "sample_id": one.sample_id,
-        "num_tokens": sum(lengths),
-        "num_predicted_tokens": sum(score.num_predicted_tokens for score in scores),
+        "num_tokens": sum(result.routing.lengths),
+        "num_predicted_tokens": sum(score.num_predicted_tokens for score in result.scores),
         "truncated": any(sequence.truncated for sequence in one.sequences),
+        **one.sample.attributes,
         **outcome,
+        **result.details,
     }
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from adaptive_routing.patching import BatchRouting
 from adaptive_routing.tasks import SequenceScore
 
 _HEAD_ROWS = 2048  # positions whose logits are in memory at once: 2048 x 50,304 float32 are 0.4 GB
@@ -31,6 +32,65 @@ class BatchScores:
     token_losses: list
     greedy_tokens: list | None
     seconds: float
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """What a run gave for one sample, its sequences one after another.
+
+    Attributes:
+        index: of the sample in its data set.
+        scores: `SequenceScore` per sequence.
+        token_losses: (tokens read,) float32, as in `BatchScores`.
+        greedy_tokens: (tokens read,) int64, or None where nobody asked.
+        routing: of all its tokens, on the CPU.
+        details: what else the summary says of it.
+    """
+
+    index: int
+    scores: list
+    token_losses: torch.Tensor
+    greedy_tokens: torch.Tensor | None
+    routing: BatchRouting
+    details: dict
+
+
+def score_samples(model, patcher, samples, batch_tokens, num_with_greedy_tokens):
+    """Score samples batch by batch under a patcher in force.
+
+    Args:
+        model: a causal language model of transformers.
+        patcher: a `RouterPatcher` in force on it.
+        samples: list of `data.PreparedSample`.
+        batch_tokens: tokens in a batch, padding included.
+        num_with_greedy_tokens: the first samples of the data set, whose greedy tokens are asked for.
+
+    Yields:
+        (seconds of forward pass and head, list of `SampleResult`) per batch.
+    """
+    batches = make_batches(samples, batch_tokens)
+    # The first pass of a process loads code and claims memory; that is not the configuration's speed.
+    score_batch(model, [sequence for index in batches[0] for sequence in samples[index].sequences])
+    for batch in batches:
+        sequences = [sequence for index in batch for sequence in samples[index].sequences]
+        scored = score_batch(model, sequences, with_greedy_tokens=min(batch) < num_with_greedy_tokens)
+        routing = patcher.take_batch().to("cpu")
+        results, sequence, token = [], 0, 0
+        for index in batch:
+            own = slice(sequence, sequence + len(samples[index].sequences))
+            lengths = routing.lengths[own]
+            results.append(
+                SampleResult(
+                    index,
+                    scored.scores[own],
+                    torch.cat(scored.token_losses[own]),
+                    torch.cat(scored.greedy_tokens[own]) if index < num_with_greedy_tokens else None,
+                    routing.tokens(token, token + sum(lengths), lengths),
+                    {},
+                )
+            )
+            sequence, token = own.stop, token + sum(lengths)
+        yield scored.seconds, results
 
 
 def make_batches(samples, batch_tokens):
@@ -79,17 +139,17 @@ def score_batch(model, sequences, with_greedy_tokens=False):
     input_ids, mask = pad(sequences, device)
     positions, targets = _scored_positions(sequences, input_ids.shape[1])
     positions, targets = positions.to(device), targets.to(device)
-    _synchronize(device)
+    synchronize(device)
     start = time.perf_counter()
     hidden = model.base_model(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
     hidden = hidden.reshape(-1, hidden.shape[-1])  # (B * S, H)
-    log_probabilities, is_greedy = _score_positions(model, hidden, positions, targets)
-    _synchronize(device)
+    log_probabilities, is_greedy = score_positions(model, hidden, positions, targets)
+    synchronize(device)
     seconds = time.perf_counter() - start
 
     greedy = None
     if with_greedy_tokens:
-        greedy = _greedy_tokens(model, hidden).view(input_ids.shape).cpu()
+        greedy = most_likely_tokens(model, hidden).view(input_ids.shape).cpu()
         greedy = [row[: one.num_inputs] for row, one in zip(greedy, sequences, strict=True)]
     log_probabilities, is_greedy = log_probabilities.double().cpu(), is_greedy.cpu()
     scores, token_losses, first = [], [], 0
@@ -116,8 +176,11 @@ def _scored_positions(sequences, width):
     return torch.cat(positions), torch.cat(targets)
 
 
-def _score_positions(model, hidden, positions, targets):
-    """ln p of the targets (float32) and whether each is the most likely token, both (P,)."""
+def score_positions(model, hidden, positions, targets):
+    """Score targets (P,) after the hidden states (N, H) at positions (P,).
+
+    Returns ln p of the targets (float32) and whether each is the most likely token, both (P,).
+    """
     head = model.get_output_embeddings()
     log_probabilities, is_greedy = [], []
     for chunk, target in zip(positions.split(_HEAD_ROWS), targets.split(_HEAD_ROWS), strict=True):
@@ -128,11 +191,13 @@ def _score_positions(model, hidden, positions, targets):
     return torch.cat(log_probabilities), torch.cat(is_greedy)
 
 
-def _greedy_tokens(model, hidden):
+def most_likely_tokens(model, hidden):
+    """The likeliest next token after each of N hidden states (N, H): (N,) int64."""
     head = model.get_output_embeddings()
     return torch.cat([head(rows).argmax(-1) for rows in hidden.split(_HEAD_ROWS)])
 
 
-def _synchronize(device):
+def synchronize(device):
+    """Wait for all work on a device, so that a clock can be read."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

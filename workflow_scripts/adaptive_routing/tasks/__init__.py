@@ -6,12 +6,13 @@ Each follows lm-evaluation-harness 0.4.13 (`hf` model, zero-shot). A task module
 - `sample(row)`: the row's `Sample`, or None for a row that holds nothing to score;
 - `outcome(sample, scores)`: what the scores of the sample's sequences mean, as a dict that goes into
   the summary; `loss` (natural log, mean per predicted token) is always there;
-- `metrics(outcomes)`: the task's own metrics over all samples.
+- `metrics(outcomes)`: the task's own metrics over all samples;
+- `regroup(rows)`, if a sample is made of several rows: an iterator of rows that are one sample each.
 """
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,13 @@ class Request:
     """A text to score given a context.
 
     With an empty context the first token is scored too, after the model's prefix token; with None there
-    is nothing before the text, and all its tokens but the first are scored.
+    is nothing before the text, and all its tokens but the first are scored. `rolling` scores every token
+    of a text of any length, in windows that each hold as many tokens as the model reads.
     """
 
     context: str | None
     continuation: str
+    rolling: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,13 @@ class Sample:
         text: what a reader should see of it.
         requests: one, or one a choice.
         gold: index of the right choice, or None.
+        attributes: what else the summary says of the sample.
     """
 
     text: str
     requests: tuple[Request, ...]
     gold: int | None = None
+    attributes: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ class SequenceScore:
         return -self.log_likelihood / self.num_predicted_tokens
 
 
-def get_task(dataset):
-    """The task module of a data set."""
-    return importlib.import_module(f"adaptive_routing.tasks.{dataset}")
+def get_task(dataset, protocol=None):
+    """The task module of a data set; `protocol` is that of its settings, where it has more than one."""
+    module = dataset if protocol in (None, "rows") else f"{dataset}_{protocol}"
+    return importlib.import_module(f"adaptive_routing.tasks.{module}")

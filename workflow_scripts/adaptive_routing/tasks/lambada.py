@@ -1,17 +1,16 @@
 """LAMBADA (Paperno et al. 2016): the last word of a passage, given everything before it."""
 
-import math
-
 from adaptive_routing.tasks import TEXT, Request, Sample
 from adaptive_routing.tasks.accuracy import accuracy_with_stderr
+from adaptive_routing.tasks.uncertainty import exp_mean_with_stderr
 
 COLUMNS = {"text": TEXT}
 
 
 def sample(row):
-    """Split at the last space: the harness's `text.split(' ')`."""
+    """Split at the last space, as the harness's `text.split(' ')`: after a final space the word is empty."""
     context, _, word = row["text"].rpartition(" ")
-    return Sample(row["text"], (Request(context, " " + word),)) if word.strip() else None
+    return Sample(row["text"], (Request(context, " " + word),)) if row["text"].strip() else None
 
 
 def outcome(sample, scores):
@@ -26,9 +25,10 @@ def outcome(sample, scores):
 def metrics(outcomes):
     """Accuracy, and the target perplexity exp(−mean ln p(word)), as the harness has it."""
     accuracy, stderr = accuracy_with_stderr([one["correct"] for one in outcomes])
-    mean = math.fsum(one["log_likelihood"] for one in outcomes) / len(outcomes)
+    perplexity, perplexity_stderr = exp_mean_with_stderr([-one["log_likelihood"] for one in outcomes])
     return {
         "lambada_accuracy": accuracy,
         "lambada_accuracy_stderr": stderr,
-        "lambada_perplexity": math.exp(-mean),
+        "lambada_perplexity": perplexity,
+        "lambada_perplexity_stderr": perplexity_stderr,
     }

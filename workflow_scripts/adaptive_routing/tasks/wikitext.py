@@ -1,12 +1,11 @@
-"""WikiText: language modelling, row by row.
+"""WikiText: language modelling, row by row (protocol `rows`).
 
 Each row that holds text is scored on its own: mean negative log-likelihood of every token but the
 first, rows cut to `max_length` tokens.
 """
 
-import math
-
 from adaptive_routing.tasks import TEXT, Request, Sample
+from adaptive_routing.tasks.uncertainty import exp_mean_with_stderr, exp_ratio_with_stderr
 
 COLUMNS = {"text": TEXT}
 
@@ -26,16 +25,12 @@ def metrics(outcomes):
     """`perplexity` = exp(mean of the sample losses); `token_perplexity` weights every token alike."""
     losses = [one["loss"] for one in outcomes]
     tokens = [one["num_predicted_tokens"] for one in outcomes]
-    mean = math.fsum(losses) / len(losses)
-    total = math.fsum(loss * count for loss, count in zip(losses, tokens, strict=True))
-    perplexity = math.exp(mean)
-    stderr = None
-    if len(losses) > 1:
-        variance = math.fsum((loss - mean) ** 2 for loss in losses) / (len(losses) - 1)
-        # Delta method: the derivative of exp at the mean is the perplexity itself.
-        stderr = perplexity * math.sqrt(variance / len(losses))
+    perplexity, stderr = exp_mean_with_stderr(losses)
+    totals = [loss * count for loss, count in zip(losses, tokens, strict=True)]
+    token_perplexity, token_stderr = exp_ratio_with_stderr(totals, tokens)
     return {
         "perplexity": perplexity,
         "perplexity_stderr": stderr,
-        "token_perplexity": math.exp(total / sum(tokens)),
+        "token_perplexity": token_perplexity,
+        "token_perplexity_stderr": token_stderr,
     }

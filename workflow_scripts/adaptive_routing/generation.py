@@ -1,0 +1,101 @@
+"""Greedy generation with the key-value cache under a routing strategy: the text, and how it was routed.
+
+transformers' own `generate`, one prompt at a time: a batch would go on computing prompts that have ended.
+The last new token is never read by the model, so it has no routing.
+"""
+
+import time
+
+import torch
+from transformers import GenerationConfig
+
+from adaptive_routing.data import EncodedSequence, PreparedSample
+from adaptive_routing.patching import BatchRouting
+from adaptive_routing.scoring import SampleResult, most_likely_tokens, score_positions, synchronize
+from adaptive_routing.tasks import SequenceScore
+
+
+@torch.inference_mode()
+def generate_samples(model, patcher, tokenizer, samples, max_new_tokens):
+    """Continue each sample's one sequence greedily, under a patcher in force.
+
+    Args:
+        model: a causal language model of transformers.
+        patcher: a `RouterPatcher` in force on it.
+        tokenizer: turns new tokens into text.
+        samples: list of `data.PreparedSample` with one sequence each, the prompt.
+        max_new_tokens: fewer are generated where the model ends the text.
+
+    Yields:
+        (the sample with prompt and new tokens as its sequence, seconds of generating, `SampleResult`). Its
+        score is the prompt's; its details hold the new text, its loss and both parts' average expert counts.
+    """
+    config = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=model.generation_config.eos_token_id,
+        pad_token_id=0,  # one sequence at a time is never padded
+    )
+    passes = []
+
+    def collect(module, args, output):
+        passes.append((output.last_hidden_state[0], patcher.take_batch()))
+
+    # After the patcher's own hook, whose record of the pass it takes.
+    handle = model.base_model.register_forward_hook(collect)
+    try:
+        for index, one in enumerate(samples):
+            prompt = one.sequences[0]
+            inputs = torch.tensor([prompt.token_ids], device=model.device)
+            if index == 0:  # the first pass of a process loads code; that is not the configuration's speed
+                model.generate(inputs, attention_mask=torch.ones_like(inputs), generation_config=config)
+            passes.clear()
+            synchronize(model.device)
+            start = time.perf_counter()
+            output = model.generate(inputs, attention_mask=torch.ones_like(inputs), generation_config=config)
+            synchronize(model.device)
+            seconds = time.perf_counter() - start
+            hidden = torch.cat([states for states, _ in passes])
+            routing = _joined([routing for _, routing in passes])
+            yield _sample_result(model, tokenizer, index, one, output[0], hidden, routing, seconds)
+    finally:
+        handle.remove()
+
+
+def _joined(passes):
+    """The passes over one sequence as one."""
+    columns = (
+        torch.cat([getattr(one, name) for one in passes]).cpu()
+        for name in ("router_logits", "experts", "weights", "counts")
+    )
+    return BatchRouting(*columns, (sum(len(one.counts) for one in passes),))
+
+
+def _sample_result(model, tokenizer, index, one, token_ids, hidden, routing, seconds):
+    num_prompt_tokens = len(one.sequences[0].token_ids)
+    positions = torch.arange(len(hidden), device=hidden.device)
+    log_probabilities, is_greedy = score_positions(model, hidden, positions, token_ids[1:])
+    log_probabilities, is_greedy = log_probabilities.double().cpu(), is_greedy.cpu()
+    losses = torch.full((len(hidden),), float("nan"))
+    losses[1:] = -log_probabilities[:-1].float()
+    of_prompt, of_new = log_probabilities.split([num_prompt_tokens - 1, len(hidden) - num_prompt_tokens + 1])
+    counts = routing.counts.double()
+    new_counts = counts[num_prompt_tokens:]
+    new_token_ids = token_ids[num_prompt_tokens:].tolist()
+    details = {
+        "num_prompt_tokens": num_prompt_tokens,
+        "num_new_tokens": len(new_token_ids),
+        "generated_text": tokenizer.decode(new_token_ids),
+        "new_tokens_loss": -float(of_new.mean()),
+        "avg_experts_prompt": float(counts[:num_prompt_tokens].mean()),
+        "avg_experts_new": float(new_counts.mean()) if len(new_counts) else None,
+    }
+    score = SequenceScore(
+        float(of_prompt.sum()), len(of_prompt), bool(is_greedy[: num_prompt_tokens - 1].all())
+    )
+    sequence = EncodedSequence(token_ids.tolist(), 1, len(hidden), one.sequences[0].truncated)
+    continued = PreparedSample(one.sample_id, one.sample, (sequence,))
+    greedy_tokens = most_likely_tokens(model, hidden).cpu()
+    return continued, seconds, SampleResult(index, [score], losses, greedy_tokens, routing, details)
