@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from adaptive_routing.data import load_rows, prepare_samples
+from adaptive_routing.data import encode_request, load_rows, prepare_samples
 from adaptive_routing.errors import InputError
 from adaptive_routing.scoring import score_batch
-from adaptive_routing.tasks import SequenceScore, get_task
+from adaptive_routing.tasks import Request, Sample, SequenceScore, get_task, wikitext_documents
 from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 REAL_DATA = ROOT.parent / "shared/data"
 HARNESS = {  # its task file and the split that it evaluates
@@ -330,3 +332,181 @@ def test_the_embedded_tokenizer_round_trips_any_text(embedded):
         token_ids = embedded.tokenizer.encode(text, add_special_tokens=False)
         assert embedded.tokenizer.decode(token_ids) == text
         assert torch.tensor(token_ids).max() < embedded.loaded.model.config.vocab_size
+
+
+# WikiText by documents
+
+
+@settings(deadline=None)
+@given(tokens=st.lists(st.integers(1, 9), max_size=70), model_max_length=st.integers(1, 20))
+def test_rolling_windows_are_the_harness_s(tokens, model_max_length):
+    """What is read and what is scored, window by window; every token of the text is scored once."""
+    utils = pytest.importorskip("lm_eval.utils")
+    expected = [
+        (context + continuation, len(context))
+        for context, continuation in map(
+            utils.make_disjoint_window,
+            utils.get_rolling_token_windows(
+                tokens, prefix_token=0, max_seq_len=model_max_length, context_len=1
+            ),
+        )
+    ]
+
+    class Tokens:
+        bos_token_id, eos_token_id = None, 0
+
+        def encode(self, text):
+            return tokens
+
+        def decode(self, token):
+            return "<end>"
+
+    sequences = encode_request(Tokens(), Request(None, "text", rolling=True), 5, model_max_length)
+    assert [(one.token_ids, one.num_context_tokens) for one in sequences] == expected
+    assert sum(one.num_predicted_tokens for one in sequences) == len(tokens)
+    assert all(one.num_inputs == min(len(one.token_ids), model_max_length) for one in sequences)
+    assert not any(one.truncated for one in sequences)
+
+
+MARKED = [
+    "s '", " @-@ ", " @.@ ", " : ", " . ", "( a )", "[ b ", "{ c }", '" d "', "' e '", "= = =", " ° ",
+    " \n", "\n ", " N ", " 's", "/' 5/", "x", " ", "=", "'", '"', "(", ")",
+]  # fmt: skip
+
+
+@given(parts=st.lists(st.sampled_from(MARKED), max_size=12))
+def test_articles_are_detokenized_as_in_the_harness(parts):
+    utils = pytest.importorskip("lm_eval.tasks.wikitext.preprocess_wikitext")
+    text = "".join(parts)
+    assert wikitext_documents.detokenize(text) == utils.wikitext_detokenizer({"page": text})
+
+
+def test_lines_become_articles_at_their_titles():
+    lines = [
+        "",
+        " = One = \n",
+        "",
+        " A line . \n",
+        " = = Part = = \n",
+        " Another . \n",
+        " = Two = \n",
+        " = x \n",
+    ]
+    pages = list(wikitext_documents.regroup({"text": line} for line in lines))
+    assert pages == [
+        {"page": " "},
+        {"page": " = One = \n \n A line . \n = = Part = = \n Another . "},
+        {"page": " = Two = \n = x "},
+    ]
+    assert list(wikitext_documents.regroup(pages)) == pages
+    samples = [wikitext_documents.sample(page) for page in pages]
+    assert samples[0] is None  # no text before the first title
+    assert samples[2].requests == (Request(None, " = Two =\n= x ", rolling=True),)
+
+
+def test_a_document_by_hand():
+    task = get_task("wikitext", "documents")
+    sample = task.sample({"page": " = Ä = \n two words "})
+    outcomes = [
+        task.outcome(sample, scores(-6.0, -2.0, tokens=4)) | {"num_predicted_tokens": 8},
+        task.outcome(sample, scores(-12.0, tokens=4)) | {"num_predicted_tokens": 4},
+    ]
+    # Split at white space as the harness counts words: an empty one before the first and after the last.
+    assert outcomes[0] == {
+        "loss": 1.0, "log_likelihood": -8.0, "num_words": 7, "num_bytes": 20, "num_predicted_tokens": 8,
+    }  # fmt: skip
+    metrics = task.metrics(outcomes)
+    assert metrics["perplexity"] == pytest.approx(math.exp(2.0))
+    assert metrics["token_perplexity"] == pytest.approx(math.exp(20 / 12))
+    assert metrics["word_perplexity"] == pytest.approx(math.exp(20 / 14))
+    assert metrics["byte_perplexity"] == pytest.approx(math.exp(20 / 40))
+    assert metrics["bits_per_byte"] == pytest.approx(20 / 40 / math.log(2))
+    # 8 and 12 are 2 below and above the mean of 10 a document; the mean's standard error is 2.
+    assert metrics["bits_per_byte_stderr"] == pytest.approx(2 / 20 / math.log(2))
+    assert metrics["word_perplexity_stderr"] == pytest.approx(math.exp(20 / 14) * 2 / 7)
+    assert task.metrics(outcomes[:1])["word_perplexity_stderr"] is None
+
+
+def test_documents_of_the_embedded_rows(embedded):
+    path = ROOT / "resources/datasets/wikitext.jsonl"
+    prepared = prepare_samples("wikitext", rows_of(path), embedded.tokenizer, 200, 512, 96, "documents")
+    text = "".join(row["text"] for row in rows_of(path))
+    assert 5 <= len(prepared) < 200 and prepared[0].sample_id == "wikitext_1"
+    assert all(one.sample.text.startswith(" = ") for one in prepared)
+    assert "".join("".join(one.sample.text.split()) for one in prepared) == "".join(text.split())
+    assert max(len(one.sequences) for one in prepared) >= 2  # longer than the 96 tokens of a window
+    for one in prepared:
+        tokens = embedded.tokenizer.encode(wikitext_documents.detokenize(one.sample.text))
+        assert sum(sequence.num_predicted_tokens for sequence in one.sequences) == len(tokens)
+
+
+# Prompts
+
+
+def test_prompts_by_hand(embedded):
+    task = get_task("prompts")
+    row = {"prompt": "Say a word", "difficulty": 3}
+    sample = task.sample(row)
+    assert sample == Sample("Say a word", (Request(None, "Say a word"),), None, {"difficulty": 3})
+    assert task.sample({"prompt": " \n", "difficulty": 1}) is None
+    outcomes = [task.outcome(sample, scores(-4.0, tokens=4)), task.outcome(sample, scores(-3.0, tokens=1))]
+    metrics = task.metrics(outcomes)
+    assert metrics["prompt_perplexity"] == pytest.approx(math.exp(2.0))
+    assert metrics["prompt_perplexity_stderr"] == pytest.approx(math.exp(2.0) * 1.0)
+    for wrong in (0, "2", True, 1.5, None):
+        with pytest.raises(InputError, match="row 0: column 'difficulty' holds"):
+            prepare_samples("prompts", [{**row, "difficulty": wrong}], embedded.tokenizer, 5, 512, 512)
+
+
+# Edge rows
+
+
+EDGE_TEXTS = {
+    "emoji": "The fox 🦊🦊 met a 👩‍👩‍👧 family 🇫🇷 today",
+    "right to left": "היא אמרה שלום and then قال مرحبا بكم",
+    "combining": "e\u0301 a\u030a o\u0308 \u200b end",
+    "control": "a\tb\r\nc\x00d end",
+    "cjk": "吾輩は猫である。名前はまだ無い。 end",
+    "one very long word": "x" * 3000 + " end",
+}
+
+
+@pytest.mark.parametrize("name", EDGE_TEXTS)
+def test_any_text_can_be_scored(embedded, name):
+    """Every data set takes it, no token is lost at the boundary, and the score is a number."""
+    text = EDGE_TEXTS[name]
+    rows = {
+        "wikitext": {"text": text},
+        "lambada": {"text": text},
+        "hellaswag": {**HELLASWAG_ROW, "ctx_a": text, "endings": [text[:99], "b", text[:-99:-1], "🙂"]},
+        "arc_challenge": {**ARC_ROW, "question": text},
+        "prompts": {"prompt": text, "difficulty": 1},
+    }
+    for dataset, row in rows.items():
+        (one,) = prepare_samples(dataset, [row], embedded.tokenizer, 5, 96, 512)
+        for request, sequence in zip(one.sample.requests, one.sequences, strict=True):
+            tokens = embedded.tokenizer.encode((request.context or "") + request.continuation)
+            if request.context is None:
+                assert sequence.token_ids == tokens[:96]
+            else:
+                assert sequence.token_ids == tokens[-513:]
+            assert sequence.truncated == (len(sequence.token_ids) < len(tokens))
+        found = score_batch(embedded.loaded.model, one.sequences).scores
+        assert all(math.isfinite(score.log_likelihood) and score.log_likelihood < 0 for score in found)
+        assert math.isfinite(get_task(dataset).outcome(one.sample, found)["loss"])
+
+
+@pytest.mark.parametrize("label", ["2", 2, " 2 "])
+def test_a_label_is_text_or_number(label):
+    assert get_task("hellaswag").sample({**HELLASWAG_ROW, "label": label}).gold == 2
+
+
+def test_one_token_is_nothing_to_predict_without_context(embedded):
+    rows = [{"text": "The"}, {"text": ""}, {"text": "The king"}]
+    assert len(embedded.tokenizer.encode("The")) == 1
+    (one,) = prepare_samples("wikitext", rows, embedded.tokenizer, 5, 512, 512)
+    assert one.sample_id == "wikitext_2"
+    # The last word of a text of one word has the start token before it, as in the harness.
+    first, second = prepare_samples("lambada", rows, embedded.tokenizer, 5, 512, 512)
+    assert (first.sample_id, second.sample_id) == ("lambada_0", "lambada_2")
+    assert first.sequences[0].token_ids[0] == embedded.tokenizer.eos_token_id

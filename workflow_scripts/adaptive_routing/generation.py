@@ -38,30 +38,34 @@ def generate_samples(model, patcher, tokenizer, samples, max_new_tokens):
         eos_token_id=model.generation_config.eos_token_id,
         pad_token_id=0,  # one sequence at a time is never padded
     )
+    for index, one in enumerate(samples):
+        prompt = torch.tensor([one.sequences[0].token_ids], device=model.device)
+        if index == 0:  # the first pass of a process loads code; that is not the configuration's speed
+            _generate(model, patcher, prompt, config)
+        synchronize(model.device)
+        start = time.perf_counter()
+        token_ids, passes = _generate(model, patcher, prompt, config)
+        synchronize(model.device)
+        seconds = time.perf_counter() - start
+        hidden = torch.cat([states for states, _ in passes])
+        routing = _joined([routing for _, routing in passes])
+        yield _sample_result(model, tokenizer, index, one, token_ids, hidden, routing, seconds)
+
+
+def _generate(model, patcher, prompt, config):
+    """Continue a prompt (1, P): token ids (P + new,), and each pass's hidden states (tokens, H) and routing."""
     passes = []
 
     def collect(module, args, output):
         passes.append((output.last_hidden_state[0], patcher.take_batch()))
 
-    # After the patcher's own hook, whose record of the pass it takes.
+    # Registered after the patcher's own hook, whose record of the pass it takes.
     handle = model.base_model.register_forward_hook(collect)
     try:
-        for index, one in enumerate(samples):
-            prompt = one.sequences[0]
-            inputs = torch.tensor([prompt.token_ids], device=model.device)
-            if index == 0:  # the first pass of a process loads code; that is not the configuration's speed
-                model.generate(inputs, attention_mask=torch.ones_like(inputs), generation_config=config)
-            passes.clear()
-            synchronize(model.device)
-            start = time.perf_counter()
-            output = model.generate(inputs, attention_mask=torch.ones_like(inputs), generation_config=config)
-            synchronize(model.device)
-            seconds = time.perf_counter() - start
-            hidden = torch.cat([states for states, _ in passes])
-            routing = _joined([routing for _, routing in passes])
-            yield _sample_result(model, tokenizer, index, one, output[0], hidden, routing, seconds)
+        output = model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
     finally:
         handle.remove()
+    return output[0], passes
 
 
 def _joined(passes):

@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -185,7 +186,12 @@ def load_tokenizer(info):
     """The model's tokenizer."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(info["folder"], local_files_only=True, trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(
+        info["folder"],
+        local_files_only=True,
+        trust_remote_code=False,
+        model_max_length=sys.maxsize,  # texts are cut, and long ones need no warning
+    )
 
 
 def package_versions():
