@@ -9,7 +9,7 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
-from adaptive_routing import experiment, scoring
+from adaptive_routing import scoring
 from adaptive_routing.configurations import grid
 from adaptive_routing.data import load_rows, prepare_samples, prepared_to_json, read_prepared
 from adaptive_routing.experiment import ExperimentFiles, run_experiment
@@ -24,7 +24,7 @@ ROUTING = {"min_k": 1, "temperature": 1.0, "weights": "native"}
 CONFIGURATIONS = {
     one.name: one for one in grid({"topk": {"k": [8, 16]}, "bh": {"max_k": [8, 16], "alpha": [0.3, 0.5]}})
 }
-SAMPLES = {"wikitext": 8, "lambada": 8, "hellaswag": 4, "arc_challenge": 4}
+SAMPLES = {"wikitext": 8, "lambada": 8, "hellaswag": 4, "arc_challenge": 4, "prompts": 5}
 SECOND_PASS = 3
 
 
@@ -33,8 +33,8 @@ def prepare(embedded, dataset):
     return prepare_samples(dataset, rows, embedded.tokenizer, SAMPLES[dataset], 96, 512)
 
 
-def run(folder, embedded, name, dataset, batch_tokens=2048, routing=ROUTING, prepared=None):
-    """Run one experiment; returns (summary, its files)."""
+def run(folder, embedded, name, dataset, batch_tokens=2048, routing=ROUTING, prepared=None, **of_dataset):
+    """Run one experiment, with further settings of the data set; returns (summary, its files)."""
     configuration = CONFIGURATIONS[name]
     null = embedded.null_distribution if configuration.strategy == "bh" else None
     stem = f"{folder}/logs/{name}_{dataset}"
@@ -44,7 +44,7 @@ def run(folder, embedded, name, dataset, batch_tokens=2048, routing=ROUTING, pre
     settings = {
         "configuration": dict(configuration.parameters),
         "routing": routing,
-        "dataset": {"max_samples": SAMPLES[dataset]},
+        "dataset": {"max_samples": SAMPLES[dataset], **of_dataset},
         "second_pass_samples": SECOND_PASS,
         "null_distribution": null.metadata if null else None,
         "seed": 0,
@@ -221,20 +221,89 @@ def test_a_failure_leaves_no_file_and_an_unpatched_model(tmp_path, embedded, mon
     ids = torch.tensor([[5, 6, 7]])
     with torch.inference_mode():
         before = model(ids).logits
-    calls = []
+    calls, score_batch = [], scoring.score_batch
 
     def failing(*args, **kwargs):
         calls.append(1)
-        if len(calls) == 3:
-            raise ArithmeticError("in the third batch")
-        return scoring.score_batch(*args, **kwargs)
+        if len(calls) == 3:  # the second batch after the warm-up
+            raise ArithmeticError("in the second batch")
+        return score_batch(*args, **kwargs)
 
-    monkeypatch.setattr(experiment, "score_batch", failing)
-    with pytest.raises(ArithmeticError, match="third batch"):
+    monkeypatch.setattr(scoring, "score_batch", failing)
+    with pytest.raises(ArithmeticError, match="second batch"):
         run(tmp_path, embedded, "16experts_bh_a050", "wikitext", batch_tokens=128)
     assert list((tmp_path / "logs").iterdir()) == []
     with torch.inference_mode():
         assert torch.equal(model(ids).logits, before)
+
+
+@pytest.mark.parametrize("name", ["16experts_bh_a050", "8experts_topk_baseline"])
+def test_prompts_are_continued_and_both_parts_are_logged(tmp_path, embedded, name):
+    summary, files = run(tmp_path, embedded, name, "prompts", max_new_tokens=6)
+    validate("summary", read_json(files.summary))
+    validate("internal_routing", read_json(files.internal_routing))
+    prepared = prepare(embedded, "prompts")
+    log = RoutingLog(files.tensors, embedded.null_distribution)
+    assert len(summary["samples"]) == len(log) == len(prepared) == 5
+    for index, (one, sample) in enumerate(zip(prepared, summary["samples"], strict=True)):
+        own, prompt = log.sample(index), one.sequences[0].token_ids
+        assert sample["difficulty"] == one.sample.attributes["difficulty"]
+        assert sample["num_prompt_tokens"] == len(prompt)
+        assert 1 <= sample["num_new_tokens"] <= 6
+        read = own.token_ids.tolist()
+        assert read[: len(prompt)] == prompt
+        assert len(read) == sample["num_tokens"] == len(prompt) + sample["num_new_tokens"] - 1
+        assert sample["generated_text"].startswith(embedded.tokenizer.decode(read[len(prompt) :]))
+        counts = own.expert_counts.astype(float)
+        assert sample["avg_experts_prompt"] == pytest.approx(counts[: len(prompt)].mean())
+        if len(read) > len(prompt):
+            assert sample["avg_experts_new"] == pytest.approx(counts[len(prompt) :].mean())
+        assert sample["loss"] == pytest.approx(own.token_losses[1 : len(prompt)].mean(), rel=1e-5)
+        assert sample["num_predicted_tokens"] == len(prompt) - 1
+    losses = [sample["loss"] for sample in summary["samples"]]
+    assert summary["metrics"]["prompt_perplexity"] == pytest.approx(math.exp(np.mean(losses)))
+    assert summary["summary"]["total_tokens"] == log.tensors.shape("token_ids")[0]
+    # The second pass reads the whole text at once; the run read token by token from the cache.
+    with TensorFile(files.tensors) as tensors:
+        repeated = tensors.read("second_pass_selected_experts")
+        assert len(repeated) == sum(sample["num_tokens"] for sample in summary["samples"][:SECOND_PASS])
+        np.testing.assert_array_equal(tensors.read("selected_experts")[: len(repeated)], repeated)
+        np.testing.assert_array_equal(
+            tensors.read("greedy_tokens"), tensors.read("second_pass_greedy_tokens")
+        )
+
+
+def test_documents_are_scored_in_windows(tmp_path, embedded):
+    """Longer than the model: the same total as plain passes over the windows, in one sample."""
+    rows = [{"text": row["text"]} for row in load_rows(str(ROOT / "resources/datasets/wikitext.jsonl"))]
+    prepared = prepare_samples("wikitext", rows, embedded.tokenizer, 2, 512, 64, "documents")
+    assert [len(one.sequences) > 1 for one in prepared] == [True, True]
+    summary, files = run(
+        tmp_path, embedded, "16experts_bh_a050", "wikitext", prepared=prepared, protocol="documents"
+    )
+    validate("summary", read_json(files.summary))
+    validate("internal_routing", read_json(files.internal_routing))
+    strategy = make_strategy(CONFIGURATIONS["16experts_bh_a050"], ROUTING, embedded.null_distribution)
+    with RouterPatcher(embedded.loaded.model, strategy):
+        for one, sample in zip(prepared, summary["samples"], strict=True):
+            total = sum(
+                score.log_likelihood
+                for sequence in one.sequences
+                for score in scoring.score_batch(embedded.loaded.model, [sequence]).scores
+            )
+            assert sample["log_likelihood"] == pytest.approx(total, rel=1e-5)
+            assert sample["num_predicted_tokens"] == len(
+                embedded.tokenizer.encode(one.sample.requests[0].continuation)
+            )
+    metrics, samples = summary["metrics"], summary["samples"]
+    total = -sum(one["log_likelihood"] for one in samples)
+    assert metrics["word_perplexity"] == pytest.approx(
+        math.exp(total / sum(one["num_words"] for one in samples))
+    )
+    # Two documents were there where eight were asked for.
+    assert (summary["summary"]["total_samples"], summary["summary"]["requested_samples"]) == (2, 8)
+    lengths = [entry["sequence_lengths"] for entry in read_json(files.internal_routing)["samples"]]
+    assert lengths == [[one.num_inputs for one in sample.sequences] for sample in prepared]
 
 
 def test_prepared_samples_survive_the_file(tmp_path, embedded):
