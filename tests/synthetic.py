@@ -16,7 +16,7 @@ from adaptive_routing.files import write_json
 from safetensors.numpy import save_file
 from scipy.stats import norm
 
-TOKENS_PER_SEQUENCE = {"wikitext": 40, "lambada": 24, "hellaswag": 16, "arc_challenge": 16}
+TOKENS_PER_SEQUENCE = {"wikitext": 40, "prompts": 12, "lambada": 24, "hellaswag": 16, "arc_challenge": 16}
 CHANCE = {"lambada": 0.0, "hellaswag": 0.25, "arc_challenge": 0.25}
 NUM_ENDINGS = 4
 
@@ -105,7 +105,7 @@ def pack(mask):
 
 def _dataset_inputs(dataset, num_experts, num_layers, num_samples, rng):
     """Draw what every configuration shares: token ids, lengths, router logits and how hard a sample is."""
-    per_sample = 1 if dataset in ("wikitext", "lambada") else NUM_ENDINGS
+    per_sample = 1 if dataset in ("wikitext", "prompts", "lambada") else NUM_ENDINGS
     mean = TOKENS_PER_SEQUENCE[dataset]
     lengths = rng.integers(mean // 2, mean * 3 // 2, size=num_samples * per_sample)
     sequence_offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -224,7 +224,7 @@ def _outcomes(dataset, inputs, penalty, rng):
     for i in range(len(offsets) - 1):
         start, stop = int(offsets[i]), int(offsets[i + 1])
         sample = {"sample_id": f"{dataset}_{i}", "num_tokens": stop - start, "truncated": False}
-        if dataset == "wikitext":
+        if dataset in ("wikitext", "prompts"):
             token_losses[start + 1 : stop] = losses[start + 1 : stop]
             loss, predicted = float(losses[start + 1 : stop].mean()), stop - start - 1
         elif dataset == "lambada":
@@ -259,21 +259,29 @@ def _task_metrics(dataset, samples):
     losses = np.array([sample["loss"] for sample in samples])
     predicted = np.array([sample["num_predicted_tokens"] for sample in samples])
     root = math.sqrt(len(samples))
-    if dataset == "wikitext":
-        perplexity = math.exp(losses.mean())
-        return {
-            "perplexity": perplexity,
-            "perplexity_stderr": perplexity * float(losses.std(ddof=1)) / root,
-            "token_perplexity": math.exp(float(losses @ predicted / predicted.sum())),
-        }
+
+    def exp_mean(values):
+        return {"": math.exp(values.mean()), "_stderr": math.exp(values.mean()) * values.std(ddof=1) / root}
+
+    if dataset in ("wikitext", "prompts"):
+        name = "perplexity" if dataset == "wikitext" else "prompt_perplexity"
+        metrics = {f"{name}{suffix}": float(value) for suffix, value in exp_mean(losses).items()}
+        if dataset == "wikitext":
+            mean = float(losses @ predicted / predicted.sum())
+            metrics["token_perplexity"] = math.exp(mean)
+            error = float(((losses - mean) * predicted).std(ddof=1)) / predicted.mean() / root
+            metrics["token_perplexity_stderr"] = math.exp(mean) * error
+        return metrics
     correct = np.array([sample["correct"] for sample in samples], dtype=float)
     metrics = {
         f"{dataset}_accuracy": float(correct.mean()),
         f"{dataset}_accuracy_stderr": float(correct.std(ddof=1)) / root,
     }
     if dataset == "lambada":
-        metrics["lambada_perplexity"] = math.exp(float(losses @ predicted / len(samples)))
+        perplexity = exp_mean(losses * predicted)
+        metrics |= {f"lambada_perplexity{suffix}": float(value) for suffix, value in perplexity.items()}
     else:
         raw = np.array([sample["prediction_unnormalized"] == sample["gold"] for sample in samples])
         metrics[f"{dataset}_acc"] = float(raw.mean())
+        metrics[f"{dataset}_acc_stderr"] = float(raw.std(ddof=1)) / root
     return metrics

@@ -268,6 +268,36 @@ def test_what_an_experiment_cannot_have_is_null(study):
         assert (None in result["per_layer"]["ceiling_hit_rate"]) == topk
 
 
+def test_scores_and_their_errors_are_the_summary_s(study):
+    names = {
+        "wikitext": {name: name for name in ("perplexity", "token_perplexity")},
+        "lambada": {"avg_task_accuracy": "lambada_accuracy", "target_perplexity": "lambada_perplexity"},
+        "hellaswag": {"avg_task_accuracy": "hellaswag_accuracy", "accuracy_unnormalized": "hellaswag_acc"},
+    }
+    quality_names = {m.name for m in metrics.METRICS + metrics.EXTRA_METRICS if m.category == "quality"}
+    for summary, result in computed(study):
+        own = names[summary["dataset"]]
+        expected = {
+            f"{name}{suffix}": summary["metrics"][f"{theirs}{suffix}"]
+            for name, theirs in own.items()
+            for suffix in ("", "_stderr")
+        }
+        for name in quality_names:
+            assert result["metrics"][name] == pytest.approx(expected.get(name))
+
+
+def test_whole_articles_have_perplexities_of_words_and_bytes(study, request):
+    path, tensors = study.summaries[0], study.tensors[0]
+    summary = read_json(path)
+    scores = {"word_perplexity": 30.5, "byte_perplexity": 1.75, "bits_per_byte": 0.81}
+    scores |= {f"{name}_stderr": value / 100 for name, value in scores.items()}
+    summary["metrics"] |= scores
+    with TensorFile(tensors) as opened:
+        result = metrics.compute_metrics(summary, opened)
+    assert scores.items() <= result["metrics"].items()
+    jsonschema.validate(result, read_json(request.config.rootpath / "schemas" / "metrics.schema.json"))
+
+
 def test_native_top_k_changes_nothing(study):
     for summary, result in computed(study):
         if summary["config"] == study.baseline:

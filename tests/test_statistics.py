@@ -51,7 +51,7 @@ def test_identical_results_have_no_difference_and_p_one(samples):
         loss = statistics.compare_losses(values, values)
         accuracy = statistics.compare_accuracies(values > 2, values > 2)
     for one in (loss.loss, loss.perplexity, accuracy):
-        assert (one.difference, one.ci_low, one.ci_high, one.p_value) == (0, 0, 0, 1)
+        assert (one.difference, one.ci_low, one.ci_high, one.p_value, one.p_bootstrap) == (0, 0, 0, 1, 1)
         assert one.value == one.baseline_value
         assert one.samples == samples
     assert loss.wilcoxon_p == loss.perplexity_ratio == accuracy.effect_size == 1
@@ -67,8 +67,11 @@ def test_a_constant_difference_has_no_effect_size_and_one_sample_no_t_test():
     assert constant.p_value == 0
     assert constant.effect_size is None
     assert (constant.ci_low, constant.ci_high) == pytest.approx((0.5, 0.5))
-    assert single.p_value is None
+    assert constant.p_bootstrap == 2 / 10_000  # no resample on the other side of 0
+    assert single.p_value is single.p_bootstrap is None
+    assert single.value_stderr is single.baseline_value_stderr is None
     assert single.effect_size is None
+    assert statistics.compare_accuracies([True], [False]).p_bootstrap is None
 
 
 def test_intervals_are_those_of_scipys_paired_bootstrap():
@@ -95,6 +98,59 @@ def test_intervals_are_those_of_scipys_paired_bootstrap():
     assert (result.loss.ci_low, result.loss.ci_high) == reference(mean_difference)
     assert (result.perplexity.ci_low, result.perplexity.ci_high) == reference(perplexity_difference)
     assert result.perplexity_ratio_ci == reference(perplexity_ratio)
+
+
+@settings(max_examples=40, deadline=None)
+@given(pairs_of_losses)
+def test_standard_errors_are_those_of_the_shared_samples(pairs):
+    baseline, other = map(np.array, zip(*pairs, strict=True))
+    result = statistics.compare_losses(baseline, other)
+    assert result.loss.value == pytest.approx(other.mean())
+    assert result.loss.value_stderr == pytest.approx(stats.sem(other), abs=1e-12)
+    assert result.loss.baseline_value_stderr == pytest.approx(stats.sem(baseline), abs=1e-12)
+    expected = math.exp(baseline.mean()) * stats.sem(baseline)
+    assert result.perplexity.baseline_value_stderr == pytest.approx(expected, abs=1e-9)
+    accuracy = statistics.compare_accuracies(baseline > 5, other > 5)
+    assert accuracy.value_stderr == pytest.approx(stats.sem((other > 5).astype(float)), abs=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=40))
+def test_the_bootstrap_p_value_agrees_with_the_interval(pairs):
+    # Few distinct values: resampled differences of exactly 0 are common.
+    baseline, other = map(np.array, zip(*pairs, strict=True))
+    losses = statistics.compare_losses(baseline, other)
+    accuracy = statistics.compare_accuracies(baseline > 1, other > 1)
+    for one in (losses.loss, accuracy):
+        assert (one.p_bootstrap <= 0.05) == (one.ci_low > 0 or one.ci_high < 0)
+    low, high = losses.perplexity_ratio_ci
+    assert (losses.perplexity.p_bootstrap <= 0.05) == (low > 1 or high < 1)
+
+
+def test_the_bootstrap_p_value_is_twice_the_smaller_tail_of_scipys_resamples():
+    rng = np.random.default_rng(4)
+    baseline = rng.gamma(4, 0.7, size=120)
+    noise = rng.normal(0, 0.2, size=120)
+    other = baseline + noise - noise.mean() + 0.03
+    reference = stats.bootstrap((other - baseline,), np.mean, n_resamples=20_000, random_state=1)
+    tail = min((reference.bootstrap_distribution <= 0).mean(), (reference.bootstrap_distribution >= 0).mean())
+    result = statistics.compare_losses(baseline, other)
+    assert 0.01 < 2 * tail < 0.3
+    assert result.loss.p_bootstrap == pytest.approx(2 * tail, rel=0.1)
+    assert result.perplexity.p_bootstrap == result.loss.p_bootstrap
+    assert result.loss.p_bootstrap == pytest.approx(result.loss.p_value, rel=0.3)
+
+
+def test_without_a_difference_the_bootstrap_finds_one_about_as_often_as_its_level():
+    rng = np.random.default_rng(8)
+    found = 0
+    for _ in range(300):
+        baseline = rng.normal(3, 1, size=60)
+        found += (
+            statistics.compare_losses(baseline, baseline + rng.normal(0, 0.3, size=60)).loss.p_bootstrap
+            < 0.05
+        )
+    assert 0.02 <= found / 300 <= 0.1
 
 
 def test_intervals_cover_the_true_difference_about_as_often_as_they_say():

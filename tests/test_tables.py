@@ -59,7 +59,9 @@ def test_a_configuration_combines_its_data_sets(experiments):
     row = rows[config]
     assert row["datasets"] == "wikitext,lambada,hellaswag"
     assert row["perplexity"] == wikitext["perplexity"]
-    assert row["perplexity_stderr"] == wikitext["perplexity_stderr"]
+    for name in ("perplexity", "token_perplexity"):
+        assert row[f"{name}_stderr"] == wikitext[f"{name}_stderr"] > 0
+    assert row["target_perplexity_stderr"] == lambada["target_perplexity_stderr"] > 0
     assert row["lambada_accuracy"] == lambada["avg_task_accuracy"]
     assert row["hellaswag_accuracy_stderr"] == hellaswag["avg_task_accuracy_stderr"]
     mean = (lambada["avg_task_accuracy"] + hellaswag["avg_task_accuracy"]) / 2
@@ -75,6 +77,16 @@ def test_a_configuration_combines_its_data_sets(experiments):
     assert row["tokens_per_second"] == pytest.approx(row["total_tokens"] / seconds)
     assert rows["8experts_topk_baseline"]["ceiling_hit_rate"] is None
     assert rows["8experts_topk_baseline"]["alpha"] is None
+
+
+def test_an_unknown_standard_error_of_a_data_set_makes_that_of_the_mean_unknown(experiments):
+    config = "16experts_bh_a040"
+    changed = [dict(e, metrics=dict(e["metrics"])) for e in experiments if e["config"] == config]
+    one(changed, config, "lambada").update(avg_task_accuracy_stderr=None)
+    (row,) = tables.records(tables.configurations_table(changed))
+    assert row["avg_task_accuracy"] is not None
+    assert row["hellaswag_accuracy_stderr"] is not None
+    assert row["avg_task_accuracy_stderr"] is row["lambada_accuracy_stderr"] is None
 
 
 def test_layers(experiments):
@@ -117,6 +129,7 @@ def test_comparisons_have_a_row_for_the_score_and_one_for_the_loss(summaries, st
             assert row["value"] == pytest.approx(scores[row["config"], row["dataset"]][row["metric"]])
             baseline = scores[study.baseline, row["dataset"]]
             assert row["baseline_value"] == pytest.approx(baseline[row["metric"]])
+            assert row["baseline_value_stderr"] == pytest.approx(baseline[f"{row['metric']}_stderr"])
         if "accuracy" not in row["metric"]:
             assert row["ratio_ci_low"] <= row["ratio"] <= row["ratio_ci_high"]
 
@@ -126,10 +139,32 @@ def test_the_bh_configurations_are_one_family_of_corrections(summaries, study):
     bh = table[table["config"].str.contains("_bh_")]
     for _, family in bh.groupby(["dataset", "metric"]):
         assert len(family) == 16
-        expected = stats.false_discovery_control(family["p_value"])
-        np.testing.assert_allclose(family["p_bh"], expected)
-        smallest = family["p_value"].min()
-        assert family["p_holm"].min() == pytest.approx(min(1, 16 * smallest))
+        for column, name in (("p_value", "p"), ("p_wilcoxon", "p_wilcoxon"), ("p_bootstrap", "p_bootstrap")):
+            if column == "p_wilcoxon" and "accuracy" in family["metric"].iloc[0]:
+                assert family[[column, f"{name}_holm", f"{name}_bh"]].isna().all(axis=None)
+                continue
+            expected = stats.false_discovery_control(family[column])
+            np.testing.assert_allclose(family[f"{name}_bh"], expected)
+            assert family[f"{name}_holm"].min() == pytest.approx(min(1, 16 * family[column].min()))
+            assert (family[f"{name}_holm"] >= family[f"{name}_bh"] - 1e-12).all()
+
+
+def test_a_data_set_without_a_score_of_its_own_is_compared_by_its_loss(tmp_path):
+    study = synthetic.write_study(
+        tmp_path, datasets=("wikitext", "prompts"), max_ks=(2, 4), alphas=(0.5,), num_experts=8
+    )
+    summaries = [read_json(path) for path in study.summaries]
+    table = tables.comparisons_table(summaries, study.baseline)
+    kinds = table.groupby("dataset")["metric"].agg(lambda metrics: list(metrics.unique())).to_dict()
+    assert kinds == {"wikitext": ["perplexity", "loss"], "prompts": ["loss"]}
+    results = []
+    for summary, path in zip(summaries, study.tensors, strict=True):
+        with TensorFile(path) as tensors:
+            results.append(metrics.compute_metrics(summary, tensors))
+    for row in tables.records(tables.configurations_table(results)):
+        assert row["perplexity"] == one(results, row["config"], "wikitext")["perplexity"]
+        assert row["target_perplexity"] is None
+        assert row["datasets"] == "wikitext,prompts"
 
 
 def test_tables_of_what_there_is(experiments, summaries, study):

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from adaptive_routing.tasks import get_task
 from adaptive_routing.tasks.uncertainty import (
     exp_mean_with_stderr,
     exp_ratio_with_stderr,
@@ -56,6 +57,40 @@ def test_equal_denominators_make_a_ratio_a_mean(values, size):
 def test_numerators_in_proportion_have_no_error(samples):
     denominators = [x for _, x in samples]
     assert ratio_with_stderr([3.0 * x for x in denominators], denominators) == (3.0, 0.0)
+
+
+OUTCOME = {
+    "loss": 2.0,
+    "log_likelihood": -4.0,
+    "num_predicted_tokens": 2,
+    "num_words": 2,
+    "num_bytes": 9,
+    "correct": True,
+    "prediction_unnormalized": 1,
+    "gold": 1,
+}
+
+
+@pytest.mark.parametrize(
+    "task", ["wikitext", "wikitext_documents", "prompts", "lambada", "hellaswag", "arc_challenge"]
+)
+def test_every_metric_of_a_task_has_a_standard_error(task):
+    other = OUTCOME | {"loss": 3.0, "log_likelihood": -6.0, "correct": False, "gold": 0}
+    metrics = get_task(task).metrics([OUTCOME, other])
+    values = [name for name in metrics if not name.endswith("_stderr")]
+    assert values
+    assert sorted(metrics) == sorted([*values, *(f"{name}_stderr" for name in values)])
+    assert all(metrics[f"{name}_stderr"] > 0 for name in values)
+    alone = get_task(task).metrics([OUTCOME])
+    assert all(alone[f"{name}_stderr"] is None for name in values)
+
+
+def test_the_target_perplexity_has_the_error_of_an_exp_of_a_mean():
+    outcomes = [OUTCOME | {"log_likelihood": value} for value in (-2.0, -4.0, -3.0)]
+    metrics = get_task("lambada").metrics(outcomes)
+    assert metrics["lambada_perplexity"] == pytest.approx(math.exp(3))
+    # The standard deviation of 2, 4 and 3 is 1.
+    assert metrics["lambada_perplexity_stderr"] == pytest.approx(math.exp(3) / math.sqrt(3))
 
 
 def test_a_single_sample_has_no_error():

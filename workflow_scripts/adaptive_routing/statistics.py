@@ -3,7 +3,8 @@
 Comparisons are paired: both configurations score the same samples, so that how hard a sample is cancels.
 p-values: paired t-test and Wilcoxon's signed-rank test for losses, McNemar's exact test (Psychometrika 12,
 1947) for accuracies. Intervals: 95 % percentile bootstrap over samples (Efron and Tibshirani, An Introduction
-to the Bootstrap, 1993, chapter 13). Identical results give difference 0 and p = 1, never NaN.
+to the Bootstrap, 1993, chapter 13); the bootstrap p-value of both kinds of score is the one that belongs to
+them. Identical results give difference 0 and p = 1, never NaN.
 """
 
 import math
@@ -13,6 +14,9 @@ import numpy as np
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
+
+from adaptive_routing.tasks.accuracy import accuracy_with_stderr
+from adaptive_routing.tasks.uncertainty import exp_mean_with_stderr, mean_with_stderr
 
 RESAMPLES = 9_999
 CONFIDENCE = 0.95
@@ -28,14 +32,20 @@ def mean_standard_error(standard_errors):
 
 @dataclass(frozen=True)
 class Comparison:
-    """A configuration against the baseline on the same samples; p_value and effect_size can be None."""
+    """A configuration against the baseline on the same samples.
+
+    None: both p-values and the standard errors of a single sample; the effect size of a constant difference.
+    """
 
     baseline_value: float
+    baseline_value_stderr: float | None
     value: float
+    value_stderr: float | None
     difference: float  # value − baseline_value
     ci_low: float
     ci_high: float
-    p_value: float | None
+    p_value: float | None  # of `test`
+    p_bootstrap: float | None
     effect_size: float | None
     test: str
     samples: int
@@ -43,7 +53,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class LossComparison:
-    """The same losses compared three ways; `wilcoxon_p` is the rank test beside the t-test's p-value."""
+    """The same losses compared three ways; `wilcoxon_p` is the rank test beside the others' p-values."""
 
     loss: Comparison
     perplexity: Comparison
@@ -55,32 +65,30 @@ class LossComparison:
 def compare_losses(baseline, losses):
     """Compare two lists of losses of the same samples: mean loss, perplexity and perplexity ratio.
 
-    The ratio is exp(difference of mean losses), so the t-test of the losses is the test of both, and the
+    The ratio is exp(difference of mean losses), so the tests of the losses are those of all three, and the
     ratio's interval is exp of the difference's. Effect size: Cohen's d of the paired differences, mean/s.
     """
     baseline, losses = np.asarray(baseline, dtype=float), np.asarray(losses, dtype=float)
     differences = losses - baseline
     difference = float(differences.mean())
     means = _resampled_means(np.stack([baseline, losses]))  # (2, RESAMPLES)
-    low, high = _interval(means[1] - means[0])
+    resampled = means[1] - means[0]
+    low, high = _interval(resampled)
     perplexity_low, perplexity_high = _interval(np.exp(means[1]) - np.exp(means[0]))
     shared = {
         "p_value": _paired_t_test(differences),
+        "p_bootstrap": _bootstrap_p_value(resampled, len(differences)),
         "effect_size": cohens_d(differences),
         "test": "paired t-test",
         "samples": len(differences),
     }
-    baseline_loss, loss = float(baseline.mean()), float(losses.mean())
-    baseline_perplexity, perplexity = math.exp(baseline_loss), math.exp(loss)
+    perplexities = (*exp_mean_with_stderr(baseline), *exp_mean_with_stderr(losses))
     return LossComparison(
-        loss=Comparison(baseline_loss, loss, difference, low, high, **shared),
+        loss=Comparison(
+            *mean_with_stderr(baseline), *mean_with_stderr(losses), difference, low, high, **shared
+        ),
         perplexity=Comparison(
-            baseline_perplexity,
-            perplexity,
-            perplexity - baseline_perplexity,
-            perplexity_low,
-            perplexity_high,
-            **shared,
+            *perplexities, perplexities[2] - perplexities[0], perplexity_low, perplexity_high, **shared
         ),
         perplexity_ratio=math.exp(difference),
         perplexity_ratio_ci=(math.exp(low), math.exp(high)),
@@ -98,15 +106,15 @@ def compare_accuracies(baseline, correct):
     gained, lost = int(np.sum(correct & ~baseline)), int(np.sum(~correct & baseline))
     both, neither = int(np.sum(correct & baseline)), int(np.sum(~correct & ~baseline))
     differences = correct.astype(float) - baseline
-    low, high = _interval(_resampled_means(differences[None])[0])
+    resampled = _resampled_means(differences[None])[0]
     p_value = mcnemar([[both, lost], [gained, neither]], exact=True).pvalue if gained + lost else 1.0
     return Comparison(
-        baseline_value=float(baseline.mean()),
-        value=float(correct.mean()),
-        difference=(gained - lost) / len(differences),
-        ci_low=low,
-        ci_high=high,
+        *accuracy_with_stderr(baseline.tolist()),
+        *accuracy_with_stderr(correct.tolist()),
+        (gained - lost) / len(differences),
+        *_interval(resampled),
         p_value=min(float(p_value), 1.0),
+        p_bootstrap=_bootstrap_p_value(resampled, len(differences)),
         effect_size=(gained + 0.5) / (lost + 0.5),
         test="McNemar exact",
         samples=len(differences),
@@ -151,9 +159,23 @@ def _paired_t_test(differences):
 
 
 def _interval(resampled):
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(resampled, [tail, 1 - tail])
-    return float(low), float(high)
+    """Return the (R + 1)·2.5 %-th smallest and largest of R resampled differences, R + 1 a multiple of 40."""
+    ordered = np.sort(resampled)
+    rank = round((RESAMPLES + 1) * (1 - CONFIDENCE) / 2)
+    return float(ordered[rank - 1]), float(ordered[-rank])
+
+
+def _bootstrap_p_value(resampled, samples):
+    """Return 2 · (1 + the smaller of #{d* ≤ 0} and #{d* ≥ 0}) / (R + 1) of R resampled differences d*.
+
+    The percentile interval inverted (Efron and Tibshirani 1993, section 15.4), with the + 1 that makes a
+    simulated p-value valid (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section
+    4.4): p ≤ 0.05 exactly where the 95 % interval excludes 0. At least 2 / (R + 1) = 0.0002.
+    """
+    if samples < 2 and resampled.any():
+        return None
+    tail = min(np.count_nonzero(resampled <= 0), np.count_nonzero(resampled >= 0))
+    return min(2 * (1 + tail) / (RESAMPLES + 1), 1.0)
 
 
 def _resampled_means(values):

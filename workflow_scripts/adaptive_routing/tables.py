@@ -24,7 +24,9 @@ COMPARISON_COLUMNS = [
     "dataset",
     "metric",
     "baseline_value",
+    "baseline_value_stderr",
     "value",
+    "value_stderr",
     "difference",
     "ci_low",
     "ci_high",
@@ -38,17 +40,23 @@ COMPARISON_COLUMNS = [
     "ratio_ci_low",
     "ratio_ci_high",
     "p_wilcoxon",
+    "p_wilcoxon_holm",
+    "p_wilcoxon_bh",
+    "p_bootstrap",
+    "p_bootstrap_holm",
+    "p_bootstrap_bh",
 ]
+# Each p-value, and what the names of its two corrections start with.
+_P_VALUES = (("p_value", "p"), ("p_wilcoxon", "p_wilcoxon"), ("p_bootstrap", "p_bootstrap"))
+# Data sets that no average over data sets holds: a dozen prompts, continued token by token, say nothing of a
+# configuration's speed and little of its expert counts. They have rows of their own, and difficulty.py.
+_APART = {"prompts"}
 # How a metric of several data sets becomes one of the configuration; the mean where nothing is said.
 _SUMMED = {"total_samples", "total_tokens", "forward_seconds"}
 _SMALLEST, _LARGEST = {"min_experts"}, {"max_experts"}
-# Of one data set only, under other names, or computed from sums.
-_NOT_AVERAGED = {
-    "avg_task_accuracy",
-    "avg_task_accuracy_stderr",
-    "accuracy_unnormalized",
-    "tokens_per_second",
-}
+# Not of a configuration, or computed from sums.
+_UNNORMALIZED = {"accuracy_unnormalized", "accuracy_unnormalized_stderr"}
+_NOT_COMBINED = _UNNORMALIZED | {"tokens_per_second"}
 
 
 def experiments_table(experiments):
@@ -60,14 +68,24 @@ def experiments_table(experiments):
     return pd.DataFrame(rows, columns=[*HEAD, *METRIC_NAMES])
 
 
+def averaged_datasets(datasets):
+    """The data sets that a study's averages are over: all but `prompts`, which count where alone."""
+    datasets = list(dict.fromkeys(datasets))
+    return [dataset for dataset in datasets if dataset not in _APART] or datasets
+
+
 def configurations_table(experiments):
     """Make one row a configuration: the head, each data set's accuracy, and the metrics over its data sets.
+
+    The data sets are those of `averaged_datasets`.
 
     A metric is the plain mean over the data sets that have it, each counting alike however many tokens it
     has (`latency_ms_per_token` so is a mean of medians). Exceptions: `min_experts` and `max_experts` are
     the extremes, totals and `forward_seconds` are sums, `tokens_per_second` is the sum of tokens / the
-    sum of forward time, and `avg_task_accuracy_stderr` is √(Σ se²) / n.
+    sum of forward time, and a standard error is √(Σ se²) / n, missing where a data set's is.
     """
+    averaged = averaged_datasets(e["dataset"] for e in experiments)
+    experiments = [e for e in experiments if e["dataset"] in averaged]
     by_config = {}
     for experiment in experiments:
         by_config.setdefault(experiment["config"], []).append(experiment)
@@ -76,7 +94,7 @@ def configurations_table(experiments):
     )
     accuracy_columns = [f"{d}_accuracy{suffix}" for d in accuracy_datasets for suffix in ("", "_stderr")]
     head = [key for key in HEAD if key != "dataset"]
-    names = [name for name in METRIC_NAMES if name != "accuracy_unnormalized"]
+    names = [name for name in METRIC_NAMES if name not in _UNNORMALIZED]
     rows = [_configuration_row(head, names, group) for group in by_config.values()]
     return pd.DataFrame(rows, columns=[*head, "datasets", *accuracy_columns, *names])
 
@@ -85,26 +103,24 @@ def _configuration_row(head, names, experiments):
     row = {key: experiments[0][key] for key in head}
     row["datasets"] = ",".join(e["dataset"] for e in experiments)
     for name in names:
-        values = [e["metrics"][name] for e in experiments if e["metrics"][name] is not None]
-        if values and name not in _NOT_AVERAGED:
+        # A standard error belongs to a value: where that exists without it, it is unknown, not left out.
+        values = [
+            e["metrics"][name] for e in experiments if e["metrics"][name.removesuffix("_stderr")] is not None
+        ]
+        if values and None not in values and name not in _NOT_COMBINED:
             row[name] = _combine(name, values)
     row["tokens_per_second"] = row["total_tokens"] / row["forward_seconds"]
-
-    with_accuracy = [e for e in experiments if e["metrics"]["avg_task_accuracy"] is not None]
-    for experiment in with_accuracy:
-        column = f"{experiment['dataset']}_accuracy"
-        row[column] = experiment["metrics"]["avg_task_accuracy"]
-        row[f"{column}_stderr"] = experiment["metrics"]["avg_task_accuracy_stderr"]
-    if with_accuracy:
-        accuracies = [e["metrics"]["avg_task_accuracy"] for e in with_accuracy]
-        errors = [e["metrics"]["avg_task_accuracy_stderr"] for e in with_accuracy]
-        row["avg_task_accuracy"] = sum(accuracies) / len(accuracies)
-        if None not in errors:
-            row["avg_task_accuracy_stderr"] = statistics.mean_standard_error(errors)
+    for experiment in experiments:
+        if experiment["metrics"]["avg_task_accuracy"] is not None:
+            column = f"{experiment['dataset']}_accuracy"
+            row[column] = experiment["metrics"]["avg_task_accuracy"]
+            row[f"{column}_stderr"] = experiment["metrics"]["avg_task_accuracy_stderr"]
     return row
 
 
 def _combine(name, values):
+    if name.endswith("_stderr"):
+        return statistics.mean_standard_error(values)
     if name in _SUMMED:
         return sum(values)
     if name in _SMALLEST:
@@ -133,9 +149,10 @@ def comparisons_table(summaries, baseline):
     """Compare every configuration with the baseline on each data set, over the samples both have.
 
     summaries: contents of logs/{config}_{dataset}.json; baseline: a configuration's name. A data set gives
-    a row for its own metric (`perplexity` or `{dataset}_accuracy`), then one for `loss`. `ratio` is the
-    perplexity ratio. Holm's and Benjamini and Hochberg's corrections run over the configurations of one
-    strategy on one data set and metric: the 16 BH configurations are one family.
+    a row for its own metric (`perplexity` or `{dataset}_accuracy`) if it has one, then one for `loss`.
+    `ratio` is the perplexity ratio. Each of the three p-values (`p_value` of `test`, `p_wilcoxon`,
+    `p_bootstrap`) is corrected by Holm and by Benjamini and Hochberg over the configurations of one strategy
+    on one data set and metric: the 16 BH configurations are one family.
     """
     baselines = {s["dataset"]: s for s in summaries if s["config"] == baseline}
     rows, families = [], {}
@@ -148,11 +165,12 @@ def comparisons_table(summaries, baseline):
             families.setdefault((summary["strategy"], dataset, row["metric"]), []).append(row)
             rows.append(row)
     for family in families.values():
-        p_values = [row["p_value"] for row in family]
-        for column, method in (("p_holm", "holm"), ("p_bh", "fdr_bh")):
-            corrected = statistics.corrected_p_values(p_values, method)
-            for row, p_value in zip(family, corrected, strict=True):
-                row[column] = p_value
+        for column, name in _P_VALUES:
+            p_values = [row.get(column) for row in family]
+            for suffix, method in (("holm", "holm"), ("bh", "fdr_bh")):
+                corrected = statistics.corrected_p_values(p_values, method)
+                for row, p_value in zip(family, corrected, strict=True):
+                    row[f"{name}_{suffix}"] = p_value
     return pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
 
 

@@ -30,7 +30,7 @@ def choice_outcome(sample, scores):
 
 
 def choice_metrics(dataset, outcomes):
-    """`{dataset}_accuracy` (length-normalised) with its standard error, and `{dataset}_acc`."""
+    """`{dataset}_accuracy` (length-normalised) and `{dataset}_acc`, each with its standard error."""
     accuracy, stderr = accuracy_with_stderr([one["correct"] for one in outcomes])
     acc, acc_stderr = accuracy_with_stderr(
         [one["prediction_unnormalized"] == one["gold"] for one in outcomes]
