@@ -16,11 +16,13 @@ def tables(
     ks=(8, 16, 32, 64),
     datasets=("wikitext", "lambada", "hellaswag"),
     effect=None,
+    documents=False,
 ):
     """Return the four tables as a dict of frames.
 
     effect: function of (config, dataset) to (difference from the baseline, half the width of its interval,
-    corrected p-value); by default more experts help a little and top-k beyond 8 hurts.
+    corrected p-value); by default more experts help a little and top-k beyond 8 hurts. A data set of any
+    other name than the four with a score has none. documents: whether wikitext has word perplexity.
     """
     grid = [(f"{k}experts_topk_baseline", "topk", k, np.nan) for k in ks]
     for max_k in max_ks:
@@ -36,9 +38,12 @@ def tables(
             experts = wanted if strategy == "topk" else wanted * (1 + 0.06 * (i - 1))
             row = head | {"dataset": dataset} | _behaviour(strategy, k, experts)
             difference = 0.0 if config == BASELINE else effect(config, dataset)[0]
-            name = "perplexity" if dataset == "wikitext" else f"{dataset}_accuracy"
-            row[name] = reference[dataset] + difference
-            row[f"{name}_stderr"] = 0.5 if dataset == "wikitext" else 0.027
+            if dataset == "wikitext":
+                row |= _quality(reference[dataset] + difference, documents)
+            elif dataset in reference:
+                accuracy = {"": reference[dataset] + difference, "_stderr": 0.027}
+                for suffix, value in accuracy.items():
+                    row[f"{dataset}_accuracy{suffix}"] = row[f"avg_task_accuracy{suffix}"] = value
             rows.append(row)
             for layer in range(LAYERS):
                 count = (
@@ -49,13 +54,16 @@ def tables(
                     | {"std_experts": 0.3 * count, "expert_utilization": 0.97, "gini_coefficient": 0.4}
                 )
             if config != BASELINE:
-                comparisons.append(_comparison(config, dataset, name, reference[dataset], effect))
+                if dataset in reference:
+                    metric = "perplexity" if dataset == "wikitext" else f"{dataset}_accuracy"
+                    comparisons.append(_comparison(config, dataset, metric, reference[dataset], effect))
+                # Losses differ the more the worse a configuration is, whatever the score.
+                comparisons.append(_comparison(config, dataset, "loss", 2.4, lambda *_: (0.5, 0.1, 0.001)))
         experiments += rows
         frame = pd.DataFrame(rows)
         mean = frame.drop(columns=["config", "strategy", "dataset"]).mean().to_dict()
-        accuracies = [mean[f"{d}_accuracy"] for d in datasets if d != "wikitext"]
-        mean["avg_task_accuracy"] = np.mean(accuracies) if accuracies else np.nan
-        mean["avg_task_accuracy_stderr"] = 0.019 if accuracies else np.nan
+        mean.setdefault("avg_task_accuracy", np.nan)
+        mean.setdefault("avg_task_accuracy_stderr", np.nan)
         configurations.append(mean | head)
     return {
         "experiments": pd.DataFrame(experiments),
@@ -71,12 +79,37 @@ def study(**options):
 
 def _comparison(config, dataset, metric, reference, effect):
     difference, half_width, p_holm = effect(config, dataset)
-    values = (
-        config, dataset, metric, reference, reference + difference, difference, difference - half_width,
-        difference + half_width, p_holm / 16, p_holm, p_holm, difference / 4, "paired t", SAMPLES,
-    )  # fmt: skip
-    # The last columns, which figures and report do not read, stay empty.
-    return dict(zip(COMPARISON_COLUMNS, values, strict=False))
+    stderr = 0.5 if metric == "perplexity" else 0.027
+    row = {
+        "config": config,
+        "dataset": dataset,
+        "metric": metric,
+        "baseline_value": reference,
+        "baseline_value_stderr": stderr,
+        "value": reference + difference,
+        "value_stderr": stderr,
+        "difference": difference,
+        "ci_low": difference - half_width,
+        "ci_high": difference + half_width,
+        "effect_size": difference / 4,
+        "test": "McNemar exact" if "accuracy" in metric else "paired t-test",
+        "samples": SAMPLES,
+    }
+    for name in ("p", "p_bootstrap") if "accuracy" in metric else ("p", "p_wilcoxon", "p_bootstrap"):
+        row |= {"p_value" if name == "p" else name: p_holm / 16, f"{name}_holm": p_holm, f"{name}_bh": p_holm}
+    return row
+
+
+def _quality(perplexity, documents):
+    """What wikitext has, each with a standard error."""
+    values = {"perplexity": (perplexity, 0.5), "token_perplexity": (perplexity - 1, 0.4)}
+    if documents:
+        values["word_perplexity"] = (2 * perplexity, 1.2)
+        values["byte_perplexity"] = (1.7, 0.012)
+        values["bits_per_byte"] = (0.766, 0.01)
+    return {
+        f"{name}{s}": v for name, pair in values.items() for s, v in zip(("", "_stderr"), pair, strict=True)
+    }
 
 
 def _default_effect(config, dataset):

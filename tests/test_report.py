@@ -171,6 +171,16 @@ def test_the_largest_loss_is_at_the_bad_end_of_the_interval(metric, low, high, e
     assert rules.largest_loss({"metric": metric, "ci_low": low, "ci_high": high}) == pytest.approx(expected)
 
 
+def test_a_data_set_without_a_score_decides_nothing():
+    with_prompts = study_of(TIES, datasets=("wikitext", "lambada", "prompts"))
+    assert with_prompts.scored_datasets == ["wikitext", "lambada"]
+    assert set(rules.not_worse(with_prompts)) == set(with_prompts.bh["config"])
+    assert rules.scores_of(with_prompts, "perplexity") == ["wikitext"]
+    assert with_prompts.comparison("8experts_bh_a030", "prompts")["metric"] == "loss"
+    assert with_prompts.verdict("8experts_bh_a030", "prompts") == "worse"
+    assert with_prompts.comparison("8experts_bh_a030", "wikitext")["metric"] == "perplexity"
+
+
 def test_same_compute_reads_the_line_through_top_k():
     study = results_tables.study()
     table = study.configurations
@@ -196,7 +206,8 @@ def test_the_answer_names_the_winner_with_its_numbers(images):
     assert "**BH beats the baseline in all 16 BH configurations" in section(text, "## Answers")
     answer = section(text, "### Best perplexity")
     assert "significantly better than the baseline on wikitext" in answer
-    assert "| wikitext | perplexity | 10.00 | 11.00 | −1.00 | −1.20 to −0.80 | 0.001 | better |" in answer
+    values = "10.00 ± 0.50 | 11.00 ± 0.50 | −1.00 | −1.20 to −0.80"
+    assert f"| wikitext | perplexity | {values} | 0.001 | better |" in answer
     assert "exclude losses beyond the margins" in section(text, "### Same quality, least compute")
 
 
@@ -237,8 +248,100 @@ def test_without_the_baseline_nothing_is_recommended(images):
     assert f"The baseline `{BASELINE}` has no results." in section(text, "## Missing, skipped and shortened")
 
 
+def row_of(table, config):
+    """The cells of a configuration's row, by the table's headings."""
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")]
+    (cells,) = [line for line in lines if line[0].strip("*") == f"`{config}`"]
+    return dict(zip(lines[0], cells, strict=True))
+
+
+def test_every_quality_value_stands_with_its_standard_error(images):
+    study = study_of(LOSES, documents=True)
+    study.configurations["target_perplexity"], study.configurations["target_perplexity_stderr"] = 9.5, 0.25
+    cells = row_of(section(report(study, images), "### Quality"), "8experts_bh_a030")
+    del cells["configuration"], cells["average experts"]
+    assert cells == {
+        "perplexity": "14.00 ± 0.50 ▼",
+        "token perplexity": "13.00 ± 0.40",
+        "word perplexity": "28.00 ± 1.20",
+        "byte perplexity": "1.700 ± 0.012",
+        "bits per byte": "0.766 ± 0.010",
+        "lambada target perplexity": "9.50 ± 0.25",
+        "lambada accuracy": "0.640 ± 0.027 ▼",
+        "hellaswag accuracy": "0.570 ± 0.027 ▼",
+        "mean accuracy": "0.605 ± 0.027",
+    }
+    rows_alone = section(report(study_of(LOSES), images), "### Quality")
+    assert "token perplexity" in rows_alone and "word perplexity" not in rows_alone
+
+
+@pytest.mark.parametrize("effect, mark", [(WINS, " ▲"), (LOSES, " ▼"), (TIES, "")])
+def test_the_tables_of_tests_mark_what_differs_after_holm(images, effect, mark):
+    text = report(study_of(effect), images)
+    difference = words.number(effect[0], "+z.2f")
+    cells = row_of(section(text, "### Tests on wikitext"), "16experts_bh_a040")
+    assert cells["difference"] == difference + mark
+    assert cells["value"] == f"{11 + effect[0]:.2f} ± 0.50"
+    cells = row_of(section(text, "### Tests on lambada"), "16experts_bh_a040")
+    assert cells["difference"] == words.number(effect[1], "+z.3f") + mark
+
+
+def test_tests_that_agree_stand_side_by_side_without_a_remark(images):
+    text = report(study_of((3.0, -0.2, 0.004)), images)
+    wikitext, lambada = (section(text, f"### Tests on {d}") for d in ("wikitext", "lambada"))
+    cells = row_of(wikitext, "16experts_bh_a040")
+    assert [cells[f"{name}p (Holm)"] for name in ("", "Wilcoxon ", "bootstrap ")] == ["0.004"] * 3
+    cells = row_of(lambada, "16experts_bh_a040")
+    assert cells["bootstrap p (Holm)"] == cells["p (Holm)"] == "0.004"
+    assert "Wilcoxon p (Holm)" not in cells
+    assert "disagree" not in text
+
+
+def test_tests_that_disagree_are_named_with_their_configurations(images):
+    study = study_of(TIES)
+    table = study.comparisons
+    rows = (table["metric"] == "perplexity") & table["config"].isin(["8experts_bh_a030", "8experts_bh_a040"])
+    table.loc[rows, ["p_wilcoxon_holm", "p_bootstrap_holm"]] = 0.049
+    rows = (table["metric"] == "perplexity") & (table["config"] == "64experts_bh_a060")
+    table.loc[rows, "p_bootstrap_holm"] = 0.01
+    rows = (table["metric"] == "lambada_accuracy") & (table["config"] == "8experts_bh_a050")
+    table.loc[rows, "p_holm"] = 0.01
+    # Beyond the level, and uncorrected: nothing to remark.
+    table.loc[table["config"] == "8experts_bh_a060", ["p_wilcoxon_holm", "p_value"]] = 0.05, 0.001
+    text = report(study, images)
+    assert (
+        "Corrected by Holm, the tests disagree at the 5 % level: a difference is shown by Wilcoxon's test "
+        "and the bootstrap, not by the paired t-test, for `8experts_bh_a030`, `8experts_bh_a040`; by the "
+        "bootstrap, not by the paired t-test and Wilcoxon's test, for `64experts_bh_a060`."
+    ) in section(text, "### Tests on wikitext")
+    assert ("shown by McNemar's exact test, not by the bootstrap, for `8experts_bh_a050`.") in section(
+        text, "### Tests on lambada"
+    )
+    assert "disagree" not in section(text, "### Tests on hellaswag")
+
+
+def test_a_data_set_without_a_score_has_its_tests_and_no_say(images):
+    text = report(study_of(TIES, datasets=("wikitext", "prompts")), images)
+    tests = section(text, "### Tests on prompts")
+    assert "Loss; baseline 2.400 ± 0.027; paired t-test" in tests
+    assert row_of(tests, "8experts_bh_a030")["difference"] == "+0.500 ▼"
+    assert "Left out of the answers, without a perplexity or an accuracy: prompts." in text
+    assert "prompts" not in section(text, "### Same quality, least compute")
+    assert "prompts" not in section(text, "### Where BH does not help")
+    assert row_of(section(text, "### Quality"), "8experts_bh_a030")["perplexity"] == "11.05 ± 0.50"
+    assert "Left out of the answers" not in report(study_of(TIES), images)
+
+
+def test_losses_alone_recommend_nothing(images):
+    text = report(results_tables.study(datasets=("prompts",)), images)
+    assert "nothing can be recommended" in section(text, "## Answers")
+    assert "### Tests on prompts" in text
+
+
 STUDIES = {
     "full": lambda: results_tables.study(),
+    "with prompts": lambda: results_tables.study(datasets=("wikitext", "hellaswag", "prompts")),
+    "prompts alone": lambda: results_tables.study(datasets=("prompts",)),
     "lambada alone": lambda: results_tables.study(datasets=("lambada",)),
     "wikitext alone": lambda: results_tables.study(datasets=("wikitext",)),
     "one configuration": lambda: results_tables.study(max_ks=(8,), alphas=(0.3,), ks=(8,)),
@@ -265,9 +368,18 @@ def test_gaps_and_differences_between_experiments_are_stated(images):
     text = report(study, images, summaries)
     gaps = section(text, "## Missing, skipped and shortened")
     assert "wikitext: 4 samples were cut" in gaps
-    assert "lambada: 150 of 200 samples" in gaps
+    assert "lambada: 150 of 200 samples asked for were scored" in gaps
     assert "hellaswag" not in gaps
     assert "Not the same in all experiments: device." in section(text, "## Settings and versions")
+
+
+def test_fewer_samples_than_asked_for_in_some_configurations_are_stated(images):
+    summaries = [summary("wikitext"), summary("wikitext", total_samples=62), summary("lambada")]
+    gaps = section(report(results_tables.study(), images, summaries), "## Missing, skipped and shortened")
+    assert "wikitext: 62 of 200 samples asked for were scored" in gaps
+    assert "lambada" not in gaps
+    whole = section(report(results_tables.study(), images), "## Missing, skipped and shortened")
+    assert "every sample asked for" in whole
 
 
 def test_names_cannot_break_the_table():

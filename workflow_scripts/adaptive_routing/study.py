@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from adaptive_routing.errors import InputError
+from adaptive_routing.tables import averaged_datasets
 
 SIGNIFICANCE_LEVEL = 0.05  # of Holm-corrected p-values
 
@@ -24,6 +25,7 @@ REQUIRED_COLUMNS = {
 class Study:
     """Four tables of docs/architecture.md and the name of the configuration that all are compared with.
 
+    They hold the data sets that averages are over (`tables.averaged_datasets`).
     `configurations` is sorted: top-k by k, then BH by max_k and alpha. A value that does not exist is NaN.
     """
 
@@ -54,6 +56,13 @@ class Study:
     @cached_property
     def datasets(self):
         return list(dict.fromkeys(self.experiments["dataset"]))
+
+    @cached_property
+    def scored_datasets(self):
+        """The data sets with a score of their own, perplexity or accuracy; others have only a mean loss."""
+        scores = self.experiments.reindex(columns=["perplexity", "avg_task_accuracy"])
+        scored = set(self.experiments.loc[scores.notna().any(axis=1), "dataset"])
+        return [dataset for dataset in self.datasets if dataset in scored]
 
     @cached_property
     def accuracies(self):
@@ -89,14 +98,13 @@ class Study:
         return self.layers.pivot_table(index="config", columns="layer", values=column, aggfunc="mean")
 
     def comparison(self, config, dataset):
-        """The row that compares `config` with the baseline in the data set's own score, or None.
+        """The row that compares `config` with the baseline on a data set, or None.
 
-        The score is perplexity or accuracy; comparisons of mean losses stand beside them in the table.
+        It is the row of the data set's own score, perplexity or accuracy, or else that of the mean loss.
         """
         table = self.comparisons
-        rows = table[
-            (table["config"] == config) & (table["dataset"] == dataset) & (table["metric"] != "loss")
-        ]
+        rows = table[(table["config"] == config) & (table["dataset"] == dataset)]
+        rows = rows[(rows["metric"] == "loss") == (dataset not in self.scored_datasets)]
         return None if rows.empty else rows.iloc[0]
 
     def verdict(self, config, dataset):
@@ -114,8 +122,8 @@ class Study:
 
 
 def lower_is_better(metric):
-    """Whether a smaller value of a score is the better one: true of perplexity, false of accuracy."""
-    return "perplexity" in metric
+    """Whether a smaller value of a score is the better one: of perplexity and loss, not of accuracy."""
+    return "perplexity" in metric or metric == "loss"
 
 
 def make_study(experiments, configurations, layers, comparisons, baseline):
@@ -137,6 +145,10 @@ def make_study(experiments, configurations, layers, comparisons, baseline):
         by=["strategy", "k_or_max_k", "alpha"],
         key=lambda column: column != "topk" if column.name == "strategy" else column,
         kind="stable",
+    )
+    averaged = averaged_datasets(experiments["dataset"])
+    experiments, layers, comparisons = (
+        table[table["dataset"].isin(averaged)] for table in (experiments, layers, comparisons)
     )
     return Study(experiments, ordered.reset_index(drop=True), layers, comparisons, baseline)
 

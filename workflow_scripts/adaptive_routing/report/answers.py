@@ -26,6 +26,12 @@ def answers(study):
             "below hold what was measured."
         )
         return
+    if not study.scored_datasets:
+        yield (
+            "**No data set of this study has a perplexity or an accuracy, so nothing can be recommended:** "
+            "the tables below compare mean losses."
+        )
+        return
     yield _verdict_on_bh(study)
     yield _aims(study)
     for column in MEASURES:
@@ -160,12 +166,14 @@ def _least_compute(study):
         f"any data set: {row['avg_experts']:.2f} a token and layer against {reference:.2f} "
         f"({100 * (1 - row['avg_experts'] / reference):.0f} % fewer)."
     )
-    yield _evidence(study, config, study.datasets)
+    yield _evidence(study, config, study.scored_datasets)
     yield (
         "“Not significantly worse” means that no loss was shown, not that there is none: the intervals "
         "above say which losses remain possible."
     )
-    margins = ", ".join(f"{words.score(study, d, rules.margin(study, d))} on {d}" for d in study.datasets)
+    margins = ", ".join(
+        f"{words.score(study, d, rules.margin(study, d))} on {d}" for d in study.scored_datasets
+    )
     margins += f"; {100 * rules.PERPLEXITY_MARGIN:g} % of perplexity, {rules.ACCURACY_MARGIN} of accuracy"
     if sure is None:
         yield (
@@ -180,7 +188,7 @@ def _least_compute(study):
             f"If a loss beyond a margin ({margins}) must be excluded by the 95 % intervals on every data "
             f"set, the choice is {words.code(sure)} with {experts:.2f} experts."
         )
-        yield _evidence(study, sure, study.datasets)
+        yield _evidence(study, sure, study.scored_datasets)
 
 
 def _fastest(study):
@@ -198,7 +206,7 @@ def _fastest(study):
         f"{words.code(config)} was the fastest of those not significantly worse on any data set: "
         f"{speed:,.0f} tokens/s against {reference:,.0f}, {speed / reference:.2f} times the baseline. Speed "
         "was measured once a configuration, on the machine named below, and has no standard error: small "
-        f"ratios mean little.\n\n{_evidence(study, config, study.datasets)}"
+        f"ratios mean little.\n\n{_evidence(study, config, study.scored_datasets)}"
     )
 
 
@@ -234,7 +242,7 @@ def _where_not(study):
     if table.empty:
         return "This study holds no BH configuration to compare."
     items = []
-    for dataset in study.datasets:
+    for dataset in study.scored_datasets:
         worse = [config for config in table.index if study.verdict(config, dataset) == "worse"]
         if worse:
             items.append(
@@ -274,16 +282,25 @@ def _limits(study):
     sizes = " and ".join(f"{size} {'BH' if s == 'bh' else 'top-k'}" for s, size in sizes.items())
     widths = ", ".join(
         f"±{words.score(study, d, rules.typical_half_width(study, d))} on {d}"
-        for d in study.datasets
+        for d in study.scored_datasets
         if np.isfinite(rules.typical_half_width(study, d))
+    )
+    unscored = [dataset for dataset in study.datasets if dataset not in study.scored_datasets]
+    left_out = (
+        f" Left out of the answers, without a perplexity or an accuracy: {words.joined(unscored)}."
+        if unscored
+        else ""
     )
     return (
         f"A difference counts as significant where Holm's corrected p is below {SIGNIFICANCE_LEVEL}; the "
         f"correction runs over the configurations of one strategy on one data set ({sizes} comparisons). "
-        "Tests are paired over the same samples. The 95 % intervals are not corrected: one in twenty misses "
-        f"by chance. Half an interval's width is typically {widths}; smaller differences cannot be told from "
-        "none here. A loss is within the margin where the interval excludes one of more than "
-        f"{100 * rules.PERPLEXITY_MARGIN:g} % of perplexity and {rules.ACCURACY_MARGIN} of accuracy. "
+        "The tests are the paired t-test of losses and McNemar's exact test of accuracies; Wilcoxon's "
+        "signed-rank test and the bootstrap stand beside them in the tables and decide nothing. Tests are "
+        "paired over the same samples; like the standard errors, they take samples as independent, also "
+        f"where texts repeat or belong together.{left_out} The 95 % intervals are not corrected: one in "
+        f"twenty misses by chance. Half an interval's width is typically {widths}; smaller differences "
+        "cannot be told from none here. A loss is within the margin where the interval excludes one of more "
+        f"than {100 * rules.PERPLEXITY_MARGIN:g} % of perplexity and {rules.ACCURACY_MARGIN} of accuracy. "
         "Perplexities are exp of the mean loss a sample. Speeds come from one timed pass over each data set, "
         "on a machine that may have been doing other work: small differences between them mean nothing."
     )
@@ -301,8 +318,8 @@ def _evidence(study, config, datasets):
             (
                 dataset,
                 c["metric"].replace("_", " "),
-                words.number(c["value"], digits),
-                words.number(c["baseline_value"], digits),
+                words.with_error(c, "value", digits),
+                words.with_error(c, "baseline_value", digits),
                 words.number(c["difference"], "+z" + digits),
                 f"{words.number(c['ci_low'], '+z' + digits)} to {words.number(c['ci_high'], '+z' + digits)}",
                 words.p_value(c["p_holm"]),

@@ -1,9 +1,10 @@
 """The rules that turn the tables into answers: which configuration for which aim, and on what evidence.
 
 Pure functions on a `Study`. Tests are those of the comparisons table: paired against the baseline, corrected
-by Holm. Two notions of "same quality" are kept apart. `not_worse`: no data set shows a significant loss;
-with few samples that can also mean that a loss went unseen. `within_margin`: on every data set the 95 %
-interval excludes a loss beyond a margin fixed in advance (non-inferiority; Piaggio et al., JAMA 308, 2012).
+by Holm. A data set here is one with a perplexity or an accuracy; others decide nothing. Two notions of "same
+quality" are kept apart. `not_worse`: no data set shows a significant loss; with few samples that can also
+mean that a loss went unseen. `within_margin`: on every data set the 95 % interval excludes a loss beyond a
+margin fixed in advance (non-inferiority; Piaggio et al., JAMA 308, 2012).
 """
 
 from dataclasses import dataclass
@@ -41,8 +42,8 @@ class SameCompute:
 def scores_of(study, column):
     """The data sets whose scores make up a column of the configurations table."""
     if column == "perplexity":
-        return [d for d in study.datasets if f"{d}_accuracy" not in study.configurations]
-    return [d for d in study.datasets if f"{d}_accuracy" in study.configurations]
+        return [d for d in study.scored_datasets if f"{d}_accuracy" not in study.configurations]
+    return [d for d in study.scored_datasets if f"{d}_accuracy" in study.configurations]
 
 
 def best_quality(study, column):
@@ -77,7 +78,7 @@ def not_worse(study):
         config
         for config in study.configurations["config"]
         if config != study.baseline
-        and all(study.verdict(config, dataset) in ("better", "same") for dataset in study.datasets)
+        and all(study.verdict(config, dataset) in ("better", "same") for dataset in study.scored_datasets)
     ]
 
 
@@ -86,7 +87,7 @@ def within_margin(study):
     return [
         config
         for config in not_worse(study)
-        if all(largest_loss(study.comparison(config, d)) <= margin(study, d) for d in study.datasets)
+        if all(largest_loss(study.comparison(config, d)) <= margin(study, d) for d in study.scored_datasets)
     ]
 
 
@@ -131,7 +132,7 @@ def bh_outcomes(study):
     """
     outcomes = {"better": [], "worse": [], "undecided": [], "untested": []}
     for config in study.bh["config"]:
-        verdicts = [study.verdict(config, dataset) for dataset in study.datasets]
+        verdicts = [study.verdict(config, dataset) for dataset in study.scored_datasets]
         if config == study.baseline:
             continue
         if "worse" in verdicts:

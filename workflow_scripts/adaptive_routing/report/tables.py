@@ -1,10 +1,19 @@
 """The report's tables: quality, compute, expert counts and the tests on each data set."""
 
+import pandas as pd
+
 from adaptive_routing.report import recommendations as rules
 from adaptive_routing.report import words
 from adaptive_routing.study import SIGNIFICANCE_LEVEL, lower_is_better
 
-# Columns of the tables beside quality: name, heading, format.
+# Columns of the tables: name, heading, format. Those of quality stand between perplexity and accuracies.
+OTHER_QUALITY = (
+    ("token_perplexity", "token perplexity", ".2f"),
+    ("word_perplexity", "word perplexity", ".2f"),
+    ("byte_perplexity", "byte perplexity", ".3f"),
+    ("bits_per_byte", "bits per byte", ".3f"),
+    ("target_perplexity", "lambada target perplexity", ".2f"),
+)
 EFFICIENCY = (
     ("avg_experts", "average experts", ".2f"),
     ("expert_activation_ratio", "activation ratio", ".3f"),
@@ -33,13 +42,16 @@ EXPERTS = (
     ("expert_overlap_score", "overlap of two passes", ".4f"),
     ("output_determinism", "same greedy token (%)", ".2f"),
 )
+# How a sentence names a test of the comparisons table.
+TEST_NAMES = {"McNemar exact": "McNemar's exact test"}
 
 
 def tables(study):
     yield (
         "Values ± standard error. ▲ better, ▼ worse than the baseline (corrected by Holm, p < "
-        f"{SIGNIFICANCE_LEVEL}); no mark: no difference shown. {words.NOTHING}: does not exist for this "
-        "strategy or data set. Over several data sets a metric is the plain mean."
+        f"{SIGNIFICANCE_LEVEL}); no mark: no difference shown, or no test (perplexity and the accuracy of "
+        f"each data set are tested). {words.NOTHING}: does not exist for this strategy or data set. Over "
+        "several data sets a metric is the plain mean."
     )
     yield "### Quality"
     yield _quality_table(study)
@@ -61,21 +73,24 @@ def tables(study):
 
 
 def _quality_table(study):
-    scores = [("perplexity", ".2f", rules.scores_of(study, "perplexity"))] if study.has("perplexity") else []
-    scores += [(column, ".3f", [column.removesuffix("_accuracy")]) for column in study.accuracies]
-    if study.has("avg_task_accuracy"):
-        scores.append(("avg_task_accuracy", ".3f", []))
+    # Column, heading, format, and the data sets whose tests mark it.
+    scores = [
+        ("perplexity", "perplexity", ".2f", rules.scores_of(study, "perplexity")),
+        *((*column, []) for column in OTHER_QUALITY),
+        *((c, c.replace("_", " "), ".3f", [c.removesuffix("_accuracy")]) for c in study.accuracies),
+        ("avg_task_accuracy", "mean accuracy", ".3f", []),
+    ]
+    scores = [score for score in scores if study.has(score[0])]
     rows = []
     for _, row in study.configurations.iterrows():
         cells = [words.named(study, row["config"]), words.number(row["avg_experts"], ".2f")]
-        for column, digits, datasets in scores:
+        for column, _, digits, datasets in scores:
             marks = "".join(
                 words.MARKS.get(study.verdict(row["config"], dataset), "") for dataset in datasets
             )
             cells.append(words.with_error(row, column, digits) + marks)
         rows.append(cells)
-    headings = [c.replace("avg_task", "mean").replace("_", " ") for c, _, _ in scores]
-    return words.table(["configuration", "average experts", *headings], rows)
+    return words.table(["configuration", "average experts", *(heading for _, heading, _, _ in scores)], rows)
 
 
 def _metric_table(study, columns):
@@ -88,26 +103,32 @@ def _metric_table(study, columns):
 
 
 def _test_table(study, dataset, comparisons):
+    """The tests on one data set: a caption, a row a configuration, and where the tests disagree."""
     digits = words.digits_of(study, dataset)
+    first = comparisons[0][1]
+    accuracy = not lower_is_better(first["metric"])
+    corrected = {"p_holm": TEST_NAMES.get(first["test"], f"the {first['test']}")}
+    if not accuracy:
+        corrected["p_wilcoxon_holm"] = "Wilcoxon's test"
+    corrected["p_bootstrap_holm"] = "the bootstrap"
+    beside = [column for column in corrected if column != "p_holm"]
     cells = []
     for config, c in comparisons:
         cells.append(
             (
                 words.code(config),
-                words.number(c["value"], digits),
+                words.with_error(c, "value", digits),
                 words.number(c["difference"], "+z" + digits)
                 + words.MARKS.get(study.verdict(config, dataset), ""),
                 f"{words.number(c['ci_low'], '+z' + digits)} to {words.number(c['ci_high'], '+z' + digits)}",
-                *(words.p_value(c.get(column)) for column in ("p_value", "p_holm", "p_bh")),
+                *(words.p_value(c.get(column)) for column in ("p_value", "p_holm", "p_bh", *beside)),
                 words.number(c.get("effect_size"), ".2f"),
             )
         )
-    first = comparisons[0][1]
-    accuracy = not lower_is_better(first["metric"])
     effect = "odds ratio of the samples that differ" if accuracy else "Cohen's d of the paired losses"
     caption = (
         f"{first['metric'].replace('_', ' ').capitalize()}; baseline "
-        f"{words.number(first['baseline_value'], digits)}; {first['test']}, "
+        f"{words.with_error(first, 'baseline_value', digits)}; {first['test']}, "
         f"{words.span([c['samples'] for _, c in comparisons])} samples; effect size: {effect}."
     )
     headings = [
@@ -118,6 +139,33 @@ def _test_table(study, dataset, comparisons):
         "p",
         "p (Holm)",
         "p (BH)",
+        *([] if accuracy else ["Wilcoxon p (Holm)"]),
+        "bootstrap p (Holm)",
         "effect size",
     ]
-    return f"{caption}\n\n{words.table(headings, cells)}"
+    parts = [caption, words.table(headings, cells), _disagreements(corrected, comparisons)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _disagreements(tests, comparisons):
+    """Say for which configurations one test shows a difference and another does not; empty without one.
+
+    tests: column of corrected p-values to the test's name.
+    """
+    groups = {}
+    for config, c in comparisons:
+        p_values = {name: c.get(column) for column, name in tests.items() if pd.notna(c.get(column))}
+        shown = [name for name, p in p_values.items() if p < SIGNIFICANCE_LEVEL]
+        others = [name for name in p_values if name not in shown]
+        if shown and others:
+            groups.setdefault((words.joined(shown), words.joined(others)), []).append(config)
+    if not groups:
+        return ""
+    parts = [
+        f"by {shown}, not by {others}, for {', '.join(words.listed(configs, most=20))}"
+        for (shown, others), configs in groups.items()
+    ]
+    return (
+        f"Corrected by Holm, the tests disagree at the {100 * SIGNIFICANCE_LEVEL:g} % level: a difference is "
+        f"shown {'; '.join(parts)}."
+    )

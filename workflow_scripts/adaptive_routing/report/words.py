@@ -34,7 +34,9 @@ def with_error(row, column, digits):
 
 
 def digits_of(study, dataset):
-    return ".3f" if f"{dataset}_accuracy" in study.configurations else ".2f"
+    """Two digits for a perplexity, three for an accuracy or a loss."""
+    accuracy = f"{dataset}_accuracy" in study.configurations
+    return ".3f" if accuracy or dataset not in study.scored_datasets else ".2f"
 
 
 def score(study, dataset, value):
