@@ -6,6 +6,7 @@ rejects the k* smallest p-values, where k* is the largest k with p_(k) <= k * al
 hypotheses are the selected experts, clamped to [min_k, max_k].
 """
 
+import functools
 from dataclasses import dataclass, field
 
 import torch
@@ -14,23 +15,49 @@ from adaptive_routing.null_distribution import NullDistribution
 from adaptive_routing.routing.base import ExpertWeighting, Selection, order_by_logit
 
 
-def rejections(sorted_p_values, alpha):
-    """Number of hypotheses that the BH procedure rejects.
+def _passes(p_values, alpha):
+    """Whether each of E p-values (E,) is at most k * alpha / E, k = 1 to E: (E,) bool.
+
+    Compared as adjusted p-values, p * E / k <= alpha, which is what `scipy.stats.false_discovery_control`
+    computes, so that both agree to the last bit.
+    """
+    num_hypotheses = p_values.shape[-1]
+    ranks = torch.arange(1, num_hypotheses + 1, device=p_values.device)
+    # Tensor by tensor: torch divides a number by a tensor as number * (1 / tensor), which rounds twice.
+    factors = torch.full_like(ranks, num_hypotheses).double() / ranks.double()
+    return p_values * factors <= alpha
+
+
+def rejection_thresholds(p_values_of, num_hypotheses, alpha):
+    """The smallest logit whose p-value is small enough for each step of the BH procedure.
+
+    p-values never rise with the logit, so comparing the k-th largest logit with the k-th threshold decides
+    as comparing its p-value does, to the last bit, and needs no p-values.
 
     Args:
-        sorted_p_values: (..., E) float64, ascending.
+        p_values_of: logits (E,) float64 to p-values (E,) float64, non-increasing.
+        num_hypotheses: E.
         alpha: the false discovery rate, in (0, 1).
 
     Returns:
-        (...) int64, 0 to E. Compared as adjusted p-values, p_(k) * E / k <= alpha, which is what
-        `scipy.stats.false_discovery_control` computes, so that both agree to the last bit.
+        (E,) float64; NaN, which no logit reaches, where no p-value is small enough.
     """
-    num_hypotheses = sorted_p_values.shape[-1]
-    ranks = torch.arange(1, num_hypotheses + 1, device=sorted_p_values.device)
-    # Tensor by tensor: torch divides a number by a tensor as number * (1 / tensor), which rounds twice.
-    factors = torch.full_like(ranks, num_hypotheses).double() / ranks.double()
-    passes = sorted_p_values * factors <= alpha
-    return (passes * ranks).amax(-1)
+    # Bisection over all float64 in order: as integers, the bits of negative ones run the wrong way.
+    extremes = torch.tensor([[-torch.inf], [torch.inf]], dtype=torch.float64).expand(2, num_hypotheses)
+    low, high = _order_preserving(extremes.contiguous().view(torch.int64))
+    low = low - 1
+    while (high - 1 > low).any():
+        middle = (low >> 1) + (high >> 1) + (low & high & 1)
+        passes = _passes(p_values_of(_order_preserving(middle).view(torch.float64)), alpha)
+        low, high = torch.where(passes, low, middle), torch.where(passes, middle, high)
+    thresholds = _order_preserving(high).view(torch.float64)
+    reached = _passes(p_values_of(thresholds), alpha)
+    return torch.where(reached, thresholds, torch.nan)
+
+
+def _order_preserving(bits):
+    """Bits of float64 as int64 to integers in the floats' order, and back."""
+    return torch.where(bits < 0, bits ^ torch.iinfo(torch.int64).max, bits)
 
 
 @dataclass(frozen=True)
@@ -42,6 +69,7 @@ class Strategy:
     null_distribution: NullDistribution
     min_k: int = 1
     weighting: ExpertWeighting = field(default_factory=ExpertWeighting)
+    _thresholds: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def from_settings(cls, parameters, routing, null_distribution):
@@ -69,11 +97,20 @@ class Strategy:
         # A survival function never increases, so descending logits are ascending p-values, and sorting
         # logits also settles ties in p (larger logit first, then lower expert index).
         logits, order = order_by_logit(router_logits)
-        p_values = self.null_distribution.p_values(logits, layer)
-        counts = rejections(p_values, self.alpha).clamp(self.min_k, self.max_k)
+        passes = logits >= self._thresholds_on(logits.device, layer, num_experts)
+        ranks = torch.arange(1, num_experts + 1, device=logits.device)
+        counts = (passes * ranks).amax(-1).clamp(self.min_k, self.max_k)
         slots = torch.arange(self.max_k, device=order.device)
         experts = torch.where(slots < counts[:, None], order[:, : self.max_k], num_experts)
         return Selection(experts, self.weighting.weights(router_logits, experts), counts)
+
+    def _thresholds_on(self, device, layer, num_experts):
+        key = device, layer, num_experts
+        if key not in self._thresholds:
+            p_values_of = functools.partial(self.null_distribution.p_values, layer=layer)
+            thresholds = rejection_thresholds(p_values_of, num_experts, self.alpha)
+            self._thresholds[key] = thresholds.to(device)
+        return self._thresholds[key]
 
     def p_values(self, router_logits, layer):
         return self.null_distribution.p_values(router_logits, layer)
