@@ -53,7 +53,7 @@ def generate_samples(model, patcher, tokenizer, samples, max_new_tokens):
 
 
 def _generate(model, patcher, prompt, config):
-    """Continue a prompt (1, P): token ids (P + new,), and each pass's hidden states (tokens, H) and routing."""
+    """Continue a prompt (1, P): token ids (P + new,), each pass's hidden states (tokens, H) and routing."""
     passes = []
 
     def collect(module, args, output):
