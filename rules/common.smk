@@ -140,9 +140,46 @@ def experiment_files():
     ]
 
 
+def has_prompts():
+    """Whether the study has the data set of prompts in levels of difficulty."""
+    return "prompts" in DATASETS
+
+
+def prompt_summaries():
+    """The summaries of every configuration on the prompts."""
+    return expand(results("logs/{config}_prompts.json"), config=CONFIGURATIONS)
+
+
+def difficulty_tables():
+    """The tables of expert counts by difficulty, by the names that rules and scripts use."""
+    if not has_prompts():
+        return {}
+    return {
+        "difficulty": results("bh_routing_difficulty.csv"),
+        "difficulty_trend": results("bh_routing_difficulty_trend.csv"),
+    }
+
+
+def difficulty_figures():
+    """The figure of expert counts by difficulty."""
+    if not has_prompts():
+        return []
+    return [
+        results(f"visualizations/experts_by_difficulty.{suffix}")
+        for suffix in ("png", "svg")
+    ]
+
+
+def report_on_difficulty(wildcards):
+    """What the report shows of the prompts; nothing in a study without them."""
+    if not has_prompts():
+        return {}
+    return difficulty_tables() | {"difficulty_figure": difficulty_figures()[0]}
+
+
 def result_tables():
     """The results tables."""
-    return [
+    tables = [
         results(f"bh_routing_{name}")
         for name in (
             "results.csv",
@@ -154,6 +191,9 @@ def result_tables():
             "comparisons.json",
         )
     ]
+    if has_prompts():
+        tables += [*difficulty_tables().values(), results("bh_routing_difficulty.json")]
+    return tables
 
 
 def panel_files(suffix):
@@ -162,12 +202,12 @@ def panel_files(suffix):
 
 
 def study_figures():
-    """The figure of nine panels, each panel alone, and the null distributions."""
+    """The figure of nine panels, each panel alone, and what stands beside them."""
     figures = [
         results(f"visualizations/bh_comprehensive_comparison.{suffix}")
         for suffix in ("png", "svg")
     ]
-    figures += panel_files("png") + panel_files("svg")
+    figures += panel_files("png") + panel_files("svg") + difficulty_figures()
     if any(map(uses_null_distribution, CONFIGURATIONS)):
         figures.append(results("calibration/null_distribution.png"))
     return figures

@@ -1,4 +1,4 @@
-# The figure of nine panels, and each panel alone.
+# The figure of nine panels, each panel alone, and the figure of the prompts.
 
 
 rule plot_panels:
@@ -28,3 +28,29 @@ rule plot_panels:
         baseline=SETTINGS["baseline"],
     script:
         "../workflow_scripts/plot_panels.py"
+
+
+if has_prompts():
+
+    rule plot_difficulty:
+        input:
+            experiments=results("bh_routing_results.csv"),
+            configurations=results("bh_routing_configurations.csv"),
+            layers=results("bh_routing_layers.csv"),
+            comparisons=results("bh_routing_comparisons.csv"),
+            difficulty=results("bh_routing_difficulty.csv"),
+        output:
+            svg=results("visualizations/experts_by_difficulty.svg"),
+            png=report(
+                results("visualizations/experts_by_difficulty.png"),
+                caption="../report/difficulty.rst",
+                category="Comparison",
+            ),
+        log:
+            job_log("plot_difficulty"),
+        conda:
+            "../envs/adaptive_routing.yaml"
+        params:
+            baseline=SETTINGS["baseline"],
+        script:
+            "../workflow_scripts/plot_difficulty.py"

@@ -47,3 +47,28 @@ rule tabulate_results:
         baseline=SETTINGS["baseline"],
     script:
         "../workflow_scripts/tabulate_results.py"
+
+
+if has_prompts():
+
+    rule tabulate_difficulty:
+        input:
+            prompt_summaries(),
+        output:
+            levels_csv=report(
+                results("bh_routing_difficulty.csv"),
+                caption="../report/difficulty_table.rst",
+                category="Tables",
+            ),
+            levels_json=results("bh_routing_difficulty.json"),
+            trend_csv=report(
+                results("bh_routing_difficulty_trend.csv"),
+                caption="../report/difficulty_trend.rst",
+                category="Tables",
+            ),
+        log:
+            job_log("tabulate_difficulty"),
+        conda:
+            "../envs/adaptive_routing.yaml"
+        script:
+            "../workflow_scripts/tabulate_difficulty.py"

@@ -3,6 +3,7 @@
 
 rule write_report:
     input:
+        unpack(report_on_difficulty),
         experiments=results("bh_routing_results.csv"),
         configurations=results("bh_routing_configurations.csv"),
         layers=results("bh_routing_layers.csv"),

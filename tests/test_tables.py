@@ -164,7 +164,7 @@ def test_a_data_set_without_a_score_of_its_own_is_compared_by_its_loss(tmp_path)
     for row in tables.records(tables.configurations_table(results)):
         assert row["perplexity"] == one(results, row["config"], "wikitext")["perplexity"]
         assert row["target_perplexity"] is None
-        assert row["datasets"] == "wikitext,prompts"
+        assert row["datasets"] == "wikitext"
 
 
 def test_tables_of_what_there_is(experiments, summaries, study):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pandas as pd
 from adaptive_routing.files import atomic_path, read_json
 from adaptive_routing.jobs import job
 from adaptive_routing.report import write_markdown
@@ -21,7 +22,11 @@ with job(snakemake):
     used = ("dataset", "routing", "provenance", "summary", "timings")
     summaries = [{key: summary[key] for key in used} for summary in map(read_json, inputs.summaries)]
     folder = Path(output.markdown).parent
-    text = write_markdown(study, summaries, params.settings, inputs.figure, inputs.panels, folder)
+    difficulty = None
+    if hasattr(inputs, "difficulty"):
+        tables = (pd.read_csv(path) for path in (inputs.difficulty, inputs.difficulty_trend))
+        difficulty = (*tables, inputs.difficulty_figure)
+    text = write_markdown(study, summaries, params.settings, inputs.figure, inputs.panels, folder, difficulty)
     with atomic_path(output.markdown) as temporary:
         temporary.write_text(text, encoding="utf-8")
     with atomic_path(output.html) as temporary:

@@ -24,8 +24,6 @@ REQUIRED_COLUMNS = {
 @dataclass(frozen=True)
 class Study:
     """Four tables of docs/architecture.md and the name of the configuration that all are compared with.
-
-    They hold the data sets that averages are over (`tables.averaged_datasets`).
     `configurations` is sorted: top-k by k, then BH by max_k and alpha. A value that does not exist is NaN.
     """
 
@@ -89,13 +87,21 @@ class Study:
         return np.nan if row is None or column not in row else float(row[column])
 
     def range_over_datasets(self, column):
-        """Return (lowest, highest) of `column` over the data sets, each a Series indexed by configuration."""
-        by_config = self.experiments.groupby("config")[column]
+        """Return (lowest, highest) of `column` over the data sets, each a Series indexed by configuration.
+
+        The data sets here and in `layer_means` are those that the configurations' averages are over.
+        """
+        by_config = self._averaged(self.experiments).groupby("config")[column]
         return by_config.min(), by_config.max()
 
     def layer_means(self, column="avg_experts"):
         """Mean over the data sets of a per-layer metric: a frame of configurations x layers."""
-        return self.layers.pivot_table(index="config", columns="layer", values=column, aggfunc="mean")
+        layers = self._averaged(self.layers)
+        return layers.pivot_table(index="config", columns="layer", values=column, aggfunc="mean")
+
+    def _averaged(self, table):
+        """The rows of the data sets that averages are over."""
+        return table[table["dataset"].isin(averaged_datasets(self.datasets))]
 
     def comparison(self, config, dataset):
         """The row that compares `config` with the baseline on a data set, or None.
@@ -145,10 +151,6 @@ def make_study(experiments, configurations, layers, comparisons, baseline):
         by=["strategy", "k_or_max_k", "alpha"],
         key=lambda column: column != "topk" if column.name == "strategy" else column,
         kind="stable",
-    )
-    averaged = averaged_datasets(experiments["dataset"])
-    experiments, layers, comparisons = (
-        table[table["dataset"].isin(averaged)] for table in (experiments, layers, comparisons)
     )
     return Study(experiments, ordered.reset_index(drop=True), layers, comparisons, baseline)
 

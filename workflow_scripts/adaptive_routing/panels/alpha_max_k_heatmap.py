@@ -84,7 +84,7 @@ def _grid(study, changes):
 
 
 def _starred(study, config):
-    return any(study.verdict(config, dataset) in ("better", "worse") for dataset in study.datasets)
+    return any(study.verdict(config, dataset) in ("better", "worse") for dataset in study.scored_datasets)
 
 
 def _write_values(axes, study, values, image, lines_per_cell):

@@ -75,11 +75,11 @@ def new_figure(size):
     return figure
 
 
-def save(figure, path):
+def save(figure, path, dpi=DPI):
     """Write a figure as PNG or SVG, whole or not at all, and the same bytes for the same figure."""
     metadata = {"Date": None, "Creator": None} if str(path).endswith(".svg") else {"Software": None}
     with visual_language(), atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=DPI, metadata=metadata)
+        figure.savefig(temporary, dpi=dpi, metadata=metadata)
 
 
 def colour(study, max_k):
@@ -306,15 +306,8 @@ def legend(figure, study):
         )
         for max_k in study.max_ks
     ]  # fmt: skip
-    shown = study.alphas if len(study.alphas) <= 5 else [study.alphas[0], study.alphas[-1]]
     if len(study.alphas) > 1:
-        handles += [
-            Line2D(
-                [], [], linestyle="none", marker="s", color="#444444", label=f"α {alpha:.4g}",
-                markerfacecolor=_shade((0.27,) * 3, study.alphas.index(alpha), len(study.alphas)),
-            )
-            for alpha in shown
-        ]  # fmt: skip
+        handles += alpha_handles(study)
     if not study.topk.empty:
         handles.append(_Ring(label="top-k (k in the ring)"))
     if study.baseline_row is not None:
@@ -326,6 +319,18 @@ def legend(figure, study):
         handles=handles, loc="outside lower center", ncols=columns, columnspacing=1.4, handletextpad=0.5,
         handler_map={_Ring: _RingHandler()},
     )  # fmt: skip
+
+
+def alpha_handles(study):
+    """Legend entries of the alphas, in grey: all, or the smallest and the largest of many."""
+    shown = study.alphas if len(study.alphas) <= 5 else [study.alphas[0], study.alphas[-1]]
+    return [
+        Line2D(
+            [], [], linestyle="none", marker="s", color="#444444", label=f"α {alpha:.4g}",
+            markerfacecolor=_shade((0.27,) * 3, study.alphas.index(alpha), len(study.alphas)),
+        )
+        for alpha in shown
+    ]  # fmt: skip
 
 
 class _Ring(Line2D):

@@ -6,18 +6,19 @@ from urllib.parse import quote
 from adaptive_routing.panels import PANELS, TITLES, describe_panel
 from adaptive_routing.report import words
 from adaptive_routing.report.answers import answers
+from adaptive_routing.report.difficulty import by_difficulty
 from adaptive_routing.report.provenance import gaps, provenance, reproduction
 from adaptive_routing.report.tables import tables
 
 TITLE = "Adaptive expert routing: Benjamini–Hochberg against fixed top-k"
 
 
-def write_markdown(study, summaries, settings, figure, panels, folder):
+def write_markdown(study, summaries, settings, figure, panels, folder, difficulty=None):
     """Return the report as Markdown.
 
     summaries: contents of logs/{config}_{dataset}.json. settings: the config of the run. figure: path of the
     nine-panel PNG; panels: paths of the panels' PNGs in the order of `PANELS`; both are linked relative to
-    `folder`, where the report will lie.
+    `folder`, where the report will lie. difficulty: see `difficulty.by_difficulty`.
     """
     figure, *panels = (quote(os.path.relpath(path, folder)) for path in (figure, *panels))
     sections = [
@@ -30,6 +31,7 @@ def write_markdown(study, summaries, settings, figure, panels, folder):
         "## Figure",
         f"![All nine panels]({figure})",
         *_panels(study, panels),
+        *by_difficulty(difficulty, folder),
         "## Settings and versions",
         *provenance(summaries),
         "## Missing, skipped and shortened",

@@ -1,0 +1,151 @@
+"""Does the number of selected experts follow a prompt's difficulty? Tables and sentences on `prompts`.
+
+Trends are Spearman's rank correlations over prompts between difficulty and a prompt's value, with two-sided
+p-values of SciPy's permutation test on the ranks: levels tie, so that the usual approximation by Student's t
+would be rough. Everywhere, `summaries` are the contents of logs/{config}_prompts.json.
+"""
+
+import math
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from adaptive_routing.statistics import corrected_p_values
+from adaptive_routing.study import SIGNIFICANCE_LEVEL
+from adaptive_routing.tasks.uncertainty import mean_with_stderr
+
+HEAD = ["config", "strategy", "k_or_max_k", "alpha"]
+AVERAGED = ["loss", "avg_experts_prompt", "avg_experts_new"]
+CORRELATED = ["avg_experts_prompt", "loss"]
+RESAMPLES = 99_999
+SEED = 0
+
+
+def difficulty_table(summaries):
+    """Make one row a configuration and level: means over the level's prompts with their standard errors.
+
+    A standard error is missing for a single prompt, an average where no prompt has a value.
+    """
+    rows = []
+    for summary in summaries:
+        for level in sorted({sample["difficulty"] for sample in summary["samples"]}):
+            samples = [sample for sample in summary["samples"] if sample["difficulty"] == level]
+            row = {key: summary[key] for key in HEAD} | {"difficulty": level, "samples": len(samples)}
+            for name in AVERAGED:
+                values = [sample[name] for sample in samples if sample[name] is not None]
+                if values:
+                    row[name], row[f"{name}_stderr"] = mean_with_stderr(values)
+            rows.append(row)
+    averages = [column for name in AVERAGED for column in (name, f"{name}_stderr")]
+    table = pd.DataFrame(rows, columns=[*HEAD, "difficulty", "samples", *averages])
+    return table.astype(dict.fromkeys(["alpha", *averages], float))
+
+
+def difficulty_trend(summaries):
+    """Make one row a configuration: the rank correlation of difficulty with experts, and with loss.
+
+    Columns `{name}_rho`, `{name}_p_value` and `{name}_p_holm` for `avg_experts_prompt` and `loss`; Holm's
+    correction runs over the BH configurations. What does not vary has no trend: the experts of top-k.
+    """
+    rows = []
+    for summary in summaries:
+        row = {key: summary[key] for key in HEAD} | {"samples": len(summary["samples"])}
+        difficulty = [sample["difficulty"] for sample in summary["samples"]]
+        for name in CORRELATED:
+            values = [sample[name] for sample in summary["samples"]]
+            row[f"{name}_rho"], row[f"{name}_p_value"] = _rank_correlation(difficulty, values)
+        rows.append(row)
+    bh = [row for row in rows if row["strategy"] == "bh"]
+    for name in CORRELATED:
+        corrected = corrected_p_values([row[f"{name}_p_value"] for row in bh], "holm")
+        for row, p_value in zip(bh, corrected, strict=True):
+            row[f"{name}_p_holm"] = p_value
+    columns = [f"{name}_{suffix}" for name in CORRELATED for suffix in ("rho", "p_value", "p_holm")]
+    table = pd.DataFrame(rows, columns=[*HEAD, "samples", *columns])
+    return table.astype(dict.fromkeys(["alpha", *columns], float))
+
+
+def _rank_correlation(x, y):
+    """Spearman's ρ and its permutation p-value; (None, None) where either does not vary."""
+    x, y = (stats.zscore(stats.rankdata(values)) if np.ptp(values) else None for values in (x, y))
+    if x is None or y is None:
+        return None, None
+    # Of standardised ranks ρ is the mean product. Permutations of few prompts are all enumerated.
+    test = stats.permutation_test(
+        (x,),
+        lambda permuted, axis: np.mean(permuted * y, axis=axis),
+        permutation_type="pairings",
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        random_state=SEED,
+    )
+    return float(test.statistic), float(test.pvalue)
+
+
+def describe_difficulty(table, trend):
+    """Say in up to three sentences what expert counts do with difficulty, and how far the prompts decide it.
+
+    table, trend: of `difficulty_table` and `difficulty_trend`.
+    """
+    table, trend = table[table["strategy"] == "bh"], trend[trend["strategy"] == "bh"]
+    if table.empty:
+        return "No BH configuration ran on the prompts; top-k gives every token the same number of experts."
+    return " ".join([_describe_levels(table), *_describe_trend(trend)])
+
+
+def _describe_levels(table):
+    """How loss and expert counts change from the easiest level to the hardest."""
+    configs = table["config"].unique()
+    subject = f"Averaged over {len(configs)} BH configurations" if len(configs) > 1 else f"In `{configs[0]}`"
+    means = table.groupby("difficulty")[AVERAGED].mean()
+    first, last = means.iloc[0], means.iloc[-1]
+    if len(means) == 1:
+        return (
+            f"{subject} a token of the prompts runs {first['avg_experts_prompt']:.2f} experts a layer; all "
+            f"prompts have difficulty {means.index[0]}, so there is no trend to look for."
+        )
+    sentence = (
+        f"{subject} the loss of a prompt's tokens goes from {first['loss']:.2f} at difficulty "
+        f"{means.index[0]} to {last['loss']:.2f} at {means.index[-1]}, and the experts per token and layer "
+        f"from {first['avg_experts_prompt']:.2f} to {last['avg_experts_prompt']:.2f}"
+    )
+    if np.isfinite([first["avg_experts_new"], last["avg_experts_new"]]).all():
+        sentence += f" (new tokens: {first['avg_experts_new']:.2f} to {last['avg_experts_new']:.2f})"
+    return sentence + "."
+
+
+def _describe_trend(trend):
+    """Whether the expert count rises, falls or neither, and what so few prompts cannot show."""
+    trend = trend.dropna(subset=["avg_experts_prompt_rho"])
+    if trend.empty:
+        return
+    rho, shown = trend["avg_experts_prompt_rho"], trend["avg_experts_prompt_p_holm"] < SIGNIFICANCE_LEVEL
+    rising, falling, flat = (int(n.sum()) for n in (shown & (rho > 0), shown & (rho < 0), ~shown))
+    span = f"{rho.min():+.2f}" if len(rho) == 1 else f"{rho.min():+.2f} to {rho.max():+.2f}"
+    if len(trend) == 1:
+        finding = "rises" if rising else "falls" if falling else "shows no trend"
+        finding = f"The expert count {finding} with difficulty"
+    else:
+        finding = (
+            f"With difficulty the expert count rises in {rising} of {len(trend)} configurations, falls in "
+            f"{falling} and shows no trend in {flat}"
+        )
+    yield f"{finding} (Spearman's ρ {span}; Holm's p < {SIGNIFICANCE_LEVEL}).".replace("-", "−")
+    if flat:
+        samples = int(trend["samples"].min())
+        what = "it" if flat == len(trend) else f"{flat} of them"
+        visible = smallest_visible_correlation(samples)
+        reason = f": a ρ within ±{visible:.2f} would not stand out in a single test" if visible < 1 else ""
+        yield f"So few prompts ({samples}) leave {what} undecided{reason}."
+
+
+def smallest_visible_correlation(samples):
+    """Where |ρ| of `samples` prompts reaches significance in one two-sided test, about (Student's t).
+
+    1 where it cannot.
+    """
+    if samples < 3:
+        return 1.0
+    t = stats.t.isf(SIGNIFICANCE_LEVEL / 2, samples - 2)
+    return float(t / math.sqrt(samples - 2 + t**2))
