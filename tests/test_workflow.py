@@ -44,15 +44,26 @@ class StudyFolder:
                 self.settings[section] = values
         (self.folder / "study.yaml").write_text(yaml.safe_dump(self.settings))
 
-    def snakemake(self, *arguments, check=True):
-        """Run Snakemake; returns the completed process."""
+    def begin(self, *arguments):
+        """Start Snakemake in a process group of its own; returns the process."""
         # Targets come first: --resources and --configfile take all words that follow them.
         command = [sys.executable, "-m", "snakemake", *arguments, "--snakefile", REPOSITORY / "Snakefile"]
         command += ["--cores", "2", "--resources", "gpu=2", "--configfile", "study.yaml"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            process_group=0,
         )
+
+    def snakemake(self, *arguments, check=True):
+        """Run Snakemake; returns the completed process."""
+        process = self.begin(*arguments)
+        stdout, stderr = process.communicate()
+        done = subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
         if check:
             assert done.returncode == 0, done.stdout + done.stderr
         return done

@@ -1,0 +1,48 @@
+"""A model host without a model: the server of `adaptive_routing.host` with jobs that the tests choose."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from adaptive_routing.errors import InputError
+from adaptive_routing.files import atomic_path
+from adaptive_routing.host import server
+
+
+class Cache:
+    def __init__(self, before_batch):
+        self.before_batch = before_batch
+
+
+def report(request, cache):
+    """Say which process this is."""
+    Path(request["output"]).write_text(f"{os.getpid()} {request['dtype']}")
+
+
+def work(request, cache):
+    """Write an output in many small batches, until the file `finish` is there."""
+    with atomic_path(request["output"]) as temporary:
+        print("at work", file=sys.stderr)
+        while not Path("finish").exists():
+            cache.before_batch()
+            time.sleep(0.01)
+        temporary.write_text(str(os.getpid()))
+
+
+def refuse(request, cache):
+    """Meet bad input."""
+    raise InputError("evaluation.max_samples is 0, but must be 1 or more")
+
+
+def fail(request, cache):
+    """Meet a defect, with an output under way."""
+    with atomic_path(request["output"]):
+        raise RuntimeError("an unforeseen defect")
+
+
+JOBS = {"report": report, "work": work, "refuse": refuse, "fail": fail}
+
+if __name__ == "__main__":
+    server.main(json.loads(sys.argv[1]), "stub_host")

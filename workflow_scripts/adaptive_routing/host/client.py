@@ -1,0 +1,166 @@
+"""A job's side of the model host: find or start the host, hand over the request, relay what it says.
+
+Imports the standard library and psutil only (Snakemake has imported that already), so that a job costs
+next to nothing of its own.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import socket
+import sys
+import time
+from pathlib import Path
+
+from adaptive_routing.errors import HostError, InputError
+from adaptive_routing.host import address, lifetime
+
+PACKAGE = Path(__file__).parents[1]
+SERVER = "adaptive_routing.host.server"
+IDLE_SECONDS = 600
+CANCEL_SECONDS = 10  # how long an interrupted job waits for the host to clean up
+END_SECONDS = 3  # how long the word on a host's end may take to reach its log
+
+
+def execute(name, request, config):
+    """Run a job of `model_jobs.JOBS`, in the model host or in this process as `config["execution"]` says.
+
+    Args:
+        name: the job.
+        request: a dict of JSON values with `model` (path of model.json), `dtype`, `device` and the job's own.
+        config: the settings.
+
+    Raises:
+        InputError: the job's own.
+        HostError: the host cannot be reached, or ended during the job.
+        SystemExit: the job failed in the host; its traceback is printed.
+    """
+    request = json.loads(json.dumps(request))  # the same values in either place
+    if config["execution"] == "process":
+        from adaptive_routing.model_jobs import JOBS, Cache
+
+        JOBS[name](request, Cache())
+        return
+    owner, place, content = lifetime.owner(), _place(request), _content(request)
+    log_path = Path(config["results"], "job_logs", f"model_host_{_short_hash([place, content])}.log")
+    socket_name = address.socket_name(_short_hash([place, owner]), _short_hash(content))
+    message = {"job": name, "request": request}
+    # A host that ends before the job's turn (idle, or after another job's failure) leaves it to the next.
+    while not _offer(message, socket_name, owner, log_path):
+        if not lifetime.is_alive(*owner):
+            raise HostError("the workflow that this job belongs to has ended, and the model host with it")
+
+
+def _place(request):
+    """What a workflow has one host of at a time."""
+    return {
+        "device": request["device"],
+        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "folder": os.getcwd(),  # requests hold relative paths
+    }
+
+
+def _content(request):
+    """What decides what a host loads and runs: no host does a job that asks for another."""
+    model = json.loads(Path(request["model"]).read_bytes())
+    return {
+        **{key: model[key] for key in ("name", "revision", "fingerprint")},
+        "dtype": request["dtype"],
+        "python": sys.executable,
+        "code": _code_hash(),
+    }
+
+
+def _code_hash():
+    code = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        code.update(f"{path.relative_to(PACKAGE)}\n".encode())
+        code.update(hashlib.sha256(path.read_bytes()).digest())
+    return code.hexdigest()
+
+
+def _short_hash(value):
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _offer(message, socket_name, owner, log_path):
+    """Have a host do the job; False where it ended before the job began."""
+    log_size = log_path.stat().st_size if log_path.exists() else 0
+    with address.locked_folder() as folder:
+        path = folder / socket_name
+        connection = address.dial(path)
+        is_first = connection is None
+        if is_first:
+            address.sweep(folder)
+            with address.listen(path) as listener:
+                lifetime.start(SERVER, listener, socket_name, owner, log_path, _environment(), IDLE_SECONDS)
+                connection = address.dial(path)
+    with connection:
+        try:
+            begun, ended = _relay(_replies(connection, message))
+        except (KeyboardInterrupt, SystemExit):
+            _cancel(connection)
+            raise
+    if not ended and (begun or is_first):
+        when = "during this job" if begun else "before it took the job"
+        raise HostError(f"the model host {_how_it_ended(log_path, log_size)} {when}; its log is {log_path}")
+    return ended
+
+
+def _environment():
+    paths = [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def _replies(connection, message):
+    """Send the job's message and yield the host's, until it closes or dies."""
+    try:
+        connection.sendall(json.dumps(message).encode() + b"\n")
+        with connection.makefile("rb") as lines:
+            for line in lines:
+                if line.endswith(b"\n"):  # else it was cut off
+                    yield json.loads(line)
+    except ConnectionError:
+        return
+
+
+def _relay(replies):
+    """Print what the job says until it is done; returns whether it began and whether it was done."""
+    begun = False
+    for reply in replies:
+        ((kind, value),) = reply.items()
+        if kind == "begun":
+            begun = True
+        elif kind == "stderr":
+            sys.stderr.write(value)
+        elif kind == "input_error":
+            raise InputError(value)
+        elif kind == "failed":
+            sys.exit(1)
+        elif kind == "done":
+            return True, True
+    return begun, False
+
+
+def _cancel(connection):
+    """Give the job up, and wait until the host has: it removes temporary files."""
+    with contextlib.suppress(OSError):  # the host is gone, or takes too long
+        connection.shutdown(socket.SHUT_WR)
+        connection.settimeout(CANCEL_SECONDS)
+        while connection.recv(65536):
+            pass
+
+
+def _how_it_ended(log_path, log_size):
+    """What the host's parent wrote into its log after the first `log_size` bytes."""
+    deadline = time.monotonic() + END_SECONDS
+    while time.monotonic() < deadline:
+        with open(log_path, "rb") as log:
+            log.seek(log_size)
+            text = log.read().decode(errors="replace")
+        if found := re.search(r"^model host (\d+) (ended .*) \(", text, re.MULTILINE):
+            return f"(process {found[1]}) {found[2]}"
+        time.sleep(0.05)
+    return "ended without a word"

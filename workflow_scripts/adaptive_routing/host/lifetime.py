@@ -1,0 +1,131 @@
+"""How long a model host lives: no longer than the workflow that it works for.
+
+Run as a program this is the host's small parent. It starts the server, ends it when the workflow has
+ended in whatever way, and leaves in the host's log how it ended, which only a parent learns.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from adaptive_routing.host import address
+from adaptive_routing.jobs import exit_on_sigterm
+
+POLL_SECONDS = 0.5
+GRACE_SECONDS = 10.0  # to clean up; a server that takes longer is killed
+
+
+def owner():
+    """(pid, start time) of the process that this job's host works for.
+
+    It is the outermost `snakemake` above the job on this machine, or the parent where there is none.
+    """
+    parents = psutil.Process().parents() or [psutil.Process()]  # a container's first process has none
+    process = next((one for one in reversed(parents) if _is_snakemake(one)), parents[0])
+    return process.pid, _start_time(process.pid)
+
+
+def _is_snakemake(process):
+    try:
+        command = process.cmdline()
+    except psutil.Error:  # another user's
+        return False
+    # `snakemake ...`, `python .../bin/snakemake ...`, `python -X dev -m snakemake ...`
+    names = [Path(word).name for word in command[:5]]
+    return "snakemake" in names and (names[0] == "snakemake" or "python" in names[0].lower())
+
+
+def _start_time(pid):
+    # Linux counts from its own start, so that a clock that is set changes nothing; psutil adds the clock.
+    status = Path(f"/proc/{pid}/stat")
+    if status.exists():
+        return status.read_text().rpartition(")")[2].split()[19]
+    return str(psutil.Process(pid).create_time())
+
+
+def is_alive(pid, start_time):
+    """Whether that very process still runs."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and _start_time(pid) == start_time
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def describe_end(returncode):
+    """How a process ended, in words."""
+    if returncode < 0:
+        return f"ended by {signal.Signals(-returncode).name}"
+    return f"ended with exit status {returncode}"
+
+
+def start(server, listener, name, owner, log_path, environment, idle_seconds):
+    """Start a host in a session of its own, with a log of its own.
+
+    Args:
+        server: module of the server.
+        listener: the listening socket, which the host takes over.
+        name: the socket's file name.
+        owner: what `owner` gave; the host ends with it.
+        log_path: the host's log; its end is written to.
+        environment: environment variables.
+        idle_seconds: the host ends after so long without a job.
+    """
+    settings = {
+        "server": server,
+        "listener": listener.fileno(),
+        "name": name,
+        "owner": owner,
+        "idle_seconds": idle_seconds,
+    }
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    with open(log_path, "a") as log:
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", "adaptive_routing.host.lifetime", json.dumps(settings)],
+            pass_fds=[listener.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,  # Ctrl-C in the workflow's terminal is not for the host
+        )
+
+
+def main(settings):
+    """Start the server and watch over it."""
+    exit_on_sigterm()
+    server = subprocess.Popen(
+        [sys.executable, "-P", "-m", settings["server"], json.dumps(settings)],
+        pass_fds=[settings["listener"]],
+        stdin=subprocess.PIPE,  # closes when this process dies: the server's sign to end
+    )
+    os.close(settings["listener"])  # held here as well, it would outlive a server that dies
+    say = f"model host {server.pid}"
+    try:
+        while server.poll() is None and is_alive(*settings["owner"]):
+            try:
+                server.wait(POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                continue
+        if server.poll() is None:
+            print(f"{say}: the workflow has ended", file=sys.stderr, flush=True)
+    finally:
+        server.terminate()
+        try:
+            server.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        print(f"{say} {describe_end(server.returncode)} ({now})", file=sys.stderr, flush=True)
+        with address.locked_folder() as folder:
+            address.sweep(folder)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
