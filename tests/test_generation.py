@@ -53,7 +53,7 @@ def test_generating_equals_a_loop_without_cache_token_by_token(olmoe, name):
         results = list(generate_samples(olmoe, patcher, Words(), samples, 9))
         expected = [without_cache(olmoe, patcher, one.sequences[0].token_ids, 9) for one in samples]
     counts = set()
-    for one, (continued, seconds, result), (token_ids, logits, routing) in zip(
+    for one, (continued, seconds, result, own), (token_ids, logits, routing) in zip(
         samples, results, expected, strict=True
     ):
         length = len(one.sequences[0].token_ids)
@@ -63,10 +63,10 @@ def test_generating_equals_a_loop_without_cache_token_by_token(olmoe, name):
         assert (details["num_prompt_tokens"], details["num_new_tokens"]) == (length, 9)
         assert seconds > 0
         # The routing of prompt and new tokens alike; the last new token is never read.
-        assert result.routing.lengths == (length + 8,)
-        assert torch.equal(result.routing.experts, routing.experts)
-        assert torch.equal(result.routing.counts, routing.counts)
-        torch.testing.assert_close(result.routing.router_logits, routing.router_logits, rtol=1e-4, atol=1e-4)
+        assert own.lengths == (length + 8,)
+        assert torch.equal(own.experts, routing.experts)
+        assert torch.equal(own.counts, routing.counts)
+        torch.testing.assert_close(own.router_logits, routing.router_logits, rtol=1e-4, atol=1e-4)
         assert details["avg_experts_prompt"] == float(routing.counts[:length].double().mean())
         assert details["avg_experts_new"] == float(routing.counts[length:].double().mean())
         counts |= set(routing.counts.flatten().tolist())
@@ -87,32 +87,32 @@ def test_the_end_of_the_text_ends_the_generation():
     model = tiny_olmoe()
     (sample,) = prompts(6)
     with RouterPatcher(model, STRATEGIES["BH"]) as patcher:
-        ((free, _, _),) = generate_samples(model, patcher, Words(), [sample], 9)
+        ((free, *_),) = generate_samples(model, patcher, Words(), [sample], 9)
         new = free.sequences[0].token_ids[6:]
         end = next(position for position in range(1, 9) if new[position] not in new[:position])
         model.generation_config.eos_token_id = new[end]
-        ((ended, _, result),) = generate_samples(model, patcher, Words(), [sample], 9)
+        ((ended, _, result, own),) = generate_samples(model, patcher, Words(), [sample], 9)
     assert ended.sequences[0].token_ids == free.sequences[0].token_ids[: 6 + end + 1]
     assert result.details["num_new_tokens"] == end + 1
-    assert len(result.token_losses) == result.routing.lengths[0] == 6 + end
+    assert len(result.token_losses) == own.lengths[0] == 6 + end
 
 
 def test_one_new_token_has_no_routing_of_its_own(olmoe):
     (sample,) = prompts(4)
     with RouterPatcher(olmoe, STRATEGIES["BH"]) as patcher:
-        ((_, _, result),) = generate_samples(olmoe, patcher, Words(), [sample], 1)
+        ((_, _, result, own),) = generate_samples(olmoe, patcher, Words(), [sample], 1)
     assert result.details["num_new_tokens"] == 1
     assert result.details["avg_experts_new"] is None
-    assert result.routing.lengths == (4,)
+    assert own.lengths == (4,)
 
 
 def test_a_models_own_sampling_settings_do_not_apply():
     """Hub models bring a generation_config; greedy means greedy."""
     model, samples = tiny_olmoe(), prompts(5)
     with RouterPatcher(model, STRATEGIES["native"]) as patcher:
-        ((plain, _, _),) = generate_samples(model, patcher, Words(), samples, 12)
+        ((plain, *_),) = generate_samples(model, patcher, Words(), samples, 12)
         model.generation_config.update(do_sample=True, temperature=5.0, top_k=3, repetition_penalty=9.0)
-        ((other, _, _),) = generate_samples(model, patcher, Words(), samples, 12)
+        ((other, *_),) = generate_samples(model, patcher, Words(), samples, 12)
     assert other == plain
 
 

@@ -10,11 +10,15 @@ import numpy as np
 import orjson
 import pytest
 import torch
+from adaptive_routing.log_entries import LoggedRouting, LoggedSample, first_tokens, format_samples
 from adaptive_routing.patching import BatchRouting
 from adaptive_routing.routing import bh, topk
 from adaptive_routing.routing.base import ExpertWeighting
-from adaptive_routing.routing_log import RoutingLog, RoutingLogWriter, pack_selection
+from adaptive_routing.routing_log import RoutingLog
+from adaptive_routing.routing_log_writer import RoutingLogWriter, pack_selection
 from conftest import ROOT, normal_null_distribution
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 
 LAYERS = 3
@@ -99,8 +103,12 @@ def write(folder, run, order=None, second_pass_samples=2, fail_after=None):
             if done == fail_after:
                 raise ArithmeticError("in the middle")
             one = run.samples[index]
-            writer.write_sample(
-                index, one.sample_id, one.text, one.loss, one.routing, one.token_ids, one.token_losses
+            writer.write(
+                [index],
+                [LoggedSample(one.sample_id, one.text, one.loss, one.routing.lengths)],
+                one.routing,
+                torch.from_numpy(one.token_ids),
+                torch.from_numpy(one.token_losses),
             )
         for index in range(second_pass_samples):
             one = run.samples[index]
@@ -291,3 +299,37 @@ def test_the_reader_refuses_samples_that_are_not_there(tmp_path):
     for index in (-1, 4):
         with pytest.raises(IndexError, match=f"has 4 samples, asked for number {index}"):
             log.sample(index)
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_entries_hold_any_selection(data):
+    """Counts from 0 to all slots, several samples at once: the text says what plain lists say."""
+    num_experts = data.draw(st.sampled_from([2, 9, 11, 120]))
+    slots = data.draw(st.integers(1, min(num_experts, 12)))
+    lengths = data.draw(st.lists(st.integers(1, 7), min_size=1, max_size=4))
+    total = sum(lengths)
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    lowest = data.draw(st.sampled_from([0, 1, slots]))
+    counts = rng.integers(lowest, slots + 1, (total, 2)).astype(np.int16)
+    experts = rng.permuted(np.tile(np.arange(num_experts), (total, 2, 1)), axis=-1)[..., :slots]
+    experts = np.where(np.arange(slots) < counts[..., None], experts, num_experts).astype(np.int16)
+    weights = rng.random(experts.shape).astype(np.float32)
+    samples = [LoggedSample(f"s{number}", "t", None, (length,)) for number, length in enumerate(lengths)]
+    shown = len(first_tokens(samples))
+    routing = LoggedRouting(experts, weights, counts, np.zeros((shown, 2, num_experts), np.float32), None)
+    entries = [json.loads(entry) for entry in format_samples(samples, routing, lowest, slots)]
+    start = 0
+    for length, entry in zip(lengths, entries, strict=True):
+        for layer, logged in enumerate(entry["layers"]):
+            own = counts[start : start + length, layer].tolist()
+            rows = experts[start : start + length, layer].tolist()
+            assert logged["selected_experts"] == [row[:n] for row, n in zip(rows, own, strict=True)]
+            used = weights[start : start + length, layer][np.arange(slots) < np.array(own)[:, None]]
+            assert np.array_equal(np.float32(logged["expert_weights"]), used)
+            assert logged["expert_counts"] == own
+            assert logged["layer_stats"]["avg_experts"] == pytest.approx(np.mean(own))
+            assert logged["layer_stats"]["std_experts"] == pytest.approx(np.std(own), abs=1e-12)
+            if len(set(own)) == 1:
+                assert logged["layer_stats"]["std_experts"] == 0
+        start += length

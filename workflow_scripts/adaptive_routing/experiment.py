@@ -7,9 +7,10 @@ import torch
 
 from adaptive_routing.files import write_json
 from adaptive_routing.generation import generate_samples
+from adaptive_routing.log_entries import LoggedSample
 from adaptive_routing.models import load_tokenizer, package_versions
 from adaptive_routing.patching import RouterPatcher
-from adaptive_routing.routing_log import RoutingLogWriter, pack_selection
+from adaptive_routing.routing_log_writer import RoutingLogWriter, pack_selection
 from adaptive_routing.scoring import score_batch, score_samples
 from adaptive_routing.tasks import get_task
 
@@ -56,8 +57,8 @@ def run_experiment(
             # How long the texts are is known once they are written, and the logs need it from the start.
             tokenizer = load_tokenizer(loaded.info)
             generated = list(generate_samples(model, patcher, tokenizer, prepared, max_new_tokens))
-            prepared = [one for one, _, _ in generated]
-            batches = ((seconds, [result]) for _, seconds, result in generated)
+            prepared = [one for one, *_ in generated]
+            batches = ((seconds, [result], routing) for _, seconds, result, routing in generated)
         else:
             batches = score_samples(model, patcher, prepared, batch_tokens, second_pass_samples)
         writer = RoutingLogWriter(
@@ -73,23 +74,25 @@ def run_experiment(
         )
         with writer:
             greedy_tokens = {}
-            for seconds, results in batches:
+            for seconds, results, routing in batches:
                 forward_seconds += seconds
+                samples = []
                 for result in results:
                     one = prepared[result.index]
                     outcome = task.outcome(one.sample, result.scores)
                     outcomes[result.index] = _sample_record(one, outcome, result)
-                    writer.write_sample(
-                        result.index,
-                        one.sample_id,
-                        one.sample.text,
-                        outcome["loss"],
-                        result.routing,
-                        _token_ids(one).numpy(),
-                        result.token_losses.numpy(),
+                    samples.append(
+                        LoggedSample(one.sample_id, one.sample.text, outcome["loss"], result.lengths)
                     )
                     if result.index < second_pass_samples:
                         greedy_tokens[result.index] = result.greedy_tokens
+                writer.write(
+                    [result.index for result in results],
+                    samples,
+                    routing,
+                    torch.cat([_token_ids(prepared[result.index]) for result in results]),
+                    torch.cat([result.token_losses for result in results]),
+                )
             single = _second_pass(model, patcher, writer, prepared[:second_pass_samples], greedy_tokens)
     summary = {
         **head,
@@ -149,7 +152,7 @@ def _token_ids(one):
 def _sample_record(one, outcome, result):
     return {
         "sample_id": one.sample_id,
-        "num_tokens": sum(result.routing.lengths),
+        "num_tokens": sum(result.lengths),
         "num_predicted_tokens": sum(score.num_predicted_tokens for score in result.scores),
         "truncated": any(sequence.truncated for sequence in one.sequences),
         **one.sample.attributes,

@@ -27,8 +27,9 @@ def generate_samples(model, patcher, tokenizer, samples, max_new_tokens):
         max_new_tokens: fewer are generated where the model ends the text.
 
     Yields:
-        (the sample with prompt and new tokens as its sequence, seconds of generating, `SampleResult`). Its
-        score is the prompt's; its details hold the new text, its loss and both parts' average expert counts.
+        (the sample with prompt and new tokens as its sequence, seconds of generating, `SampleResult`, the
+        tokens' `BatchRouting` on the CPU). The score is the prompt's; the details hold the new text, its loss
+        and both parts' average expert counts.
     """
     config = GenerationConfig(
         do_sample=False,
@@ -49,7 +50,8 @@ def generate_samples(model, patcher, tokenizer, samples, max_new_tokens):
         seconds = time.perf_counter() - start
         hidden = torch.cat([states for states, _ in passes])
         routing = _joined([routing for _, routing in passes])
-        yield _sample_result(model, tokenizer, index, one, token_ids, hidden, routing, seconds)
+        continued, result = _sample_result(model, tokenizer, index, one, token_ids, hidden, routing)
+        yield continued, seconds, result, routing
 
 
 def _generate(model, patcher, prompt, config):
@@ -77,7 +79,7 @@ def _joined(passes):
     return BatchRouting(*columns, (sum(len(one.counts) for one in passes),))
 
 
-def _sample_result(model, tokenizer, index, one, token_ids, hidden, routing, seconds):
+def _sample_result(model, tokenizer, index, one, token_ids, hidden, routing):
     num_prompt_tokens = len(one.sequences[0].token_ids)
     positions = torch.arange(len(hidden), device=hidden.device)
     log_probabilities, is_greedy = score_positions(model, hidden, positions, token_ids[1:])
@@ -102,4 +104,4 @@ def _sample_result(model, tokenizer, index, one, token_ids, hidden, routing, sec
     sequence = EncodedSequence(token_ids.tolist(), 1, len(hidden), one.sequences[0].truncated)
     continued = PreparedSample(one.sample_id, one.sample, (sequence,))
     greedy_tokens = most_likely_tokens(model, hidden).cpu()
-    return continued, seconds, SampleResult(index, [score], losses, greedy_tokens, routing, details)
+    return continued, SampleResult(index, [score], losses, greedy_tokens, routing.lengths, details)

@@ -15,9 +15,10 @@ import torch
 
 from adaptive_routing.errors import InputError
 from adaptive_routing.experts import EXPERTS_IMPLEMENTATION, check_experts
+from adaptive_routing.log_entries import LoggedSample, RoutingStatistics, format_samples
 from adaptive_routing.routing import Selection
 from adaptive_routing.routing.base import order_by_logit
-from adaptive_routing.routing_log import RoutingStatistics, sample_log
+from adaptive_routing.routing_log_writer import logged_routing
 
 
 @dataclass
@@ -295,27 +296,24 @@ class RouterPatcher:
             lengths=tuple(sum(len(part.counts) for part in sequence) for sequence in sample["sequences"]),
         )  # fmt: skip
         self._statistics.add(routing.experts.numpy(), routing.counts.numpy())
-        self._logs.append(
-            sample_log(sample["sample_id"], sample["text_preview"], loss, routing, self.strategy)
-        )
+        samples = [LoggedSample(sample["sample_id"], sample["text_preview"], loss, routing.lengths)]
+        arrays = logged_routing(samples, routing, self.strategy)
+        limits = self.strategy.min_experts, self.strategy.max_experts
+        self._logs.extend(format_samples(samples, arrays, *limits))
 
     def get_internal_logs(self):
         """Log entries of the samples so far, as the internal-routing file's `samples`: plain JSON values."""
-        return _plain(self._logs)
+        return [orjson.loads(entry) for entry in self._logs]
 
     def get_aggregate_stats(self):
         """Aggregate over the samples so far, as the internal-routing file's `aggregate_stats`."""
-        return _plain(self._statistics.aggregate())
+        aggregate = orjson.dumps(self._statistics.aggregate(), option=orjson.OPT_SERIALIZE_NUMPY)
+        return orjson.loads(aggregate)
 
     def clear_internal_logs(self):
         """Forget all logged samples, an open one too."""
         self._logs, self._sample = [], None
         self._statistics = RoutingStatistics(self.num_layers, self.num_experts)
-
-
-def _plain(value):
-    """Arrays as lists, as a reader of the JSON gets them."""
-    return orjson.loads(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
 def _native_selection(router_logits, experts, weights):

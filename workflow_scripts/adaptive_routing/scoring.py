@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 
-from adaptive_routing.patching import BatchRouting
 from adaptive_routing.tasks import SequenceScore
 
 _HEAD_ROWS = 2048  # positions whose logits are in memory at once: 2048 x 50,304 float32 are 0.4 GB
@@ -43,7 +42,7 @@ class SampleResult:
         scores: `SequenceScore` per sequence.
         token_losses: (tokens read,) float32, as in `BatchScores`.
         greedy_tokens: (tokens read,) int64, or None where nobody asked.
-        routing: of all its tokens, on the CPU.
+        lengths: tokens read, per sequence.
         details: what else the summary says of it.
     """
 
@@ -51,7 +50,7 @@ class SampleResult:
     scores: list
     token_losses: torch.Tensor
     greedy_tokens: torch.Tensor | None
-    routing: BatchRouting
+    lengths: tuple[int, ...]
     details: dict
 
 
@@ -66,7 +65,8 @@ def score_samples(model, patcher, samples, batch_tokens, num_with_greedy_tokens)
         num_with_greedy_tokens: the first samples of the data set, whose greedy tokens are asked for.
 
     Yields:
-        (seconds of forward pass and head, list of `SampleResult`) per batch.
+        (seconds of forward pass and head, list of `SampleResult`, their tokens' `BatchRouting` on the CPU),
+        batch by batch.
     """
     batches = make_batches(samples, batch_tokens)
     # The first pass of a process loads code and claims memory; that is not the configuration's speed.
@@ -75,22 +75,21 @@ def score_samples(model, patcher, samples, batch_tokens, num_with_greedy_tokens)
         sequences = [sequence for index in batch for sequence in samples[index].sequences]
         scored = score_batch(model, sequences, with_greedy_tokens=min(batch) < num_with_greedy_tokens)
         routing = patcher.take_batch().to("cpu")
-        results, sequence, token = [], 0, 0
+        results, first = [], 0
         for index in batch:
-            own = slice(sequence, sequence + len(samples[index].sequences))
-            lengths = routing.lengths[own]
+            own = slice(first, first + len(samples[index].sequences))
             results.append(
                 SampleResult(
                     index,
                     scored.scores[own],
                     torch.cat(scored.token_losses[own]),
                     torch.cat(scored.greedy_tokens[own]) if index < num_with_greedy_tokens else None,
-                    routing.tokens(token, token + sum(lengths), lengths),
+                    routing.lengths[own],
                     {},
                 )
             )
-            sequence, token = own.stop, token + sum(lengths)
-        yield scored.seconds, results
+            first = own.stop
+        yield scored.seconds, results, routing
 
 
 def make_batches(samples, batch_tokens):
