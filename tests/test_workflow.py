@@ -256,6 +256,47 @@ def test_a_malformed_row_fails_its_data_set_with_one_sentence(tmp_path):
 
 
 @pytest.mark.skipif(not REAL_DATA.exists(), reason="the real rows are not here")
+def test_whole_documents_and_prompts(tmp_path):
+    """Both protocols beside the usual one: their scores reach the tables, the figure and the report."""
+    folder = StudyFolder(
+        tmp_path,
+        datasets={
+            "wikitext": {"source": "resources/datasets/wikitext.jsonl", "protocol": "documents"},
+            "lambada": None,
+            "hellaswag": None,
+            "prompts": {"source": "resources/datasets/prompts.jsonl", "max_new_tokens": 3},
+        },
+        evaluation={"max_samples": 4},
+        strategies={"bh": {"max_k": [16], "alpha": [0.30]}},
+    )
+    folder.snakemake()
+    results = pd.read_csv(folder.results("bh_routing_results.csv")).set_index(["config", "dataset"])
+    documents = results.xs("wikitext", level="dataset")
+    assert (documents["word_perplexity"] > documents["token_perplexity"]).all()
+    assert documents[["word_perplexity_stderr", "byte_perplexity", "bits_per_byte"]].notna().to_numpy().all()
+    assert results.xs("prompts", level="dataset")["perplexity"].isna().all()
+    configurations = pd.read_csv(folder.results("bh_routing_configurations.csv"))
+    assert configurations["datasets"].unique().tolist() == ["wikitext"]  # prompts enter no average
+    difficulty = pd.read_csv(folder.results("bh_routing_difficulty.csv"))
+    assert sorted(difficulty["difficulty"].unique()) == [1, 2, 3, 4]
+    assert folder.results("visualizations", "experts_by_difficulty.png").stat().st_size > 10_000
+    report = folder.results("bh_routing_report.md").read_text()
+    assert "Experts by difficulty" in report and "word perplexity" in report
+    summary = json.loads(folder.results("logs", "16experts_bh_a030_prompts.json").read_text())
+    assert [one["num_new_tokens"] for one in summary["samples"]] == [3] * 4
+    assert folder.plan() == {}
+
+
+def test_more_new_tokens_than_the_model_reads_is_one_sentence(tmp_path):
+    folder = StudyFolder(
+        tmp_path,
+        datasets={"prompts": {"source": "resources/datasets/prompts.jsonl", "max_new_tokens": 511}},
+    )
+    done = folder.snakemake("results/datasets/prompts.json", check=False)
+    assert done.returncode != 0
+    assert "error: datasets.prompts.max_new_tokens is 511, but the model reads at most 512" in done.stderr
+
+
 def test_the_real_rows_and_the_real_null_distributions_run(tmp_path):
     folder = StudyFolder(
         tmp_path / "real",
