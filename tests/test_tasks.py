@@ -3,7 +3,6 @@
 import json
 import math
 import random
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,15 +11,10 @@ from adaptive_routing.errors import InputError
 from adaptive_routing.scoring import score_batch
 from adaptive_routing.tasks import Request, Sample, SequenceScore, get_task, wikitext_documents
 from conftest import ROOT
+from harness import REAL_DATA, make_task, rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-REAL_DATA = ROOT.parent / "shared/data"
-HARNESS = {  # its task file and the split that it evaluates
-    "hellaswag": ("hellaswag/hellaswag.yaml", "validation"),
-    "arc_challenge": ("arc/arc_challenge.yaml", "test"),
-    "lambada": ("lambada/lambada_openai.yaml", "test"),
-}
 SOURCES = [
     ("hellaswag", ROOT / "resources/datasets/hellaswag.jsonl"),
     ("arc_challenge", ROOT / "resources/datasets/arc_challenge.jsonl"),
@@ -30,42 +24,13 @@ SOURCES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def harness(tmp_path_factory):
-    """(data set, file) → the harness's task on that file: its YAML, its functions, our rows."""
-    pytest.importorskip("lm_eval")
-    import lm_eval.tasks
-    from lm_eval.api.task import ConfigurableTask
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    cache = tmp_path_factory.mktemp("harness")
-
-    def task(dataset, path):
-        file, split = HARNESS[dataset]
-        config = load_yaml(Path(lm_eval.tasks.__file__).parent / file)
-        for key in ("include", "tag", "training_split", "validation_split", "test_split"):
-            config.pop(key, None)
-        config |= {
-            "dataset_path": "json",
-            "dataset_name": None,
-            "dataset_kwargs": {"data_files": {split: str(path)}, "cache_dir": str(cache)},
-            f"{split}_split": split,
-        }
-        return ConfigurableTask(config=config)
-
-    return task
-
-
-def rows_of(path):
-    return list(load_rows(str(path)))
-
-
 @pytest.mark.parametrize(("dataset", "path"), SOURCES)
-def test_prompts_and_decisions_are_the_harness_s(harness, dataset, path):
+def test_prompts_and_decisions_are_the_harness_s(tmp_path, dataset, path):
     """Contexts, continuations and golds of every row; acc, acc_norm and perplexity for any scores."""
     if not path.exists():
         pytest.skip("the real rows are not here")
-    theirs, ours = harness(dataset, path), get_task(dataset)
+    pytest.importorskip("lm_eval")
+    theirs, ours = make_task(dataset, path, tmp_path), get_task(dataset)
     theirs.build_all_requests(rank=0, world_size=1)
     arguments = {}
     for instance in theirs.instances:
@@ -95,49 +60,6 @@ def test_prompts_and_decisions_are_the_harness_s(harness, dataset, path):
             assert (outcome["prediction_unnormalized"] == outcome["gold"]) == bool(expected["acc"])
             decisions.add(outcome["prediction"])
     assert len(decisions) >= 2
-
-
-def one_at_a_time(model, tokenizer):
-    """The harness's tokenisation of requests, over a plain forward pass each, cut as `hf` does."""
-    from lm_eval.api.model import TemplateLM
-
-    class OneAtATime(TemplateLM):
-        backend = "causal"
-        eot_token_id = prefix_token_id = tokenizer.eos_token_id
-        loglikelihood_rolling = generate_until = None
-
-        def tok_encode(self, string, add_special_tokens=None):
-            return tokenizer.encode(string, add_special_tokens=False)
-
-        @torch.inference_mode()
-        def _loglikelihood_tokens(self, requests, disable_tqdm=False):
-            results = []
-            for _, context, continuation in requests:
-                inputs = (context + continuation)[-(model.config.max_position_embeddings + 1) :][:-1]
-                logits = model(torch.tensor([inputs])).logits[0, -len(continuation) :]
-                targets = torch.tensor(continuation)
-                chosen = logits.log_softmax(-1).gather(-1, targets[:, None])
-                results.append((float(chosen.sum()), bool((logits.argmax(-1) == targets).all())))
-            return results
-
-    return OneAtATime()
-
-
-@pytest.mark.parametrize("dataset", ["hellaswag", "arc_challenge", "lambada"])
-def test_scores_are_the_harness_s(harness, embedded, dataset):
-    """Tokens, log-likelihoods and greedy flags of the first rows."""
-    path = ROOT / f"resources/datasets/{dataset}.jsonl"
-    theirs, model = harness(dataset, path), embedded.loaded.model
-    theirs.build_all_requests(limit=6, rank=0, world_size=1)
-    expected = one_at_a_time(model, embedded.tokenizer).loglikelihood(theirs.instances, disable_tqdm=True)
-    maximum = model.config.max_position_embeddings
-    prepared = prepare_samples(dataset, rows_of(path), embedded.tokenizer, 6, maximum, maximum)
-    sequences = [sequence for one in prepared for sequence in one.sequences]
-    scores = score_batch(model, sequences).scores
-    assert len(scores) == len(expected)
-    for score, (log_likelihood, is_greedy) in zip(scores, expected, strict=True):
-        assert score.log_likelihood == pytest.approx(log_likelihood, rel=1e-4, abs=1e-3)
-        assert score.is_greedy == is_greedy
 
 
 def test_hellaswag_clean_up_is_the_harness_s():
