@@ -386,6 +386,18 @@ def test_a_waiting_job_does_not_outlive_its_workflow(place):
     assert not (place.folder / "out").exists()
 
 
+def test_a_job_whose_workflow_has_died_takes_its_host_along(place):
+    (place.folder / "snakemake").write_text(
+        "import os, subprocess, sys\n"
+        "subprocess.Popen([sys.executable, *sys.argv[1:]])\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    workflow = place.start("report", workflow=True)
+    workflow.communicate(timeout=60)
+    wait_until(place.is_clean)
+    assert place.log.count("report: done") == place.log.count("the workflow has ended") == 1
+
+
 def test_ctrl_c_is_not_for_the_host(place):
     pid = place.host_pid()
     for process in (pid, psutil.Process(pid).ppid()):
@@ -570,13 +582,14 @@ def test_a_study_loads_the_model_once_and_leaves_no_process(place, study, monkey
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_study_that_is_stopped_leaves_nothing(place, study, monkeypatch, number):
     monkeypatch.setenv("TMPDIR", str(place.sockets))
-    study.configure(evaluation={"max_samples": 200})
+    study.configure(evaluation={"max_samples": 30})
     process = study.begin(*study.targets)
+    place.started.append(process)
     wait_until(lambda: any(study.results("logs").glob(".tmp_*")), seconds=120)
     if number == signal.SIGINT:
         os.killpg(process.pid, number)  # as a terminal does
     else:
-        process.send_signal(number)
-    process.communicate(timeout=60)
-    wait_until(place.is_clean)
+        process.send_signal(number)  # after SIGTERM Snakemake lets running jobs finish
+    process.wait(120)
+    wait_until(place.is_clean, seconds=60)  # a job that had just been started goes on alone
     assert not any(study.results("logs").glob(".tmp_*"))

@@ -24,10 +24,14 @@ GRACE_SECONDS = 10.0  # to clean up; a server that takes longer is killed
 def owner():
     """(pid, start time) of the process that this job's host works for.
 
-    It is the outermost `snakemake` above the job on this machine, or the parent where there is none.
+    It is the outermost `snakemake` above the job on this machine; where there is none, the job's parent;
+    where that has died, and the job is in the care of the system, the job itself.
     """
-    parents = psutil.Process().parents() or [psutil.Process()]  # a container's first process has none
-    process = next((one for one in reversed(parents) if _is_snakemake(one)), parents[0])
+    job = psutil.Process()
+    parents = job.parents()
+    is_orphan = not parents or parents[0].pid == 1 or os.getsid(parents[0].pid) != os.getsid(0)
+    otherwise = job if is_orphan else parents[0]
+    process = next((one for one in reversed(parents) if _is_snakemake(one)), otherwise)
     return process.pid, _start_time(process.pid)
 
 
