@@ -221,15 +221,15 @@ def test_a_failure_leaves_no_file_and_an_unpatched_model(tmp_path, embedded, mon
     ids = torch.tensor([[5, 6, 7]])
     with torch.inference_mode():
         before = model(ids).logits
-    calls, score_batch = [], scoring.score_batch
+    calls, score_positions = [], scoring.score_positions
 
     def failing(*args, **kwargs):
         calls.append(1)
         if len(calls) == 3:  # the second batch after the warm-up
             raise ArithmeticError("in the second batch")
-        return score_batch(*args, **kwargs)
+        return score_positions(*args, **kwargs)
 
-    monkeypatch.setattr(scoring, "score_batch", failing)
+    monkeypatch.setattr(scoring, "score_positions", failing)
     with pytest.raises(ArithmeticError, match="second batch"):
         run(tmp_path, embedded, "16experts_bh_a050", "wikitext", batch_tokens=128)
     assert list((tmp_path / "logs").iterdir()) == []

@@ -55,8 +55,9 @@ def collect_router_logits(loaded, samples, batch_tokens):
     per_sample = [None] * len(samples)
     with RouterPatcher(model, native) as patcher:
         for batch in make_batches(samples, batch_tokens):
-            input_ids, mask = pad([samples[index].sequences[0] for index in batch], model.device)
-            model.base_model(input_ids=input_ids, attention_mask=mask, use_cache=False)
+            sequences = [samples[index].sequences[0] for index in batch]
+            patcher.expect_lengths([sequence.num_inputs for sequence in sequences])
+            model.base_model(input_ids=pad(sequences).to(model.device), use_cache=False)
             routing = patcher.take_batch()
             logits = routing.router_logits.cpu().split(routing.lengths)
             for index, own in zip(batch, logits, strict=True):

@@ -11,7 +11,7 @@ from adaptive_routing.log_entries import LoggedSample
 from adaptive_routing.models import load_tokenizer, package_versions
 from adaptive_routing.patching import RouterPatcher
 from adaptive_routing.routing_log_writer import RoutingLogWriter, pack_selection
-from adaptive_routing.scoring import score_batch, score_samples
+from adaptive_routing.scoring import score_patched_batch, score_samples
 from adaptive_routing.tasks import get_task
 
 
@@ -93,6 +93,7 @@ def run_experiment(
                     torch.cat([_token_ids(prepared[result.index]) for result in results]),
                     torch.cat([result.token_losses for result in results]),
                 )
+            writer.wait()  # nothing else runs while latency is measured
             single = _second_pass(model, patcher, writer, prepared[:second_pass_samples], greedy_tokens)
     summary = {
         **head,
@@ -162,21 +163,18 @@ def _sample_record(one, outcome, result):
 
 
 def _second_pass(model, patcher, writer, prepared, greedy_tokens):
-    """The first samples again, one sequence at a time: latency, and whether the result is the same."""
+    """The first samples again, one at a time: latency, and whether the result is the same."""
     seconds, tokens = [], []
     for index, one in enumerate(prepared):
         if index == 0:
-            score_batch(model, [one.sequences[0]])  # new shapes are slower the first time
-        parts, selections = [], []
-        for sequence in one.sequences:
-            parts.append(score_batch(model, [sequence], with_greedy_tokens=True))
-            selections.append(patcher.take_batch().to("cpu").experts)
+            score_patched_batch(model, one.sequences, patcher)  # new shapes are slower the first time
+        scored, routing = score_patched_batch(model, one.sequences, patcher, with_greedy_tokens=True)
         writer.write_second_pass(
             index,
             greedy_tokens[index].numpy(),
-            torch.cat([part.greedy_tokens[0] for part in parts]).numpy(),
-            pack_selection(torch.cat(selections), patcher.num_experts),
+            torch.cat(scored.greedy_tokens).numpy(),
+            pack_selection(routing.experts, patcher.num_experts),
         )
-        seconds.append(sum(part.seconds for part in parts))
+        seconds.append(scored.seconds)
         tokens.append(sum(sequence.num_inputs for sequence in one.sequences))
     return {"seconds": seconds, "tokens": tokens}

@@ -4,14 +4,13 @@ transformers' own `generate`, one prompt at a time: a batch would go on computin
 The last new token is never read by the model, so it has no routing.
 """
 
-import time
-
 import torch
 from transformers import GenerationConfig
 
 from adaptive_routing.data import EncodedSequence, PreparedSample
+from adaptive_routing.devices import Clock
 from adaptive_routing.patching import BatchRouting
-from adaptive_routing.scoring import SampleResult, most_likely_tokens, score_positions, synchronize
+from adaptive_routing.scoring import SampleResult, most_likely_tokens, score_positions
 from adaptive_routing.tasks import SequenceScore
 
 
@@ -43,15 +42,13 @@ def generate_samples(model, patcher, tokenizer, samples, max_new_tokens):
         prompt = torch.tensor([one.sequences[0].token_ids], device=model.device)
         if index == 0:  # the first pass of a process loads code; that is not the configuration's speed
             _generate(model, patcher, prompt, config)
-        synchronize(model.device)
-        start = time.perf_counter()
+        clock = Clock(model.device)
         token_ids, passes = _generate(model, patcher, prompt, config)
-        synchronize(model.device)
-        seconds = time.perf_counter() - start
+        clock.stop()
         hidden = torch.cat([states for states, _ in passes])
         routing = _joined([routing for _, routing in passes])
         continued, result = _sample_result(model, tokenizer, index, one, token_ids, hidden, routing)
-        yield continued, seconds, result, routing
+        yield continued, clock.seconds(), result, routing
 
 
 def _generate(model, patcher, prompt, config):

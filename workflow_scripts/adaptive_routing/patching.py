@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import orjson
 import torch
 
+from adaptive_routing.devices import to_device
 from adaptive_routing.errors import InputError
 from adaptive_routing.experts import EXPERTS_IMPLEMENTATION, check_experts
 from adaptive_routing.log_entries import LoggedSample, RoutingStatistics, format_samples
@@ -50,10 +51,13 @@ class BatchRouting:
     counts: torch.Tensor
     lengths: tuple[int, ...]
 
-    def to(self, device):
-        """Copy to a device."""
-        fields = ("router_logits", "experts", "weights", "counts")
-        return replace(self, **{name: getattr(self, name).to(device) for name in fields})
+    def tensors(self):
+        """The four tensors, in the order of the attributes."""
+        return self.router_logits, self.experts, self.weights, self.counts
+
+    def replace_tensors(self, tensors):
+        """The same batch with other tensors, such as copies on the CPU."""
+        return BatchRouting(*tensors, self.lengths)
 
     def tokens(self, start, stop, lengths):
         """The routing of tokens [start, stop): the sequences of the given lengths."""
@@ -152,6 +156,7 @@ class RouterPatcher:
         self._depth = 0
         self._handles = []
         self._pending = []
+        self._expected_lengths = None
         self._lengths, self._real_tokens = [], None
         self._continues = False  # whether this pass reads on from a key-value cache
         self._batch = None
@@ -197,6 +202,13 @@ class RouterPatcher:
     def __exit__(self, *_):
         self.restore()
 
+    def expect_lengths(self, lengths):
+        """Say how long the sequences of the next pass are, padded on the right and without attention mask.
+
+        A causal model needs no mask for such padding, and counting a mask's tokens would wait for the device.
+        """
+        self._expected_lengths = list(lengths)
+
     # Hooks
 
     def _is_innermost(self):
@@ -213,8 +225,11 @@ class RouterPatcher:
         mask = arguments.get("attention_mask")
         if mask is not None and mask.dim() != 2:
             raise ValueError(f"attention_mask must be (batch, tokens), not {tuple(mask.shape)}")
+        expected, self._expected_lengths = self._expected_lengths, None
+        if expected is not None:
+            self._lengths, self._real_tokens = expected, _real_tokens(expected, length, inputs.device)
         # With a key-value cache the mask covers the past too; the tokens of this pass are its last columns.
-        if mask is None:
+        elif mask is None:
             self._lengths, self._real_tokens = [length] * batch_size, None
         else:
             mask = mask[:, -length:].bool()
@@ -241,19 +256,19 @@ class RouterPatcher:
 
     def _record(self, router_logits, selection):
         experts, counts = selection.experts.to(torch.int16), selection.counts.to(torch.int16)
-        record = router_logits, experts, selection.weights, counts
-        if self._real_tokens is not None:
-            record = tuple(tensor[self._real_tokens] for tensor in record)
-        self._pending.append(record)
+        self._pending.append((router_logits, experts, selection.weights, counts))
 
     def _after_forward(self, module, args, output):
         if not self._is_innermost() or len(self._pending) != self.num_layers:
             return
         columns = [torch.stack(column, dim=1) for column in zip(*self._pending, strict=True)]
+        if self._real_tokens is not None:
+            columns = [column[self._real_tokens] for column in columns]
         self._batch = BatchRouting(*(column.detach() for column in columns), tuple(self._lengths))
         self._pending = []
         if self._sample is not None:
-            self._log_pass(self._batch.to("cpu"))
+            copies = [tensor.cpu() for tensor in self._batch.tensors()]
+            self._log_pass(self._batch.replace_tensors(copies))
 
     def take_batch(self):
         """The routing of the last forward pass (`BatchRouting`), handed out once."""
@@ -314,6 +329,14 @@ class RouterPatcher:
         """Forget all logged samples, an open one too."""
         self._logs, self._sample = [], None
         self._statistics = RoutingStatistics(self.num_layers, self.num_experts)
+
+
+def _real_tokens(lengths, width, device):
+    """Flat indices of the tokens that are no padding on the right, or None where all are real."""
+    if all(length == width for length in lengths):
+        return None
+    rows = [torch.arange(row * width, row * width + length) for row, length in enumerate(lengths)]
+    return to_device(torch.cat(rows), device)
 
 
 def _native_selection(router_logits, experts, weights):

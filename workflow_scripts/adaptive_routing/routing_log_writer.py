@@ -8,6 +8,8 @@ place in a preallocated file. Memory does not grow with the number of samples.
 import contextlib
 import json
 import tempfile
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ import torch
 
 from adaptive_routing.files import atomic_path
 from adaptive_routing.log_entries import LoggedRouting, RoutingStatistics, first_tokens, format_samples
+
+BATCHES_UNDER_WAY = 2  # in memory and not yet written
 
 _SAFETENSORS_DTYPES = {
     torch.float32: "F32",
@@ -96,6 +100,8 @@ class RoutingLogWriter:
             "second_pass_selected_experts": ((second_tokens, num_layers, packed), torch.uint8),
         }
         self._entries = [None] * len(sample_lengths)  # (start, stop) in the spool
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="routing log")
+        self._under_way = deque()
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
@@ -110,11 +116,15 @@ class RoutingLogWriter:
 
     def __exit__(self, kind, error, traceback):
         with self._stack:
-            if error is not None:
-                raise error
-            self._finish()
+            try:
+                if error is not None:
+                    raise error
+                self._finish()
+            finally:
+                self._thread.shutdown(cancel_futures=True)
 
     def _finish(self):
+        self.wait()
         missing = self._entries.count(None)
         if missing:
             raise RuntimeError(f"{self.json_path.name}: {missing} samples were never written")
@@ -123,7 +133,21 @@ class RoutingLogWriter:
             if isinstance(array, np.memmap):
                 array.flush()
 
-    def write(self, indices, samples, routing, token_ids, token_losses):
+    def write(self, *batch):
+        """Begin to write the samples of a batch, in a thread of its own; see `_write`.
+
+        Waits while `BATCHES_UNDER_WAY` are being written, so that memory does not grow with the samples.
+        """
+        while len(self._under_way) >= BATCHES_UNDER_WAY:
+            self._under_way.popleft().result()
+        self._under_way.append(self._thread.submit(self._write, *batch))
+
+    def wait(self):
+        """Wait until everything begun is written; raises what went wrong there."""
+        while self._under_way:
+            self._under_way.popleft().result()
+
+    def _write(self, indices, samples, routing, token_ids, token_losses):
         """Write the samples of a batch.
 
         Args:

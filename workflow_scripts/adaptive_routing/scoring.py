@@ -4,11 +4,12 @@ The language-model head runs at scored positions only. Scores do not depend on h
 beyond float rounding: batches are padded on the right, and padding is masked out.
 """
 
-import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from adaptive_routing.devices import Clock, HostCopies, to_device
 from adaptive_routing.tasks import SequenceScore
 
 _HEAD_ROWS = 2048  # positions whose logits are in memory at once: 2048 x 50,304 float32 are 0.4 GB
@@ -57,6 +58,8 @@ class SampleResult:
 def score_samples(model, patcher, samples, batch_tokens, num_with_greedy_tokens):
     """Score samples batch by batch under a patcher in force.
 
+    A batch is handed over once the next one is under way, so that a GPU always has work.
+
     Args:
         model: a causal language model of transformers.
         patcher: a `RouterPatcher` in force on it.
@@ -70,26 +73,37 @@ def score_samples(model, patcher, samples, batch_tokens, num_with_greedy_tokens)
     """
     batches = make_batches(samples, batch_tokens)
     # The first pass of a process loads code and claims memory; that is not the configuration's speed.
-    score_batch(model, [sequence for index in batches[0] for sequence in samples[index].sequences])
+    score_patched_batch(model, _sequences(samples, batches[0]), patcher)
+    before = None
     for batch in batches:
-        sequences = [sequence for index in batch for sequence in samples[index].sequences]
-        scored = score_batch(model, sequences, with_greedy_tokens=min(batch) < num_with_greedy_tokens)
-        routing = patcher.take_batch().to("cpu")
-        results, first = [], 0
-        for index in batch:
-            own = slice(first, first + len(samples[index].sequences))
-            results.append(
-                SampleResult(
-                    index,
-                    scored.scores[own],
-                    torch.cat(scored.token_losses[own]),
-                    torch.cat(scored.greedy_tokens[own]) if index < num_with_greedy_tokens else None,
-                    routing.lengths[own],
-                    {},
-                )
+        under_way = _Pass(model, _sequences(samples, batch), patcher, min(batch) < num_with_greedy_tokens)
+        if before:
+            yield _sample_results(*before, samples, num_with_greedy_tokens)
+        before = batch, under_way
+    yield _sample_results(*before, samples, num_with_greedy_tokens)
+
+
+def _sequences(samples, batch):
+    return [sequence for index in batch for sequence in samples[index].sequences]
+
+
+def _sample_results(batch, forward_pass, samples, num_with_greedy_tokens):
+    scored, routing = forward_pass.finish()
+    results, first = [], 0
+    for index in batch:
+        own = slice(first, first + len(samples[index].sequences))
+        results.append(
+            SampleResult(
+                index,
+                scored.scores[own],
+                torch.cat(scored.token_losses[own]),
+                torch.cat(scored.greedy_tokens[own]) if index < num_with_greedy_tokens else None,
+                routing.lengths[own],
+                {},
             )
-            first = own.stop
-        yield scored.seconds, results, routing
+        )
+        first = own.stop
+    return scored.seconds, results, routing
 
 
 def make_batches(samples, batch_tokens):
@@ -114,55 +128,79 @@ def make_batches(samples, batch_tokens):
     return batches
 
 
-def pad(sequences, device, padding_token=0):
-    """Token ids and mask of a batch, padded on the right: (B, S) int64 and (B, S) bool."""
+def pad(sequences):
+    """Token ids of a batch, padded on the right, on the CPU: (B, S) int64.
+
+    In a causal model no token sees the padding behind it: the model needs no mask.
+    """
     width = max(sequence.num_inputs for sequence in sequences)
-    input_ids = torch.full((len(sequences), width), padding_token)
-    mask = torch.zeros((len(sequences), width), dtype=torch.bool)
+    input_ids = torch.zeros((len(sequences), width), dtype=torch.int64)
     for row, sequence in enumerate(sequences):
         input_ids[row, : sequence.num_inputs] = torch.tensor(sequence.token_ids[: sequence.num_inputs])
-        mask[row, : sequence.num_inputs] = True
-    return input_ids.to(device), mask.to(device)
+    return input_ids
 
 
-@torch.inference_mode()
 def score_batch(model, sequences, with_greedy_tokens=False):
-    """Score `data.EncodedSequence`s in one forward pass.
+    """Score `data.EncodedSequence`s in one forward pass, and wait for the `BatchScores`.
 
     Args:
         model: a causal language model of transformers.
         sequences: the batch.
         with_greedy_tokens: also the most likely next token at every position.
     """
-    device = model.device
-    input_ids, mask = pad(sequences, device)
-    positions, targets = _scored_positions(sequences, input_ids.shape[1])
-    positions, targets = positions.to(device), targets.to(device)
-    synchronize(device)
-    start = time.perf_counter()
-    hidden = model.base_model(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
-    hidden = hidden.reshape(-1, hidden.shape[-1])  # (B * S, H)
-    log_probabilities, is_greedy = score_positions(model, hidden, positions, targets)
-    synchronize(device)
-    seconds = time.perf_counter() - start
+    return _Pass(model, sequences, None, with_greedy_tokens).finish()[0]
 
-    greedy = None
-    if with_greedy_tokens:
-        greedy = most_likely_tokens(model, hidden).view(input_ids.shape).cpu()
-        greedy = [row[: one.num_inputs] for row, one in zip(greedy, sequences, strict=True)]
-    log_probabilities, is_greedy = log_probabilities.double().cpu(), is_greedy.cpu()
-    scores, token_losses, first = [], [], 0
-    for sequence in sequences:
-        last = first + sequence.num_predicted_tokens
-        own = log_probabilities[first:last]
-        scores.append(SequenceScore(float(own.sum()), len(own), bool(is_greedy[first:last].all())))
-        losses = torch.full((sequence.num_inputs,), float("nan"))
-        # The last target was not read where the sequence was cut to the model's length.
-        read = sequence.num_inputs - sequence.num_context_tokens
-        losses[sequence.num_context_tokens :] = -own[:read].float()
-        token_losses.append(losses)
-        first = last
-    return BatchScores(scores, token_losses, greedy, seconds)
+
+def score_patched_batch(model, sequences, patcher, with_greedy_tokens=False):
+    """`score_batch` under a patcher in force: (`BatchScores`, the tokens' `BatchRouting` on the CPU)."""
+    return _Pass(model, sequences, patcher, with_greedy_tokens).finish()
+
+
+class _Pass:
+    """A forward pass that is under way: begun when it is made, waited for by `finish`."""
+
+    @torch.inference_mode()
+    def __init__(self, model, sequences, patcher, with_greedy_tokens):
+        device = model.device
+        self._sequences = sequences
+        input_ids = pad(sequences)
+        positions, targets = _scored_positions(sequences, input_ids.shape[1])
+        input_ids, positions, targets = (to_device(one, device) for one in (input_ids, positions, targets))
+        mask = None
+        if patcher:
+            patcher.expect_lengths([sequence.num_inputs for sequence in sequences])
+        else:  # somebody else's patcher may be in force, and has to tell tokens from padding
+            lengths = torch.tensor([sequence.num_inputs for sequence in sequences])
+            mask = to_device((torch.arange(input_ids.shape[1]) < lengths[:, None]), device)
+        self._clock = Clock(device)
+        hidden = model.base_model(input_ids=input_ids, attention_mask=mask, use_cache=False)
+        hidden = hidden.last_hidden_state.flatten(0, 1)  # (B * S, H)
+        scored = score_positions(model, hidden, positions, targets)
+        self._clock.stop()
+        greedy = most_likely_tokens(model, hidden).view(input_ids.shape) if with_greedy_tokens else None
+        self._routing = patcher.take_batch() if patcher else None
+        self._copies = HostCopies([*scored, greedy, *(self._routing.tensors() if patcher else ())])
+
+    def finish(self):
+        """Wait for the pass: (`BatchScores`, `BatchRouting` on the CPU or None)."""
+        log_probabilities, is_greedy, greedy, *routing = self._copies.wait()
+        log_probabilities, is_greedy = log_probabilities.numpy(), is_greedy.numpy()
+        scores, token_losses, first = [], [], 0
+        for sequence in self._sequences:
+            last = first + sequence.num_predicted_tokens
+            own = log_probabilities[first:last]
+            total = float(own.sum(dtype=np.float64))
+            scores.append(SequenceScore(total, len(own), bool(is_greedy[first:last].all())))
+            losses = np.full(sequence.num_inputs, np.nan, np.float32)
+            # The last target was not read where the sequence was cut to the model's length.
+            read = sequence.num_inputs - sequence.num_context_tokens
+            losses[sequence.num_context_tokens :] = -own[:read]
+            token_losses.append(torch.from_numpy(losses))
+            first = last
+        if greedy is not None:
+            greedy = [row[: one.num_inputs] for row, one in zip(greedy, self._sequences, strict=True)]
+        scores = BatchScores(scores, token_losses, greedy, self._clock.seconds())
+        return scores, self._routing.replace_tensors(routing) if self._routing else None
 
 
 def _scored_positions(sequences, width):
@@ -194,9 +232,3 @@ def most_likely_tokens(model, hidden):
     """The likeliest next token after each of N hidden states (N, H): (N,) int64."""
     head = model.get_output_embeddings()
     return torch.cat([head(rows).argmax(-1) for rows in hidden.split(_HEAD_ROWS)])
-
-
-def synchronize(device):
-    """Wait for all work on a device, so that a clock can be read."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -7,6 +7,7 @@ hypotheses are the selected experts, clamped to [min_k, max_k].
 """
 
 import functools
+import weakref
 from dataclasses import dataclass, field
 
 import torch
@@ -60,6 +61,10 @@ def _order_preserving(bits):
     return torch.where(bits < 0, bits ^ torch.iinfo(torch.int64).max, bits)
 
 
+# Found once a null distribution, level and layer: configurations that differ in max_k share them.
+_thresholds = weakref.WeakKeyDictionary()
+
+
 @dataclass(frozen=True)
 class Strategy:
     """BH routing at false discovery rate `alpha`, with `min_k` to `max_k` experts a token."""
@@ -69,7 +74,6 @@ class Strategy:
     null_distribution: NullDistribution
     min_k: int = 1
     weighting: ExpertWeighting = field(default_factory=ExpertWeighting)
-    _thresholds: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def from_settings(cls, parameters, routing, null_distribution):
@@ -105,12 +109,12 @@ class Strategy:
         return Selection(experts, self.weighting.weights(router_logits, experts), counts)
 
     def _thresholds_on(self, device, layer, num_experts):
-        key = device, layer, num_experts
-        if key not in self._thresholds:
+        thresholds = _thresholds.setdefault(self.null_distribution, {})
+        key = device, layer, num_experts, self.alpha
+        if key not in thresholds:
             p_values_of = functools.partial(self.null_distribution.p_values, layer=layer)
-            thresholds = rejection_thresholds(p_values_of, num_experts, self.alpha)
-            self._thresholds[key] = thresholds.to(device)
-        return self._thresholds[key]
+            thresholds[key] = rejection_thresholds(p_values_of, num_experts, self.alpha).to(device)
+        return thresholds[key]
 
     def p_values(self, router_logits, layer):
         return self.null_distribution.p_values(router_logits, layer)
