@@ -18,7 +18,7 @@ from adaptive_routing.configurations import grid
 from adaptive_routing.data import prepared_to_json
 from adaptive_routing.errors import HostError
 from adaptive_routing.files import write_json
-from adaptive_routing.host import address
+from adaptive_routing.host import address, client
 from conftest import ROOT
 from test_experiment import ROUTING, prepare
 from test_workflow import StudyFolder
@@ -245,8 +245,8 @@ def test_only_the_jobs_of_the_table_can_be_asked_for(place):
 def test_what_a_job_prints_arrives_at_once(place):
     process = place.start("work")
     assert process.stderr.readline() == "at work\n"
+    wait_until(lambda: place.read("out.log") == "at work\n")
     assert process.poll() is None
-    assert place.read("out.log") == "at work\n"
     assert place.temporary().exists()
     (place.folder / "finish").touch()
     assert process.wait(60) == 0
@@ -324,12 +324,14 @@ def test_a_killed_job_leaves_nothing_and_the_host_goes_on(place, number):
     assert "work: cancelled" in place.log
 
 
-def test_a_job_killed_while_it_waits_is_never_done(place):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_job_killed_while_it_waits_is_never_done(place, number):
     first = place.start("work")
     first.stderr.readline()
     waiting = place.start("report", "waiting")
     time.sleep(1)
-    waiting.kill()
+    waiting.send_signal(number)
+    waiting.wait(client.CANCEL_SECONDS / 2)  # there is nothing to clean up
     last = place.start("report", "last")
     (place.folder / "finish").touch()
     assert first.wait(60) == last.wait(60) == 0

@@ -99,14 +99,15 @@ def _offer(message, socket_name, owner, log_path):
                 connection = address.dial(path)
     with connection:
         try:
-            begun, ended = _relay(_replies(connection, message))
+            pid, is_done = _relay(_replies(connection, message))
         except (KeyboardInterrupt, SystemExit):
             _cancel(connection)
             raise
-    if not ended and (begun or is_first):
-        when = "during this job" if begun else "before it took the job"
-        raise HostError(f"the model host {_how_it_ended(log_path, log_size)} {when}; its log is {log_path}")
-    return ended
+    if not is_done and (pid or is_first):
+        when = "during this job" if pid else "before it took the job"
+        end = _how_it_ended(log_path, log_size, pid)
+        raise HostError(f"the model host {end} {when}; its log is {log_path}")
+    return is_done
 
 
 def _environment():
@@ -127,12 +128,16 @@ def _replies(connection, message):
 
 
 def _relay(replies):
-    """Print what the job says until it is done; returns whether it began and whether it was done."""
-    begun = False
+    """Print what the job says until it is done.
+
+    Returns:
+        The host's pid, None where the job did not begin; and whether it was done.
+    """
+    pid = None
     for reply in replies:
         ((kind, value),) = reply.items()
         if kind == "begun":
-            begun = True
+            pid = value
         elif kind == "stderr":
             sys.stderr.write(value)
         elif kind == "input_error":
@@ -140,8 +145,8 @@ def _relay(replies):
         elif kind == "failed":
             sys.exit(1)
         elif kind == "done":
-            return True, True
-    return begun, False
+            return pid, True
+    return pid, False
 
 
 def _cancel(connection):
@@ -153,14 +158,14 @@ def _cancel(connection):
             pass
 
 
-def _how_it_ended(log_path, log_size):
-    """What the host's parent wrote into its log after the first `log_size` bytes."""
+def _how_it_ended(log_path, log_size, pid):
+    """What the parent of the host (of any, if its pid is not known) wrote after the log's first bytes."""
     deadline = time.monotonic() + END_SECONDS
     while time.monotonic() < deadline:
         with open(log_path, "rb") as log:
             log.seek(log_size)
             text = log.read().decode(errors="replace")
-        if found := re.search(r"^model host (\d+) (ended .*) \(", text, re.MULTILINE):
+        if found := re.search(rf"^model host ({pid or '[0-9]+'}) (ended .*) \(", text, re.MULTILINE):
             return f"(process {found[1]}) {found[2]}"
         time.sleep(0.05)
     return "ended without a word"

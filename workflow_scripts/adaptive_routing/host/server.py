@@ -28,6 +28,7 @@ class Connection:
     def __init__(self, client, waiting):
         self._socket = client
         self.message = None
+        self.has_begun = False
         self.is_gone = threading.Event()
         threading.Thread(target=self._read, args=(waiting,), daemon=True).start()
 
@@ -39,6 +40,8 @@ class Connection:
                 waiting.put(self)
                 lines.read()  # returns when the client closes
         self.is_gone.set()
+        if not self.has_begun:
+            self.close()  # the client may be waiting for that
 
     def send(self, kind, value=None):
         """Send one message; a client that is gone misses it."""
@@ -103,6 +106,7 @@ class Server:
 
     def _do(self, connection):
         """Do a client's job and return the answer: its kind and value."""
+        connection.has_begun = True
         connection.send("begun", os.getpid())
         self._running = connection
         sys.stderr.streams.append(connection)
