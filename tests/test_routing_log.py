@@ -2,20 +2,25 @@
 
 import itertools
 import json
+import signal
+import subprocess
+import sys
 import tracemalloc
 from types import SimpleNamespace
 
 import jsonschema
 import numpy as np
 import orjson
+import psutil
 import pytest
 import torch
 from adaptive_routing.log_entries import LoggedRouting, LoggedSample, first_tokens, format_samples
-from adaptive_routing.patching import BatchRouting
+from adaptive_routing.log_workers import LogWorkers
+from adaptive_routing.patching import BatchRouting, pack_selection
 from adaptive_routing.routing import bh, topk
 from adaptive_routing.routing.base import ExpertWeighting
 from adaptive_routing.routing_log import RoutingLog
-from adaptive_routing.routing_log_writer import RoutingLogWriter, pack_selection
+from adaptive_routing.routing_log_writer import RoutingLogWriter, _portions
 from conftest import ROOT, normal_null_distribution
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,11 +39,13 @@ STRATEGIES = {
 def route(strategy, logits, lengths):
     """The record the patcher makes of logits (T, L, E)."""
     columns = [strategy.select(logits[:, layer], layer) for layer in range(logits.shape[1])]
+    experts = torch.stack([one.experts for one in columns], 1).to(torch.int16)
     return BatchRouting(
         logits,
-        torch.stack([one.experts for one in columns], 1).to(torch.int16),
+        experts,
         torch.stack([one.weights for one in columns], 1).to(logits.dtype),
         torch.stack([one.counts for one in columns], 1).to(torch.int16),
+        pack_selection(experts, logits.shape[-1]),
         tuple(lengths),
     )
 
@@ -91,12 +98,12 @@ def head_of(run):
     }
 
 
-def write(folder, run, order=None, second_pass_samples=2, fail_after=None):
+def write(folder, run, order=None, second_pass_samples=2, fail_after=None, workers=None):
     """Write a run's files, samples in the given order."""
     paths = folder / "run_internal_routing.json", folder / "run_internal_routing.safetensors"
     writer = RoutingLogWriter(
         *paths, head_of(run), run.lengths, run.strategy, LAYERS, run.num_experts, run.dtype,
-        second_pass_samples,
+        second_pass_samples, workers,
     )  # fmt: skip
     with writer:
         for done, index in enumerate(order or range(len(run.samples))):
@@ -333,3 +340,87 @@ def test_entries_hold_any_selection(data):
             if len(set(own)) == 1:
                 assert logged["layer_stats"]["std_experts"] == 0
         start += length
+
+
+# Workers
+
+
+@pytest.fixture(scope="module")
+def workers():
+    with LogWorkers(2) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_workers_write_what_the_process_itself_writes(tmp_path, workers, name, dtype):
+    lengths = [(2500,), (3, 5, 2, 4), (1,), (3000, 10), (30,)]  # more than a portion
+    run = make_run(STRATEGIES[name](), dtype, sequence_lengths=lengths)
+    own = [path.read_bytes() for path in write(tmp_path / "own", run)]
+    assert [path.read_bytes() for path in write(tmp_path / "workers", run, workers=workers)] == own
+
+
+def test_portions_hold_every_sample_once():
+    samples = [
+        LoggedSample(str(number), "", None, (length,)) for number, length in enumerate([5000, 1, 4095, 9])
+    ]
+    portions = list(_portions(samples))
+    assert portions == [
+        (slice(0, 1), slice(0, 5000)), (slice(1, 3), slice(5000, 9096)), (slice(3, 4), slice(9096, 9105)),
+    ]  # fmt: skip
+    assert list(_portions(samples[:1])) == portions[:1]
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_open_files_do_not_grow_with_the_number_of_samples(tmp_path, workers, count):
+    run = make_run(STRATEGIES["bh"](), sequence_lengths=[(2,)] * 150)
+    opened = set()
+
+    class Watched(list):
+        def __iter__(self):
+            for item in super().__iter__():
+                opened.add(psutil.Process().num_fds())
+                yield item
+
+    write(tmp_path, run, order=Watched(range(150)), workers=workers if count else None)
+    assert max(opened) - min(opened) < 10
+
+
+def test_a_fault_in_a_worker_is_told_and_leaves_no_file(tmp_path, workers):
+    run = make_run(STRATEGIES["bh"]())
+    run.samples[1].sample_id = "\ud800"  # half a character, which no JSON can hold
+    with pytest.raises(RuntimeError, match=r"a log worker failed:\n(.|\n)*surrogates"):
+        write(tmp_path, run, workers=workers)
+    assert list(tmp_path.iterdir()) == []
+    run.samples[1].sample_id = "whole"
+    write(tmp_path, run, workers=workers)  # it goes on working
+
+
+def test_a_worker_that_dies_is_told_and_leaves_no_file(tmp_path):
+    run = make_run(STRATEGIES["bh"]())
+    with LogWorkers(1) as pool:
+        (worker,) = psutil.Process().children()[-1:]
+        worker.kill()
+        with pytest.raises(RuntimeError, match="a log worker ended with exit status -9"):
+            write(tmp_path, run, workers=pool)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_their_process(end):
+    code = (
+        "import time\nfrom adaptive_routing.log_workers import LogWorkers\n"
+        "pool = LogWorkers(3)\nprint('ready', flush=True)\ntime.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        children = psutil.Process(process.pid).children()
+        assert len(children) == 3
+        process.send_signal(end)
+        assert psutil.wait_procs(children, timeout=20)[1] == []
+
+
+def test_workers_import_nothing_heavy():
+    code = "import sys, adaptive_routing.log_workers\nprint(*sys.modules)"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "pandas", "scipy", "datasets"} & set(output.stdout.split())

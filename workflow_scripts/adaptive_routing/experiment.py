@@ -10,7 +10,7 @@ from adaptive_routing.generation import generate_samples
 from adaptive_routing.log_entries import LoggedSample
 from adaptive_routing.models import load_tokenizer, package_versions
 from adaptive_routing.patching import RouterPatcher
-from adaptive_routing.routing_log_writer import RoutingLogWriter, pack_selection
+from adaptive_routing.routing_log_writer import RoutingLogWriter
 from adaptive_routing.scoring import score_patched_batch, score_samples
 from adaptive_routing.tasks import get_task
 
@@ -25,8 +25,9 @@ class ExperimentFiles:
 
 
 def run_experiment(
-    loaded, configuration, strategy, dataset, prepared, batch_tokens, second_pass_samples, settings, files
-):
+    loaded, configuration, strategy, dataset, prepared, batch_tokens, second_pass_samples, settings, files,
+    log_workers=None,
+):  # fmt: skip
     """Score every sample of a data set under a routing strategy, and log every routing decision.
 
     Args:
@@ -40,6 +41,7 @@ def run_experiment(
         settings: what decides the result, recorded as it is; `routing.weights` and the data set's
             `max_samples`, `protocol` and `max_new_tokens` are used here.
         files: `ExperimentFiles`.
+        log_workers: `LogWorkers` that make the routing log's text; by default this process does.
 
     Returns:
         The summary, as written.
@@ -71,6 +73,7 @@ def run_experiment(
             patcher.num_experts,
             model.dtype,
             second_pass_samples,
+            log_workers,
         )
         with writer:
             greedy_tokens = {}
@@ -173,7 +176,7 @@ def _second_pass(model, patcher, writer, prepared, greedy_tokens):
             index,
             greedy_tokens[index].numpy(),
             torch.cat(scored.greedy_tokens).numpy(),
-            pack_selection(routing.experts, patcher.num_experts),
+            routing.packed.numpy(),
         )
         seconds.append(scored.seconds)
         tokens.append(sum(sequence.num_inputs for sequence in one.sequences))

@@ -10,12 +10,13 @@ import orjson
 
 
 @contextlib.contextmanager
-def atomic_path(path):
+def atomic_path(path, durable=True):
     """Yield a temporary path beside `path`; move it there on success, delete it on failure.
 
     The temporary name starts with a dot and ends with the final name, so that writers which choose
     a format by the suffix (matplotlib) work; it is the same each time, so that what a killed process
-    left behind is overwritten by the next. The file is flushed to disk before it gets its name.
+    left behind is overwritten by the next. A `durable` file is on the disk before it gets its name, so
+    that it is whole even after a power failure.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,8 +28,9 @@ def atomic_path(path):
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
+        if durable:
+            with open(temporary, "rb") as handle:
+                os.fsync(handle.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

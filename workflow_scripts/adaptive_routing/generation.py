@@ -46,7 +46,9 @@ def generate_samples(model, patcher, tokenizer, samples, max_new_tokens):
         token_ids, passes = _generate(model, patcher, prompt, config)
         clock.stop()
         hidden = torch.cat([states for states, _ in passes])
-        routing = _joined([routing for _, routing in passes])
+        parts = [routing for _, routing in passes]
+        routing = BatchRouting.joined(parts, [sum(len(part.counts) for part in parts)])
+        routing = routing.replace_tensors([tensor.cpu() for tensor in routing.tensors()])
         continued, result = _sample_result(model, tokenizer, index, one, token_ids, hidden, routing)
         yield continued, clock.seconds(), result, routing
 
@@ -65,15 +67,6 @@ def _generate(model, patcher, prompt, config):
     finally:
         handle.remove()
     return output[0], passes
-
-
-def _joined(passes):
-    """The passes over one sequence as one."""
-    columns = (
-        torch.cat([getattr(one, name) for one in passes]).cpu()
-        for name in ("router_logits", "experts", "weights", "counts")
-    )
-    return BatchRouting(*columns, (sum(len(one.counts) for one in passes),))
 
 
 def _sample_result(model, tokenizer, index, one, token_ids, hidden, routing):

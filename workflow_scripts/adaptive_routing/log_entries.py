@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import orjson
 
+from adaptive_routing.tensor_files import bfloat16_to_float32
+
 PREVIEW_CHARACTERS = 100
 SAMPLE_TOKENS = 5  # tokens whose logits and p-values the JSON shows
 
@@ -29,7 +31,7 @@ class LoggedRouting:
 
     Attributes:
         experts: (N, L, K) int16, most significant first; unused slots hold E.
-        weights: (N, L, K) float32.
+        weights: (N, L, K) float32 or float16, or bfloat16 as its bits, uint16.
         counts: (N, L) int16.
         first_logits: (F, L, E) float32, of the first `SAMPLE_TOKENS` tokens of each sample.
         first_p_values: (F, L, E) float64, or None for a strategy without.
@@ -106,6 +108,10 @@ class _LayerText:
     def __init__(self, routing, layer, num_experts):
         self.counts = _contiguous(routing.counts[:, layer])
         experts, weights = routing.experts[:, layer], routing.weights[:, layer]
+        if weights.dtype == np.uint16:
+            weights = bfloat16_to_float32(weights)
+        elif weights.dtype == np.float16:
+            weights = weights.astype(np.float32)
         self._is_dense = bool((self.counts == experts.shape[1]).all())
         if self._is_dense:
             self._experts, self._weights = _contiguous(experts), _contiguous(weights)
@@ -186,6 +192,11 @@ class RoutingStatistics:
             self.count_histogram[layer] += np.bincount(counts[:, layer], minlength=self.num_experts + 1)
             used = np.bincount(experts[:, layer].reshape(-1), minlength=self.num_experts + 1)
             self.expert_usage[layer] += used[: self.num_experts]
+
+    def merge(self, other):
+        """Add the tokens of other statistics."""
+        self.count_histogram += other.count_histogram
+        self.expert_usage += other.expert_usage
 
     def aggregate(self):
         """Per layer: mean and standard deviation of counts, usage of each expert, histogram of counts."""

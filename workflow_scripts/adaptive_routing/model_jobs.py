@@ -14,6 +14,7 @@ from adaptive_routing import calibration, experiment
 from adaptive_routing.configurations import Configuration
 from adaptive_routing.data import load_rows, read_prepared
 from adaptive_routing.files import read_json
+from adaptive_routing.log_workers import LogWorkers
 from adaptive_routing.models import load_model, load_tokenizer
 from adaptive_routing.null_distribution import NullDistribution
 from adaptive_routing.routing import make_strategy
@@ -31,6 +32,7 @@ class Cache:
         self._model = functools.lru_cache(maxsize=1)(self._load_model)
         self._prepared = functools.lru_cache(maxsize=8)(lambda path, *_: read_prepared(path))
         self._null_distribution = functools.lru_cache(maxsize=2)(lambda path, *_: NullDistribution.load(path))
+        self.log_workers = LogWorkers()
 
     def model(self, info, dtype, device):
         """The `LoadedModel` that `inspect_model`'s result describes."""
@@ -85,6 +87,7 @@ def run_experiment(request, cache):
             "seed": request["seed"],
         },
         experiment.ExperimentFiles(**request["outputs"]),
+        cache.log_workers,
     )
     scores = ", ".join(
         f"{name} {value:.4g}" for name, value in summary["metrics"].items() if not name.endswith("stderr")

@@ -163,7 +163,7 @@ def load_model(info, dtype, device):
     device = resolve_device(device)
     if device == "cpu":
         # The job holds the whole device; Snakemake's --cores would leave it one thread of it.
-        torch.set_num_threads(_cpu_count())
+        torch.set_num_threads(cpu_count())
     model = AutoModelForCausalLM.from_pretrained(
         info["folder"],
         dtype=getattr(torch, dtype),
@@ -178,7 +178,8 @@ def load_model(info, dtype, device):
     return LoadedModel(model, info, name)
 
 
-def _cpu_count():
+def cpu_count():
+    """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 

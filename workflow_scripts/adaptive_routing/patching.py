@@ -42,6 +42,7 @@ class BatchRouting:
         experts: (N, L, K) int16, most significant first; unused slots hold E.
         weights: (N, L, K) in the model's dtype, as the experts got them.
         counts: (N, L) int16.
+        packed: (N, L, ceil(E / 8)) uint8, the selection as bits (`pack_selection`).
         lengths: real tokens of each sequence of the batch.
     """
 
@@ -49,25 +50,37 @@ class BatchRouting:
     experts: torch.Tensor
     weights: torch.Tensor
     counts: torch.Tensor
+    packed: torch.Tensor
     lengths: tuple[int, ...]
 
     def tensors(self):
-        """The four tensors, in the order of the attributes."""
-        return self.router_logits, self.experts, self.weights, self.counts
+        """The tensors, in the order of the attributes."""
+        return self.router_logits, self.experts, self.weights, self.counts, self.packed
 
     def replace_tensors(self, tensors):
         """The same batch with other tensors, such as copies on the CPU."""
         return BatchRouting(*tensors, self.lengths)
 
-    def tokens(self, start, stop, lengths):
-        """The routing of tokens [start, stop): the sequences of the given lengths."""
-        return BatchRouting(
-            self.router_logits[start:stop],
-            self.experts[start:stop],
-            self.weights[start:stop],
-            self.counts[start:stop],
-            tuple(lengths),
-        )
+    def tokens(self, tokens, lengths):
+        """The routing of a slice of the tokens: the sequences of the given lengths."""
+        return BatchRouting(*(tensor[tokens] for tensor in self.tensors()), tuple(lengths))
+
+    @classmethod
+    def joined(cls, parts, lengths):
+        """Parts that follow one another as one batch of sequences of the given lengths."""
+        columns = zip(*(part.tensors() for part in parts), strict=True)
+        return cls(*(torch.cat(column) for column in columns), tuple(lengths))
+
+
+def pack_selection(experts, num_experts):
+    """Selected experts (N, L, K), unused slots E, as packed bits (N, L, ceil(E / 8)) uint8."""
+    num_bytes = -(-num_experts // 8)
+    # One column more than there are bits, for the unused slots.
+    selected = torch.zeros(*experts.shape[:2], num_bytes * 8 + 1, dtype=torch.uint8, device=experts.device)
+    slots = torch.where(experts < num_experts, experts, num_bytes * 8).long()
+    bits = selected.scatter_(-1, slots, 1)[..., :-1].unflatten(-1, (num_bytes, 8))
+    values = 2 ** torch.arange(8, dtype=torch.uint8, device=experts.device)
+    return (bits * values).sum(-1, dtype=torch.uint8)
 
 
 def find_routers(model):
@@ -264,6 +277,7 @@ class RouterPatcher:
         columns = [torch.stack(column, dim=1) for column in zip(*self._pending, strict=True)]
         if self._real_tokens is not None:
             columns = [column[self._real_tokens] for column in columns]
+        columns.append(pack_selection(columns[1], self.num_experts))
         self._batch = BatchRouting(*(column.detach() for column in columns), tuple(self._lengths))
         self._pending = []
         if self._sample is not None:
@@ -295,7 +309,7 @@ class RouterPatcher:
             sequences.extend([] for _ in batch.lengths)
         bounds = itertools.pairwise(itertools.accumulate(batch.lengths, initial=0))
         for sequence, (start, stop) in zip(sequences[-len(batch.lengths) :], bounds, strict=True):
-            sequence.append(batch.tokens(start, stop, (stop - start,)))
+            sequence.append(batch.tokens(slice(start, stop), (stop - start,)))
 
     def end_sample_logging(self, loss=None):
         """Close the sample: turn its passes into one log entry."""
@@ -305,11 +319,8 @@ class RouterPatcher:
         if not sample["sequences"]:
             raise RuntimeError(f"sample {sample['sample_id']}: no forward pass was logged")
         parts = [part for sequence in sample["sequences"] for part in sequence]
-        routing = BatchRouting(
-            *(torch.cat([getattr(part, name) for part in parts]) for name in
-              ("router_logits", "experts", "weights", "counts")),
-            lengths=tuple(sum(len(part.counts) for part in sequence) for sequence in sample["sequences"]),
-        )  # fmt: skip
+        lengths = [sum(len(part.counts) for part in sequence) for sequence in sample["sequences"]]
+        routing = BatchRouting.joined(parts, lengths)
         self._statistics.add(routing.experts.numpy(), routing.counts.numpy())
         samples = [LoggedSample(sample["sample_id"], sample["text_preview"], loss, routing.lengths)]
         arrays = logged_routing(samples, routing, self.strategy)

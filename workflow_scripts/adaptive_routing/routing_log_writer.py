@@ -1,13 +1,16 @@
 """Writes the routing of an experiment: the JSON of every decision, and the tensors.
 
 Formats: docs/architecture.md. Samples arrive in any order (batches are sorted by length) and stand in
-the files in theirs: JSON entries go to a spool and are put in order at the end, tensors go to their
-place in a preallocated file. Memory does not grow with the number of samples.
+the files in theirs: JSON entries go to files without names and are put in order at the end, tensors go to
+their place in a preallocated file. Memory does not grow with the number of samples.
 """
 
 import contextlib
 import json
+import os
+import queue
 import tempfile
+import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,9 +20,12 @@ import orjson
 import torch
 
 from adaptive_routing.files import atomic_path
-from adaptive_routing.log_entries import LoggedRouting, RoutingStatistics, first_tokens, format_samples
+from adaptive_routing.log_entries import LoggedRouting, RoutingStatistics, first_tokens
+from adaptive_routing.log_workers import LogWorkers
 
-BATCHES_UNDER_WAY = 2  # in memory and not yet written
+# Text is made in portions of about this many tokens, by several workers at once. With 64 of 64 experts and 16
+# layers the arrays of one portion are 17 MB, its text 60 MB.
+_PORTION_TOKENS = 4096
 
 _SAFETENSORS_DTYPES = {
     torch.float32: "F32",
@@ -44,18 +50,11 @@ def logged_routing(samples, routing, strategy):
     p_values = [strategy.p_values(shown[:, layer], layer) for layer in range(shown.shape[1])]
     return LoggedRouting(
         routing.experts.numpy(),
-        routing.weights.float().numpy(),
+        _raw(routing.weights),
         routing.counts.numpy(),
         shown.numpy(),
         None if p_values[0] is None else torch.stack(p_values, 1).numpy(),
     )
-
-
-def pack_selection(experts, num_experts):
-    """Selected experts (N, L, K), unused slots E, as packed bits (N, L, ceil(E / 8)) uint8."""
-    selected = torch.zeros(*experts.shape[:2], num_experts + 1, dtype=torch.bool, device=experts.device)
-    selected.scatter_(-1, experts.long(), True)
-    return np.packbits(selected[..., :num_experts].cpu().numpy(), axis=-1, bitorder="little")
 
 
 class RoutingLogWriter:
@@ -70,11 +69,12 @@ class RoutingLogWriter:
         strategy: the routing strategy in force.
         num_layers, num_experts, dtype: of the router logits.
         second_pass_samples: number of first samples that a second pass repeats.
+        workers: `LogWorkers` that make the text; by default the writer's own thread does.
     """
 
     def __init__(
         self, json_path, tensors_path, head, sequence_lengths, strategy, num_layers, num_experts, dtype,
-        second_pass_samples=0,
+        second_pass_samples=0, workers=None,
     ):  # fmt: skip
         self.json_path, self.tensors_path = Path(json_path), Path(tensors_path)
         self.head, self.strategy, self.num_experts = head, strategy, num_experts
@@ -99,18 +99,24 @@ class RoutingLogWriter:
             "second_pass_greedy_tokens": ((second_tokens,), torch.int32),
             "second_pass_selected_experts": ((second_tokens, num_layers, packed), torch.uint8),
         }
-        self._entries = [None] * len(sample_lengths)  # (start, stop) in the spool
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="routing log")
+        self._entries = [None] * len(sample_lengths)  # (file, start, stop) of each
+        self._workers = workers or LogWorkers(0)
+        self._num_threads = max(1, self._workers.count)
+        self._threads = ThreadPoolExecutor(self._num_threads, thread_name_prefix="routing log")
+        self._lock = threading.Lock()
         self._under_way = deque()
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
-            self._json = stack.enter_context(atomic_path(self.json_path))
-            tensors = stack.enter_context(atomic_path(self.tensors_path))
-            self._spool = stack.enter_context(tempfile.TemporaryFile(dir=self.json_path.parent))
-            self._tensors = _create_safetensors(tensors, self._layout, self.head)
-            self._put("sample_offsets", 0, self.sample_offsets)
-            self._put("sequence_offsets", 0, self.sequence_offsets)
+            self._json = stack.enter_context(atomic_path(self.json_path, durable=False))
+            tensors = stack.enter_context(atomic_path(self.tensors_path, durable=False))
+            self._text_files = queue.SimpleQueue()  # one a thread, each taken while it is written to
+            for _ in range(self._num_threads):
+                text = tempfile.TemporaryFile(dir=self.json_path.parent)
+                self._text_files.put(stack.enter_context(text))
+            self._tensors = stack.enter_context(_SafetensorsFile(tensors, self._layout, self.head))
+            self._tensors.write("sample_offsets", 0, self.sample_offsets)
+            self._tensors.write("sequence_offsets", 0, self.sequence_offsets)
             self._stack = stack.pop_all()
         return self
 
@@ -121,7 +127,7 @@ class RoutingLogWriter:
                     raise error
                 self._finish()
             finally:
-                self._thread.shutdown(cancel_futures=True)
+                self._threads.shutdown(cancel_futures=True)
 
     def _finish(self):
         self.wait()
@@ -129,26 +135,12 @@ class RoutingLogWriter:
         if missing:
             raise RuntimeError(f"{self.json_path.name}: {missing} samples were never written")
         self._assemble_json()
-        for array in self._tensors.values():
-            if isinstance(array, np.memmap):
-                array.flush()
 
-    def write(self, *batch):
-        """Begin to write the samples of a batch, in a thread of its own; see `_write`.
+    def write(self, indices, samples, routing, token_ids, token_losses):
+        """Begin to write the samples of a batch, in threads beside the caller's.
 
-        Waits while `BATCHES_UNDER_WAY` are being written, so that memory does not grow with the samples.
-        """
-        while len(self._under_way) >= BATCHES_UNDER_WAY:
-            self._under_way.popleft().result()
-        self._under_way.append(self._thread.submit(self._write, *batch))
-
-    def wait(self):
-        """Wait until everything begun is written; raises what went wrong there."""
-        while self._under_way:
-            self._under_way.popleft().result()
-
-    def _write(self, indices, samples, routing, token_ids, token_losses):
-        """Write the samples of a batch.
+        Returns when all but the last portion of the batch before are written, so that memory does not grow
+        with the number of samples.
 
         Args:
             indices: of the samples in the data set.
@@ -157,11 +149,23 @@ class RoutingLogWriter:
             token_ids: (N,) int64 tensor.
             token_losses: (N,) float32 tensor.
         """
-        counts, experts = routing.counts.numpy(), routing.experts.numpy()
+        while len(self._under_way) > self._num_threads:
+            self._under_way.popleft().result()
+        for own, tokens in _portions(samples):
+            lengths = [length for one in samples[own] for length in one.lengths]
+            portion = routing.tokens(tokens, lengths), token_ids[tokens], token_losses[tokens]
+            self._under_way.append(self._threads.submit(self._write, indices[own], samples[own], *portion))
+
+    def wait(self):
+        """Wait until everything begun is written; raises what went wrong there."""
+        while self._under_way:
+            self._under_way.popleft().result()
+
+    def _write(self, indices, samples, routing, token_ids, token_losses):
         tokens = {
             "router_logits": _raw(routing.router_logits),
-            "expert_counts": counts,
-            "selected_experts": pack_selection(routing.experts, self.num_experts),
+            "expert_counts": routing.counts.numpy(),
+            "selected_experts": routing.packed.numpy(),
             "token_ids": token_ids.numpy(),
             "token_losses": token_losses.numpy(),
         }
@@ -169,48 +173,62 @@ class RoutingLogWriter:
         for index, one in zip(indices, samples, strict=True):
             last = first + sum(one.lengths)
             for name, values in tokens.items():
-                self._put(name, int(self.sample_offsets[index]), values[first:last])
+                self._tensors.write(name, int(self.sample_offsets[index]), values[first:last])
             first = last
-        self.statistics.add(experts, counts)
-        entries = format_samples(
-            samples,
-            logged_routing(samples, routing, self.strategy),
-            self.strategy.min_experts,
-            self.strategy.max_experts,
-        )
-        for index, entry in zip(indices, entries, strict=True):
-            begin = self._spool.tell()
-            self._spool.write(entry)
-            self._entries[index] = (begin, self._spool.tell())
+        arrays = logged_routing(samples, routing, self.strategy)
+        limits = self.strategy.min_experts, self.strategy.max_experts
+        file = self._text_files.get()
+        try:
+            start = file.seek(0, os.SEEK_END)
+            lengths, statistics = self._workers.format_entries(samples, arrays, limits, file)
+        finally:
+            self._text_files.put(file)
+        for index, length in zip(indices, lengths, strict=True):
+            self._entries[index] = file, start, start + length
+            start += length
+        with self._lock:
+            self.statistics.merge(statistics)
 
     def write_second_pass(self, index, greedy_tokens, second_greedy_tokens, second_selection):
         """Write what both passes gave for one of the first samples (greedy tokens; packed selection)."""
         start = int(self.sample_offsets[index])
-        self._put("greedy_tokens", start, greedy_tokens)
-        self._put("second_pass_greedy_tokens", start, second_greedy_tokens)
-        self._put("second_pass_selected_experts", start, second_selection)
-
-    def _put(self, name, start, values):
-        if len(values):
-            self._tensors[name][start : start + len(values)] = values
+        self._tensors.write("greedy_tokens", start, greedy_tokens)
+        self._tensors.write("second_pass_greedy_tokens", start, second_greedy_tokens)
+        self._tensors.write("second_pass_selected_experts", start, second_selection)
 
     def _assemble_json(self):
         with open(self._json, "wb") as output:
             output.write(orjson.dumps(self.head)[:-1] + b',"samples":[')
-            for number, (start, stop) in enumerate(self._entries):
+            for number, (file, start, stop) in enumerate(self._entries):
                 output.write(b",\n" if number else b"\n")
-                self._spool.seek(start)
-                _copy(self._spool, output, stop - start)
+                _copy(file, output, start, stop)
             output.write(b'\n],"aggregate_stats":')
             output.write(orjson.dumps(self.statistics.aggregate(), option=orjson.OPT_SERIALIZE_NUMPY))
             output.write(b"}\n")
 
 
-def _copy(source, target, size):
-    while size:
-        chunk = source.read(min(size, 1 << 22))
-        target.write(chunk)
-        size -= len(chunk)
+def _portions(samples):
+    """Yield (slice of the samples, slice of their tokens) of about `_PORTION_TOKENS` tokens."""
+    first = start = stop = 0
+    for number, one in enumerate(samples):
+        stop += sum(one.lengths)
+        if stop - start >= _PORTION_TOKENS or number == len(samples) - 1:
+            yield slice(first, number + 1), slice(start, stop)
+            first, start = number + 1, stop
+
+
+def _copy(source, target, start, stop):
+    """Copy bytes [start, stop) of an open file to the end of another, within the kernel where it can."""
+    target.flush()
+    source.flush()
+    while start < stop:
+        try:
+            start += os.copy_file_range(source.fileno(), target.fileno(), stop - start, start)
+        except (AttributeError, OSError):  # not on Linux, or not on this file system
+            data = os.pread(source.fileno(), min(stop - start, 1 << 22), start)
+            target.write(data)
+            target.flush()
+            start += len(data)
 
 
 def _raw(tensor):
@@ -219,36 +237,48 @@ def _raw(tensor):
     return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
 
-def _create_safetensors(path, layout, head):
-    """Create a safetensors file of the given layout, zero-filled; returns writable arrays by name.
+class _SafetensorsFile:
+    """A safetensors file of a given layout, at first all zeros, whose tensors are written piece by piece.
 
     The safetensors library writes whole tensors from memory only; the format itself is an 8-byte header
     length, a JSON header and the data (https://github.com/huggingface/safetensors, "Format").
     """
-    header = {"__metadata__": {"head": json.dumps(head)}}
-    end = 0
-    # Wide types first keeps every tensor aligned.
-    for name, (shape, dtype) in sorted(layout.items(), key=lambda item: -item[1][1].itemsize):
-        size = int(np.prod(shape)) * dtype.itemsize
-        header[name] = {
-            "dtype": _SAFETENSORS_DTYPES[dtype],
-            "shape": [int(length) for length in shape],
-            "data_offsets": [end, end + size],
-        }
-        end += size
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with open(path, "r+b") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        file.truncate(8 + len(encoded) + end)
-    arrays = {}
-    for name, (shape, dtype) in layout.items():
-        numpy_dtype = np.uint16 if dtype == torch.bfloat16 else torch.empty(0, dtype=dtype).numpy().dtype
-        offset = 8 + len(encoded) + header[name]["data_offsets"][0]
-        empty = 0 in shape
-        arrays[name] = (
-            np.empty(shape, numpy_dtype)
-            if empty
-            else np.memmap(path, numpy_dtype, "r+", offset=offset, shape=tuple(int(n) for n in shape))
-        )
-    return arrays
+
+    def __init__(self, path, layout, head):
+        header = {"__metadata__": {"head": json.dumps(head)}}
+        end = 0
+        # Wide types first keeps every tensor aligned.
+        for name, (shape, dtype) in sorted(layout.items(), key=lambda item: -item[1][1].itemsize):
+            size = int(np.prod(shape)) * dtype.itemsize
+            header[name] = {
+                "dtype": _SAFETENSORS_DTYPES[dtype],
+                "shape": [int(length) for length in shape],
+                "data_offsets": [end, end + size],
+            }
+            end += size
+        encoded = json.dumps(header).encode()
+        encoded += b" " * (-len(encoded) % 8)
+        start = 8 + len(encoded)
+        self._places = {}  # offset, bytes of a row, dtype
+        for name, (shape, dtype) in layout.items():
+            row = int(np.prod(shape[1:])) * dtype.itemsize
+            numpy_dtype = np.uint16 if dtype == torch.bfloat16 else torch.empty(0, dtype=dtype).numpy().dtype
+            self._places[name] = start + header[name]["data_offsets"][0], row, numpy_dtype
+        self._file = open(path, "r+b", buffering=0)  # noqa: SIM115 -- closed by `__exit__`
+        self._file.write(len(encoded).to_bytes(8, "little") + encoded)
+        self._file.truncate(start + end)
+
+    def write(self, name, row, values):
+        """Write rows of a tensor from `row` on; several threads may, each its own rows."""
+        offset, row_bytes, dtype = self._places[name]
+        data = memoryview(np.ascontiguousarray(values, dtype)).cast("B") if len(values) else b""
+        offset += row * row_bytes
+        while data:
+            written = os.pwrite(self._file.fileno(), data, offset)
+            data, offset = data[written:], offset + written
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
