@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -344,6 +345,8 @@ def test_entries_hold_any_selection(data):
 
 # Workers
 
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "workflow_scripts")}
+
 
 @pytest.fixture(scope="module")
 def workers():
@@ -412,7 +415,7 @@ def test_workers_end_with_their_process(end):
         "import time\nfrom adaptive_routing.log_workers import LogWorkers\n"
         "pool = LogWorkers(3)\nprint('ready', flush=True)\ntime.sleep(60)"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-c", code], env=ENVIRONMENT, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"ready\n"
         children = psutil.Process(process.pid).children()
         assert len(children) == 3
@@ -422,5 +425,6 @@ def test_workers_end_with_their_process(end):
 
 def test_workers_import_nothing_heavy():
     code = "import sys, adaptive_routing.log_workers\nprint(*sys.modules)"
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code]
+    output = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True)
     assert not {"torch", "transformers", "pandas", "scipy", "datasets"} & set(output.stdout.split())
