@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,9 +107,11 @@ def _num_moe_layers(weights, config):
 
 
 def _fingerprint(folder, weights):
+    paths = [folder / "config.json", *sorted(folder.glob("tokenizer*.json")), *weights]
     total = hashlib.sha256()
-    for path in [folder / "config.json", *sorted(folder.glob("tokenizer*.json")), *weights]:
-        total.update(f"{path.name} {_sha256(path)}\n".encode())
+    with ThreadPoolExecutor() as pool:  # a file a thread: hashing leaves Python's lock alone
+        for path, digest in zip(paths, pool.map(_sha256, paths), strict=True):
+            total.update(f"{path.name} {digest}\n".encode())
     return total.hexdigest()
 
 
@@ -172,7 +175,9 @@ def load_model(info, dtype, device):
         local_files_only=True,
         attn_implementation="sdpa",
         experts_implementation=EXPERTS_IMPLEMENTATION,
-    ).to(device)
+        # Straight to the GPU, not by way of host memory.
+        device_map=None if device == "cpu" else {"": device},
+    )
     model.eval().requires_grad_(False)
     name = torch.cuda.get_device_name(model.device) if device != "cpu" else "cpu"
     return LoadedModel(model, info, name)

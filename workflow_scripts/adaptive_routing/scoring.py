@@ -4,6 +4,7 @@ The language-model head runs at scored positions only. Scores do not depend on h
 beyond float rounding: batches are padded on the right, and padding is masked out.
 """
 
+import weakref
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from adaptive_routing.devices import Clock, HostCopies, to_device
 from adaptive_routing.tasks import SequenceScore
 
+_warm = weakref.WeakSet()  # models that have run in this process
 _HEAD_ROWS = 2048  # positions whose logits are in memory at once: 2048 x 50,304 float32 are 0.4 GB
 
 
@@ -72,8 +74,10 @@ def score_samples(model, patcher, samples, batch_tokens, num_with_greedy_tokens)
         batch by batch.
     """
     batches = make_batches(samples, batch_tokens)
-    # The first pass of a process loads code and claims memory; that is not the configuration's speed.
-    score_patched_batch(model, _sequences(samples, batches[0]), patcher)
+    if model not in _warm:
+        # The first pass of a process loads code and claims memory; that is not the configuration's speed.
+        score_patched_batch(model, _sequences(samples, batches[0]), patcher)
+        _warm.add(model)
     before = None
     for batch in batches:
         under_way = _Pass(model, _sequences(samples, batch), patcher, min(batch) < num_with_greedy_tokens)
