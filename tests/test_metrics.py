@@ -25,7 +25,7 @@ from adaptive_routing.metrics import (
     speed,
     stability,
 )
-from adaptive_routing.tensor_files import TensorFile
+from adaptive_routing.tensor_files import TensorFile, bfloat16_to_float32, order_preserving_integers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -36,7 +36,8 @@ from safetensors.numpy import save_file
 @st.composite
 def selection_masks(draw, copies=1):
     """Draw boolean masks (T, L, E), any of them empty sets too; E need not be a multiple of 8."""
-    shape = draw(st.tuples(st.integers(1, 6), st.integers(1, 4), st.integers(1, 19)))
+    experts = st.integers(1, 19) | st.sampled_from([63, 64, 65, 128])
+    shape = draw(st.tuples(st.integers(1, 6), st.integers(1, 4), experts))
     return [draw(hnp.arrays(bool, shape)) for _ in range(copies)]
 
 
@@ -69,18 +70,30 @@ def test_expert_usage_counts_selections(masks):
         assert usage[layer].tolist() == [used[e] for e in range(mask.shape[2])]
 
 
+def test_expert_usage_counts_beyond_a_byte():
+    mask = np.ones((1000, 2, 3), dtype=bool)
+    mask[::4, 1, 2] = False
+    usage = selections.expert_usage(synthetic.pack(mask), 3)
+    assert usage.tolist() == [[1000, 1000, 1000], [1000, 1000, 750]]
+
+
 @given(st.data())
 def test_native_overlap_takes_the_largest_logits_and_the_lower_index_of_equal_ones(data):
     (mask,) = data.draw(selection_masks())
-    # Few distinct values: ties are common, as in bfloat16.
-    logits = data.draw(hnp.arrays(np.float32, mask.shape, elements=st.sampled_from([-1.5, 0.0, 0.25, 2.0])))
+    # Few distinct values: ties are common, as in bfloat16. The two zeros are one.
+    values = st.sampled_from([-1.5, -0.0, 0.0, 0.25, 2.0])
+    logits = data.draw(hnp.arrays(np.float32, mask.shape, elements=values))
     k = data.draw(st.integers(1, mask.shape[2]))
     natives = [
         set(sorted(range(mask.shape[2]), key=lambda e, row=row: (-row[e], e))[:k])
         for row in logits.reshape(-1, mask.shape[2])
     ]
-    expected = python_statistics.fmean(map(naive_jaccard, sets(mask), natives))
-    assert behaviour.native_overlap(logits, synthetic.pack(mask), k) == pytest.approx(expected)
+    expected = list(map(naive_jaccard, sets(mask), natives))
+    bfloat16 = (logits.view(np.uint32) >> 16).astype(np.uint16)
+    for given_as in (logits, order_preserving_integers(logits), order_preserving_integers(bfloat16)):
+        similarity = behaviour.native_similarity(given_as, synthetic.pack(mask), k)
+        assert similarity.shape == mask.shape[:2]
+        assert similarity.ravel().tolist() == expected
 
 
 # --- counts ---
@@ -350,7 +363,9 @@ def test_stability_and_speed_are_those_of_the_passes(study):
 
 def test_reading_in_chunks_changes_nothing(study, monkeypatch):
     whole = [result for _, result in computed(study)]
-    monkeypatch.setattr(metrics, "CHUNK_ELEMENTS", 7 * 3 * 13)  # 7 tokens at a time
+    monkeypatch.setattr(metrics, "BLOCK_ELEMENTS", 3 * 3 * 13)  # 3 tokens at a time
+    assert [result for _, result in computed(study)] == whole
+    monkeypatch.setattr(metrics, "CHUNK_ELEMENTS", 7 * 3 * 13)  # averaged 7 at a time
     for before, (_, after) in zip(whole, computed(study), strict=True):
         overlap = before["metrics"].pop("native_overlap")
         assert after["metrics"].pop("native_overlap") == pytest.approx(overlap)
@@ -416,6 +431,22 @@ def test_bfloat16_is_widened_as_torch_does(tmp_path_factory, bits):
     with TensorFile(path) as file:
         assert file.dtype("x") == "BF16"
         np.testing.assert_array_equal(file.read("x"), expected)
+        np.testing.assert_array_equal(file.read_order("x", 1), order_preserving_integers(raw)[1:])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", np.float16, np.float32, np.float64])
+@given(st.data())
+def test_integers_have_the_order_of_the_numbers(dtype, data):
+    if dtype == "bfloat16":
+        bits = data.draw(hnp.arrays(np.uint16, st.integers(0, 30)))
+        bits = bits[~np.isnan(bfloat16_to_float32(bits))]
+        numbers = bfloat16_to_float32(bits)
+    else:
+        numbers = bits = data.draw(hnp.arrays(dtype, st.integers(0, 30), elements={"allow_nan": False}))
+    integers = order_preserving_integers(bits)
+    assert integers.dtype.itemsize == bits.dtype.itemsize
+    for compare in (np.less, np.equal):
+        np.testing.assert_array_equal(compare.outer(integers, integers), compare.outer(numbers, numbers))
 
 
 @pytest.mark.parametrize("kept", [0, 5, 40, -1])

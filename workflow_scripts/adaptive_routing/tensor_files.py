@@ -25,7 +25,7 @@ _DTYPES = {
     "U64": "<u8",
     "I64": "<i8",
     "F16": "<f2",
-    "BF16": "<u2",  # raw bits, widened by `read`
+    "BF16": "<u2",  # raw bits, widened by `read`, ordered by `read_order`
     "F32": "<f4",
     "F64": "<f8",
 }
@@ -101,14 +101,24 @@ class TensorFile:
 
     def read(self, name, start=0, stop=None):
         """Read rows [start, stop) of a tensor as a new array; bfloat16 comes as float32, without rounding."""
+        values = self._read_stored(name, start, stop)
+        return bfloat16_to_float32(values) if self.dtype(name) == "BF16" else values
+
+    def read_order(self, name, start=0, stop=None):
+        """Read rows [start, stop) of a floating-point tensor as integers that compare as the numbers do.
+
+        For what needs only the order, this is cheaper than numbers: a bfloat16 stays 16 bits wide.
+        """
+        return order_preserving_integers(self._read_stored(name, start, stop))
+
+    def _read_stored(self, name, start, stop):
         dtype, shape, data_start, _ = self._entry(name)
         start, stop, _ = slice(start, stop).indices(shape[0])
         rows = max(stop - start, 0)
         row_size = math.prod(shape[1:])
         stored = np.dtype(_DTYPES[dtype])
         self._file.seek(self._data_start + data_start + start * row_size * stored.itemsize)
-        values = np.fromfile(self._file, dtype=stored, count=rows * row_size).reshape(rows, *shape[1:])
-        return bfloat16_to_float32(values) if dtype == "BF16" else values
+        return np.fromfile(self._file, dtype=stored, count=rows * row_size).reshape(rows, *shape[1:])
 
     def _entry(self, name):
         if name not in self._tensors:
@@ -119,3 +129,17 @@ class TensorFile:
 def bfloat16_to_float32(bits):
     """Widen bfloat16 given as uint16 bits to float32."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def order_preserving_integers(values):
+    """Map floating-point numbers, or a bfloat16's bits, to signed integers of their size in the same order.
+
+    IEEE 754 stores a sign and a magnitude, and magnitudes have the order of their bits: the integer is the
+    magnitude's bits with the sign, so that −0 and 0 are equal. Not for NaN, which has no order.
+    """
+    bits = values.view(f"<i{values.itemsize}")
+    sign = bits >> (8 * values.itemsize - 1)  # 0, or −1 where negative
+    magnitude = bits & np.iinfo(bits.dtype).max
+    magnitude ^= sign
+    magnitude -= sign
+    return magnitude

@@ -10,7 +10,7 @@ import numpy as np
 
 from adaptive_routing.metrics.behaviour import (
     adaptive_range,
-    native_overlap,
+    native_similarity,
     selection_entropy,
     selection_entropy_normalized,
 )
@@ -30,7 +30,9 @@ from adaptive_routing.metrics.stability import expert_overlap_score, output_dete
 
 HEAD = ("config", "strategy", "k_or_max_k", "alpha", "num_experts", "dataset")
 
-# Router logits held in memory at a time: 64 MB in float32, whatever the length of the run.
+# Router logits held in memory at a time: few enough to stay in the processor's cache.
+BLOCK_ELEMENTS = 1 << 20
+# Router logits whose overlap with the native selection is averaged at a time.
 CHUNK_ELEMENTS = 1 << 24
 
 
@@ -199,17 +201,22 @@ def compute_metrics(summary, tensors):
 
 
 def _usage_and_native_overlap(tensors, num_experts, native_top_k):
-    """Return expert usage (L, E) and the native overlap, reading the large tensors in chunks of tokens."""
+    """Return expert usage (L, E) and the native overlap, reading the large tensors in blocks of tokens."""
     num_tokens, num_layers, _ = tensors.shape("router_logits")
-    step = max(1, CHUNK_ELEMENTS // (num_layers * num_experts))
+    chunk, block = (max(1, n // (num_layers * num_experts)) for n in (CHUNK_ELEMENTS, BLOCK_ELEMENTS))
     usage = np.zeros((num_layers, num_experts), dtype=np.int64)
     overlap = 0.0
-    for start in range(0, num_tokens, step):
-        stop = min(start + step, num_tokens)
-        selected = tensors.read("selected_experts", start, stop)
-        usage += expert_usage(selected, num_experts)
-        logits = tensors.read("router_logits", start, stop)
-        overlap += native_overlap(logits, selected, native_top_k) * (stop - start) / num_tokens
+    for start in range(0, num_tokens, chunk):
+        stop = min(start + chunk, num_tokens)
+        similarity = np.empty((stop - start, num_layers))
+        for first in range(start, stop, block):
+            last = min(first + block, stop)
+            selected = tensors.read("selected_experts", first, last)
+            usage += expert_usage(selected, num_experts)
+            # The native top-k needs no more than the order of the logits.
+            logits = tensors.read_order("router_logits", first, last)
+            similarity[first - start : last - start] = native_similarity(logits, selected, native_top_k)
+        overlap += float(np.mean(similarity)) * (stop - start) / num_tokens
     return usage, overlap
 
 

@@ -30,11 +30,10 @@ def selection_entropy_normalized(histogram, max_k):
     return None if max_k == 1 or entropy is None else entropy / math.log(max_k)
 
 
-def native_overlap(router_logits, selected_experts, native_top_k):
-    """Compute the mean Jaccard similarity per token and layer of the selection and the native top-k.
+def native_similarity(router_logits, selected_experts, native_top_k):
+    """Compute the Jaccard similarity (T, L) of the selection and the native top-k.
 
-    router_logits (T, L, E), selected_experts packed (T, L, ⌈E/8⌉). The native top-k is taken from these
-    router logits, ties going to the lower index.
+    router_logits (T, L, E), or integers in their order; selected_experts packed (T, L, ⌈E/8⌉). The native
+    top-k is taken from these router logits, ties going to the lower index. The mean is `native_overlap`.
     """
-    native = top_k_selection(router_logits, native_top_k)
-    return float(np.mean(jaccard_similarity(selected_experts, native)))
+    return jaccard_similarity(selected_experts, top_k_selection(router_logits, native_top_k))

@@ -5,28 +5,43 @@ import numpy as np
 
 def jaccard_similarity(first, second):
     """Compute |A ∩ B| / |A ∪ B| of two selections (..., ⌈E/8⌉) as (...) float64; two empty sets are equal."""
-    intersection = np.bitwise_count(first & second).sum(axis=-1, dtype=np.int64)
-    union = np.bitwise_count(first | second).sum(axis=-1, dtype=np.int64)
+    intersection, union = set_sizes(first & second), set_sizes(first | second)
     return np.where(union == 0, 1.0, intersection / np.maximum(union, 1))
 
 
+def set_sizes(selected_experts):
+    """Count the experts of each set (..., ⌈E/8⌉) as (...) int64."""
+    if selected_experts.shape[-1] % 8 == 0:  # eight bytes at a time
+        selected_experts = np.ascontiguousarray(selected_experts).view(np.uint64)
+    return np.bitwise_count(selected_experts).sum(axis=-1, dtype=np.int64)
+
+
 def top_k_selection(router_logits, k):
-    """Select the k largest router logits (..., E), of equal ones the lower index first, as packed bits."""
+    """Select the k largest router logits (..., E), of equal ones the lower index first, as packed bits.
+
+    Only the order counts: the logits may be integers of the same order (`TensorFile.read_order`).
+    """
     num_experts = router_logits.shape[-1]
     threshold = np.partition(router_logits, num_experts - k, axis=-1)[..., num_experts - k, None]
-    mask = router_logits >= threshold  # (..., E): k of them, more where logits equal the k-th
-    surplus = np.count_nonzero(mask, axis=-1) > k
+    packed = _pack(router_logits >= threshold)  # k of them, more where logits equal the k-th
+    surplus = set_sizes(packed) > k
     if surplus.any():
-        tied, above = (
-            router_logits[surplus] == threshold[surplus],
-            router_logits[surplus] > threshold[surplus],
-        )
+        logits, kth = router_logits[surplus], threshold[surplus]
+        tied, above = logits == kth, logits > kth
         room = k - np.count_nonzero(above, axis=-1)
-        mask[surplus] = above | (tied & (np.cumsum(tied, axis=-1) <= room[..., None]))
-    return np.packbits(mask, axis=-1, bitorder="little")
+        packed[surplus] = _pack(above | (tied & (np.cumsum(tied, axis=-1) <= room[..., None])))
+    return packed
 
 
 def expert_usage(selected_experts, num_experts):
     """Count how often each expert is selected: packed (T, L, ⌈E/8⌉) to (L, E) int64."""
-    mask = np.unpackbits(selected_experts, axis=-1, count=num_experts, bitorder="little")  # (T, L, E)
-    return mask.sum(axis=0, dtype=np.int64)
+    num_tokens, num_layers, num_bytes = selected_experts.shape
+    bits = np.unpackbits(selected_experts, bitorder="little").reshape(num_tokens, num_layers, 8 * num_bytes)
+    usage = np.zeros(bits.shape[1:], dtype=np.int64)
+    for start in range(0, num_tokens, 255):  # the sum of 255 bits fits in a byte: four times as fast
+        usage += bits[start : start + 255].sum(axis=0, dtype=np.uint8)
+    return usage[:, :num_experts]
+
+
+def _pack(mask):
+    return np.packbits(mask, axis=-1, bitorder="little")
