@@ -106,24 +106,47 @@ def test_one_new_token_has_no_routing_of_its_own(olmoe):
     assert own.lengths == (4,)
 
 
-def test_a_models_own_sampling_settings_do_not_apply():
-    """Hub models bring a generation_config; greedy means greedy."""
+OF_HUB_MODELS = [
+    {"do_sample": True, "temperature": 5.0, "top_k": 3},
+    {"repetition_penalty": 9.0},
+    {"no_repeat_ngram_size": 1},
+    {"suppress_tokens": list(range(VOCABULARY // 2))},
+    {"min_new_tokens": 12},
+    {"num_beams": 4},
+]
+
+
+@pytest.mark.parametrize("settings", OF_HUB_MODELS, ids=lambda settings: next(iter(settings)))
+def test_a_models_own_generation_settings_do_not_apply(settings):
+    """Hub models bring a generation_config; greedy means greedy, up to the end of the text."""
     model, samples = tiny_olmoe(), prompts(5)
     with RouterPatcher(model, STRATEGIES["native"]) as patcher:
-        ((plain, *_),) = generate_samples(model, patcher, Words(), samples, 12)
-        model.generation_config.update(do_sample=True, temperature=5.0, top_k=3, repetition_penalty=9.0)
-        ((other, *_),) = generate_samples(model, patcher, Words(), samples, 12)
-    assert other == plain
+        token_ids, *_ = without_cache(model, patcher, samples[0].sequences[0].token_ids, 12)
+        new = token_ids[5:]
+        end = next(position for position in range(3, 12) if new[position] not in new[:position])
+        model.generation_config.eos_token_id = new[end]
+        model.generation_config.update(**settings)
+        own, before = model.generation_config, model.generation_config.to_dict()
+        # What they would do: the text is another one.
+        torch.manual_seed(0)
+        free = model.generate(torch.tensor([samples[0].sequences[0].token_ids]), max_new_tokens=12)
+        assert free[0].tolist() != token_ids[: 5 + end + 1]
+        patcher.take_batch()
+        ((generated, *_),) = generate_samples(model, patcher, Words(), samples, 12)
+    assert generated.sequences[0].token_ids == token_ids[: 5 + end + 1]
+    assert model.generation_config is own and own.to_dict() == before
 
 
 def test_nothing_stays_on_the_model_between_samples_or_after_an_error(olmoe, monkeypatch):
-    hooks = len(olmoe.base_model._forward_hooks)
+    hooks, generation_config = len(olmoe.base_model._forward_hooks), olmoe.generation_config
     with RouterPatcher(olmoe, STRATEGIES["native"]) as patcher:
         patched = len(olmoe.base_model._forward_hooks)
         for _ in generate_samples(olmoe, patcher, Words(), prompts(3, 4), 2):
             assert len(olmoe.base_model._forward_hooks) == patched
+            assert olmoe.generation_config is generation_config
         monkeypatch.setattr(generation, "GenerationConfig", lambda **_: "no config")
         with pytest.raises(AttributeError):
             list(generate_samples(olmoe, patcher, Words(), prompts(3), 2))
         assert len(olmoe.base_model._forward_hooks) == patched
+        assert olmoe.generation_config is generation_config
     assert len(olmoe.base_model._forward_hooks) == hooks

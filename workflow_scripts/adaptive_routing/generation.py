@@ -4,6 +4,8 @@ transformers' own `generate`, one prompt at a time: a batch would go on computin
 The last new token is never read by the model, so it has no routing.
 """
 
+from contextlib import contextmanager
+
 import torch
 from transformers import GenerationConfig
 
@@ -63,10 +65,22 @@ def _generate(model, patcher, prompt, config):
     # Registered after the patcher's own hook, whose record of the pass it takes.
     handle = model.base_model.register_forward_hook(collect)
     try:
-        output = model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
+        with _generation_config(model, config):
+            output = model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
     finally:
         handle.remove()
     return output[0], passes
+
+
+@contextmanager
+def _generation_config(model, config):
+    """`config` in the place of the model's own, from which `generate` fills what a config leaves open."""
+    own = model.generation_config
+    model.generation_config = config
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _sample_result(model, tokenizer, index, one, token_ids, hidden, routing):
