@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from adaptive_routing import experts
-from adaptive_routing.experts import selected_pairs_forward
+from adaptive_routing.experts import all_slots_forward, selected_pairs_forward
 from conftest import tiny_olmoe
 from transformers.models.olmoe.modeling_olmoe import OlmoeExperts
 
@@ -53,6 +53,8 @@ def test_equals_the_eager_experts(module, monkeypatch, branch, tokens, slots, ca
     weights = weights.to(dtype)
     expected = eager(module, hidden, index, weights)
     output = selected_pairs_forward(module, hidden, index, weights)
+    if case == "full":
+        assert torch.equal(all_slots_forward(module, hidden, index, weights), output)
     assert output.dtype == dtype and output.shape == (tokens, HIDDEN)
     torch.testing.assert_close(output, expected, rtol=tolerance, atol=tolerance * (1 + expected.abs().max()))
     without = (index == NUM_EXPERTS).all(1)

@@ -9,7 +9,7 @@ from adaptive_routing.data import EncodedSequence, PreparedSample, encode_reques
 from adaptive_routing.errors import InputError
 from adaptive_routing.patching import RouterPatcher
 from adaptive_routing.routing import bh
-from adaptive_routing.scoring import make_batches, score_batch
+from adaptive_routing.scoring import make_batches, score_batch, score_patched_batch
 from adaptive_routing.tasks import Request
 from conftest import VOCABULARY, normal_null_distribution, tiny_olmoe
 
@@ -64,8 +64,10 @@ def score_all(model, samples, batch_tokens, patcher=None):
     scores, selections = {}, {}
     for batch in make_batches(samples, batch_tokens):
         sequences = [sequence for index in batch for sequence in samples[index].sequences]
-        scored = score_batch(model, sequences, with_greedy_tokens=True)
-        routing = patcher.take_batch() if patcher else None
+        if patcher:
+            scored, routing = score_patched_batch(model, sequences, patcher, with_greedy_tokens=True)
+        else:
+            scored = score_batch(model, sequences, with_greedy_tokens=True)
         first_sequence = first_token = 0
         for index in batch:
             own = slice(first_sequence, first_sequence + len(samples[index].sequences))
@@ -151,7 +153,7 @@ def test_batches_hold_every_sample_once_within_the_limit(batch_tokens):
     widths = []
     for batch in batches:
         lengths = [sequence.num_inputs for index in batch for sequence in samples[index].sequences]
-        assert len(lengths) * max(lengths) <= batch_tokens or len(batch) == 1
+        assert sum(lengths) <= batch_tokens or len(batch) == 1
         widths.append(max(lengths))
     assert widths == sorted(widths, reverse=True)
     assert make_batches(samples, batch_tokens) == batches
@@ -191,6 +193,14 @@ def test_a_text_without_context_is_cut_on_the_right():
     assert sequences == [EncodedSequence(list(b"abcde"), 1, 5, True)]
     assert encode_request(Characters(), Request(None, "abcdefgh"), 20, 4)[0].token_ids == list(b"abcd")
     assert encode_request(Characters(), Request(None, "a"), 5, 32) == []
+
+
+@pytest.mark.parametrize(("length", "kept"), [(31, 31), (32, 32), (33, 32), (90, 32)])
+def test_a_text_to_be_continued_keeps_its_end(length, kept):
+    """As the harness cuts what it continues; `max_length` is not for it."""
+    text = "".join(chr(97 + i % 26) for i in range(length))
+    (sequence,) = encode_request(Characters(), Request(None, text, keep_end=True), 5, 32)
+    assert sequence == EncodedSequence(list(map(ord, text[-kept:])), 1, kept, length > 32)
 
 
 def test_nothing_before_the_continuation_means_the_prefix_token():

@@ -8,9 +8,10 @@ from safetensors.torch import save_file
 from adaptive_routing.data import EncodedSequence, PreparedSample, encode_text
 from adaptive_routing.errors import InputError
 from adaptive_routing.files import atomic_path
+from adaptive_routing.packing import Packing, forward_packed
 from adaptive_routing.patching import RouterPatcher, find_routers
 from adaptive_routing.routing.topk import Strategy as TopK
-from adaptive_routing.scoring import make_batches, pad
+from adaptive_routing.scoring import make_batches
 
 
 def encode_calibration_text(rows, column, tokenizer, max_tokens, max_length):
@@ -56,8 +57,9 @@ def collect_router_logits(loaded, samples, batch_tokens):
     with RouterPatcher(model, native) as patcher:
         for batch in make_batches(samples, batch_tokens):
             sequences = [samples[index].sequences[0] for index in batch]
-            patcher.expect_lengths([sequence.num_inputs for sequence in sequences])
-            model.base_model(input_ids=pad(sequences).to(model.device), use_cache=False)
+            packing = Packing.of([sequence.num_inputs for sequence in sequences], model.device)
+            token_ids = [token for sequence in sequences for token in sequence.token_ids]
+            forward_packed(model, torch.tensor(token_ids, device=model.device), packing)
             routing = patcher.take_batch()
             logits = routing.router_logits.cpu().split(routing.lengths)
             for index, own in zip(batch, logits, strict=True):

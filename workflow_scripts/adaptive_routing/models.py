@@ -160,7 +160,7 @@ def load_model(info, dtype, device):
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    from adaptive_routing.experts import EXPERTS_IMPLEMENTATION
+    from adaptive_routing.experts import ALL_SLOTS
 
     logging.disable_progress_bar()
     device = resolve_device(device)
@@ -174,7 +174,7 @@ def load_model(info, dtype, device):
         trust_remote_code=False,
         local_files_only=True,
         attn_implementation="sdpa",
-        experts_implementation=EXPERTS_IMPLEMENTATION,
+        experts_implementation=ALL_SLOTS,
         # Straight to the GPU, not by way of host memory.
         device_map=None if device == "cpu" else {"": device},
     )

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import orjson
 import torch
 
-from adaptive_routing.devices import to_device
 from adaptive_routing.errors import InputError
-from adaptive_routing.experts import EXPERTS_IMPLEMENTATION, check_experts
+from adaptive_routing.experts import ALL_SLOTS, SELECTED_PAIRS, check_experts
 from adaptive_routing.log_entries import LoggedSample, RoutingStatistics, format_samples
+from adaptive_routing.packing import current_packing
 from adaptive_routing.routing import Selection
 from adaptive_routing.routing.base import order_by_logit
 from adaptive_routing.routing_log_writer import logged_routing
@@ -169,7 +169,6 @@ class RouterPatcher:
         self._depth = 0
         self._handles = []
         self._pending = []
-        self._expected_lengths = None
         self._lengths, self._real_tokens = [], None
         self._continues = False  # whether this pass reads on from a key-value cache
         self._batch = None
@@ -215,13 +214,6 @@ class RouterPatcher:
     def __exit__(self, *_):
         self.restore()
 
-    def expect_lengths(self, lengths):
-        """Say how long the sequences of the next pass are, padded on the right and without attention mask.
-
-        A causal model needs no mask for such padding, and counting a mask's tokens would wait for the device.
-        """
-        self._expected_lengths = list(lengths)
-
     # Hooks
 
     def _is_innermost(self):
@@ -238,9 +230,9 @@ class RouterPatcher:
         mask = arguments.get("attention_mask")
         if mask is not None and mask.dim() != 2:
             raise ValueError(f"attention_mask must be (batch, tokens), not {tuple(mask.shape)}")
-        expected, self._expected_lengths = self._expected_lengths, None
-        if expected is not None:
-            self._lengths, self._real_tokens = expected, _real_tokens(expected, length, inputs.device)
+        packing = current_packing()
+        if packing is not None:
+            self._lengths, self._real_tokens = packing.lengths, None
         # With a key-value cache the mask covers the past too; the tokens of this pass are its last columns.
         elif mask is None:
             self._lengths, self._real_tokens = [length] * batch_size, None
@@ -342,14 +334,6 @@ class RouterPatcher:
         self._statistics = RoutingStatistics(self.num_layers, self.num_experts)
 
 
-def _real_tokens(lengths, width, device):
-    """Flat indices of the tokens that are no padding on the right, or None where all are real."""
-    if all(length == width for length in lengths):
-        return None
-    rows = [torch.arange(row * width, row * width + length) for row, length in enumerate(lengths)]
-    return to_device(torch.cat(rows), device)
-
-
 def _native_selection(router_logits, experts, weights):
     """A router's own top-k in the order of the log: by logit, ties by index (torch.topk leaves it open)."""
     experts, order = experts.sort(-1)
@@ -362,6 +346,10 @@ def _set_experts_implementation(model):
     """The implementation that the innermost patcher needs; the model's own where it routes natively."""
     active = _active[model]
     routes_natively = not active.stack or active.stack[-1]._is_native
-    model.set_experts_implementation(
-        active.experts_implementation if routes_natively else EXPERTS_IMPLEMENTATION
-    )
+    if routes_natively:
+        implementation = active.experts_implementation
+    else:
+        strategy = active.stack[-1].strategy
+        fixed = strategy.min_experts == strategy.max_experts
+        implementation = ALL_SLOTS if fixed else SELECTED_PAIRS
+    model.set_experts_implementation(implementation)

@@ -1,7 +1,7 @@
 """Batches of token sequences through the model: log-likelihoods of the scored tokens.
 
 The language-model head runs at scored positions only. Scores do not depend on how samples are batched,
-beyond float rounding: batches are padded on the right, and padding is masked out.
+beyond float rounding: a batch is packed, and no sequence sees another.
 """
 
 import weakref
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from adaptive_routing.devices import Clock, HostCopies, to_device
+from adaptive_routing.packing import Packing, forward_packed
 from adaptive_routing.tasks import SequenceScore
 
 _warm = weakref.WeakSet()  # models that have run in this process
@@ -66,7 +67,7 @@ def score_samples(model, patcher, samples, batch_tokens, num_with_greedy_tokens)
         model: a causal language model of transformers.
         patcher: a `RouterPatcher` in force on it.
         samples: list of `data.PreparedSample`.
-        batch_tokens: tokens in a batch, padding included.
+        batch_tokens: tokens in a batch.
         num_with_greedy_tokens: the first samples of the data set, whose greedy tokens are asked for.
 
     Yields:
@@ -111,37 +112,25 @@ def _sample_results(batch, forward_pass, samples, num_with_greedy_tokens):
 
 
 def make_batches(samples, batch_tokens):
-    """Group sample indices into batches of at most `batch_tokens` tokens, padding included.
+    """Group sample indices into batches of at most `batch_tokens` tokens.
 
-    Samples are sorted by their longest sequence, longest first, so that little padding is needed and
-    the largest batch comes first. A sample's sequences stay together; one that is too large on its own
-    is a batch of its own.
+    Samples are sorted by their longest sequence, longest first: the sequences of a batch are alike, and a
+    batch that is too large shows at once. A sample's sequences stay together; one that is too large on its
+    own is a batch of its own.
     """
 
     def longest(index):
         return max(sequence.num_inputs for sequence in samples[index].sequences)
 
-    batches, width, rows = [], 0, 0
+    batches, tokens = [], 0
     for index in sorted(range(len(samples)), key=lambda index: (-longest(index), index)):
-        sequences = len(samples[index].sequences)
-        if not batches or (rows + sequences) * width > batch_tokens:
+        own = sum(sequence.num_inputs for sequence in samples[index].sequences)
+        if not batches or tokens + own > batch_tokens:
             batches.append([])
-            width, rows = longest(index), 0
+            tokens = 0
         batches[-1].append(index)
-        rows += sequences
+        tokens += own
     return batches
-
-
-def pad(sequences):
-    """Token ids of a batch, padded on the right, on the CPU: (B, S) int64.
-
-    In a causal model no token sees the padding behind it: the model needs no mask.
-    """
-    width = max(sequence.num_inputs for sequence in sequences)
-    input_ids = torch.zeros((len(sequences), width), dtype=torch.int64)
-    for row, sequence in enumerate(sequences):
-        input_ids[row, : sequence.num_inputs] = torch.tensor(sequence.token_ids[: sequence.num_inputs])
-    return input_ids
 
 
 def score_batch(model, sequences, with_greedy_tokens=False):
@@ -167,21 +156,16 @@ class _Pass:
     def __init__(self, model, sequences, patcher, with_greedy_tokens):
         device = model.device
         self._sequences = sequences
-        input_ids = pad(sequences)
-        positions, targets = _scored_positions(sequences, input_ids.shape[1])
-        input_ids, positions, targets = (to_device(one, device) for one in (input_ids, positions, targets))
-        mask = None
-        if patcher:
-            patcher.expect_lengths([sequence.num_inputs for sequence in sequences])
-        else:  # somebody else's patcher may be in force, and has to tell tokens from padding
-            lengths = torch.tensor([sequence.num_inputs for sequence in sequences])
-            mask = to_device((torch.arange(input_ids.shape[1]) < lengths[:, None]), device)
+        packing = Packing.of([sequence.num_inputs for sequence in sequences], device)
+        inputs = [token for one in sequences for token in one.token_ids[: one.num_inputs]]
+        inputs, positions, targets = (
+            to_device(one, device) for one in (torch.tensor(inputs), *_scored_positions(sequences))
+        )
         self._clock = Clock(device)
-        hidden = model.base_model(input_ids=input_ids, attention_mask=mask, use_cache=False)
-        hidden = hidden.last_hidden_state.flatten(0, 1)  # (B * S, H)
+        hidden = forward_packed(model, inputs, packing)  # (N, H)
         scored = score_positions(model, hidden, positions, targets)
         self._clock.stop()
-        greedy = most_likely_tokens(model, hidden).view(input_ids.shape) if with_greedy_tokens else None
+        greedy = most_likely_tokens(model, hidden) if with_greedy_tokens else None
         self._routing = patcher.take_batch() if patcher else None
         self._copies = HostCopies([*scored, greedy, *(self._routing.tensors() if patcher else ())])
 
@@ -202,18 +186,19 @@ class _Pass:
             token_losses.append(torch.from_numpy(losses))
             first = last
         if greedy is not None:
-            greedy = [row[: one.num_inputs] for row, one in zip(greedy, self._sequences, strict=True)]
+            greedy = greedy.split([one.num_inputs for one in self._sequences])
         scores = BatchScores(scores, token_losses, greedy, self._clock.seconds())
         return scores, self._routing.replace_tensors(routing) if self._routing else None
 
 
-def _scored_positions(sequences, width):
-    """Flat positions whose next token is scored, and those tokens, sequence after sequence."""
-    positions, targets = [], []
-    for row, sequence in enumerate(sequences):
-        first = row * width + sequence.num_context_tokens - 1
+def _scored_positions(sequences):
+    """Positions in the row whose next token is scored, and those tokens, sequence after sequence."""
+    positions, targets, start = [], [], 0
+    for sequence in sequences:
+        first = start + sequence.num_context_tokens - 1
         positions.append(torch.arange(first, first + sequence.num_predicted_tokens))
         targets.append(torch.tensor(sequence.token_ids[sequence.num_context_tokens :]))
+        start += sequence.num_inputs
     return torch.cat(positions), torch.cat(targets)
 
 
