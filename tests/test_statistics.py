@@ -1,4 +1,4 @@
-"""Paired comparisons against SciPy, exact sums and simulation; identical results are never NaN."""
+"""Paired comparisons against SciPy, published examples and simulation; identical results are never NaN."""
 
 import math
 import warnings
@@ -8,7 +8,7 @@ import pytest
 from adaptive_routing import statistics
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import optimize, stats
 
 losses = st.floats(0.1, 12)
 pairs_of_losses = st.lists(st.tuples(losses, losses), min_size=2, max_size=40)
@@ -38,7 +38,6 @@ def test_mcnemar_is_the_sign_test_of_the_discordant_samples(pairs):
     expected = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
     assert result.p_value == pytest.approx(expected)
     assert result.difference == pytest.approx(np.mean(other) - np.mean(baseline))
-    assert result.ci_low - 1e-12 <= result.difference <= result.ci_high + 1e-12
     assert (result.effect_size > 1) == (gained > lost)
     assert (result.effect_size < 1) == (gained < lost)
 
@@ -50,12 +49,15 @@ def test_identical_results_have_no_difference_and_p_one(samples):
         warnings.simplefilter("error")
         loss = statistics.compare_losses(values, values)
         accuracy = statistics.compare_accuracies(values > 2, values > 2)
+    end = None if samples == 1 else 0
     for one in (loss.loss, loss.perplexity, accuracy):
-        assert (one.difference, one.ci_low, one.ci_high, one.p_value, one.p_bootstrap) == (0, 0, 0, 1, 1)
+        assert (one.difference, one.p_value, one.p_bootstrap) == (0, 1, 1)
         assert one.value == one.baseline_value
         assert one.samples == samples
+    for one in (loss.loss, loss.perplexity):
+        assert (one.ci_low, one.ci_high) == (end, end)
     assert loss.wilcoxon_p == loss.perplexity_ratio == accuracy.effect_size == 1
-    assert loss.perplexity_ratio_ci == (1, 1)
+    assert loss.perplexity_ratio_ci == ((None, None) if samples == 1 else (1, 1))
     assert loss.loss.effect_size == 0
 
 
@@ -63,41 +65,149 @@ def test_a_constant_difference_has_no_effect_size_and_one_sample_no_t_test():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         constant = statistics.compare_losses([1.0, 2.0, 3.0], [1.5, 2.5, 3.5]).loss
-        single = statistics.compare_losses([1.0], [1.5]).loss
+        single = statistics.compare_losses([1.0], [1.5])
     assert constant.p_value == 0
     assert constant.effect_size is None
     assert (constant.ci_low, constant.ci_high) == pytest.approx((0.5, 0.5))
     assert constant.p_bootstrap == 2 / 10_000  # no resample on the other side of 0
-    assert single.p_value is single.p_bootstrap is None
-    assert single.value_stderr is single.baseline_value_stderr is None
-    assert single.effect_size is None
-    assert statistics.compare_accuracies([True], [False]).p_bootstrap is None
+    assert single.perplexity_ratio_ci == (None, None)
+    for one in (single.loss, single.perplexity, statistics.compare_accuracies([True], [False])):
+        assert one.p_bootstrap is one.value_stderr is one.baseline_value_stderr is None
+        assert one.ci_low is one.ci_high is None
+    assert single.loss.p_value is single.loss.effect_size is None
 
 
-def test_intervals_are_those_of_scipys_paired_bootstrap():
-    rng = np.random.default_rng(3)
-    baseline = rng.gamma(4, 0.7, size=80)
-    other = baseline + rng.normal(0.05, 0.2, size=80)
-    result = statistics.compare_losses(baseline, other)
+@settings(max_examples=60, deadline=None)
+@given(pairs_of_losses, st.booleans())
+def test_the_interval_of_losses_is_that_of_the_test(pairs, per_word):
+    baseline, other = map(np.array, zip(*pairs, strict=True))
+    sizes = list(range(1, len(pairs) + 1)) if per_word else None
+    result = statistics.compare_losses(baseline, other, sizes)
+    one, perplexity = result.loss, result.perplexity
+    if not per_word and np.ptp(other - baseline) > 1e-6:
+        expected = stats.ttest_rel(other, baseline).confidence_interval()
+        assert (one.ci_low, one.ci_high) == pytest.approx((expected.low, expected.high))
+    significant = one.p_value < 0.05
+    assert significant == (one.ci_low > 0 or one.ci_high < 0)
+    ends = [(one.ci_low, perplexity.ci_low, result.perplexity_ratio_ci[0])]
+    ends.append((one.ci_high, perplexity.ci_high, result.perplexity_ratio_ci[1]))
+    for change, of_perplexity, ratio in ends:
+        if change < 700:
+            assert ratio == pytest.approx(math.exp(change))
+            expected = perplexity.baseline_value * math.expm1(change)
+            assert of_perplexity == pytest.approx(expected, rel=1e-9)
+            assert np.sign(of_perplexity) == np.sign(change)
 
-    def reference(statistic):
-        interval = stats.bootstrap(
-            (baseline, other), statistic, paired=True, method="percentile", random_state=7
-        ).confidence_interval
-        return pytest.approx((interval.low, interval.high), abs=0.05 * (interval.high - interval.low))
 
-    def mean_difference(a, b, axis):
-        return b.mean(axis=axis) - a.mean(axis=axis)
+def test_losses_per_word_are_a_ratio_of_sums():
+    rng = np.random.default_rng(6)
+    words = rng.integers(20, 400, size=150)
+    baseline = words * rng.gamma(9, 0.4, size=150)
+    other = baseline + words * rng.normal(0.02, 0.1, size=150)
+    result = statistics.compare_losses(baseline, other, words.tolist())
+    assert result.perplexity.value == pytest.approx(math.exp(other.sum() / words.sum()))
+    assert result.perplexity.baseline_value == pytest.approx(math.exp(baseline.sum() / words.sum()))
+    assert result.perplexity_ratio == pytest.approx(
+        result.perplexity.value / result.perplexity.baseline_value
+    )
+    bootstrap = stats.bootstrap(
+        (other - baseline, words),
+        lambda d, x, axis: d.sum(axis=axis) / x.sum(axis=axis),
+        paired=True,
+        random_state=3,
+    )
+    half_width = (result.loss.ci_high - result.loss.ci_low) / 2
+    assert half_width == pytest.approx(stats.t.isf(0.025, 149) * bootstrap.standard_error, rel=0.05)
+    assert result.loss.p_bootstrap == pytest.approx(result.loss.p_value, rel=0.3)
+    # Texts of one length: the plain comparison of the losses per word.
+    alike = statistics.compare_losses(baseline, other, [50] * 150).loss
+    plain = statistics.compare_losses(baseline / 50, other / 50).loss
+    for name in ("difference", "ci_low", "ci_high", "p_value", "value", "value_stderr"):
+        assert getattr(alike, name) == pytest.approx(getattr(plain, name))
 
-    def perplexity_difference(a, b, axis):
-        return np.exp(b.mean(axis=axis)) - np.exp(a.mean(axis=axis))
 
-    def perplexity_ratio(a, b, axis):
-        return np.exp(b.mean(axis=axis) - a.mean(axis=axis))
+def test_a_perplexity_too_large_for_a_number_is_none_and_its_losses_are_compared():
+    result = statistics.compare_losses([2000.0, 1500.0, 9.0], [2400.0, 1600.0, 10.0], [1, 1, 1])
+    assert result.perplexity.value is result.perplexity.baseline_value is result.perplexity.difference is None
+    assert result.perplexity.ci_low is result.perplexity.ci_high is result.perplexity.value_stderr is None
+    assert result.loss.difference == pytest.approx(167)
+    assert result.perplexity_ratio == pytest.approx(math.exp(167))
+    assert result.loss.p_value == pytest.approx(stats.ttest_1samp([400, 100, 1], 0).pvalue)
+    assert result.perplexity_ratio_ci[0] > 0 and result.perplexity_ratio_ci[1] == pytest.approx(
+        math.exp(result.loss.ci_high)
+    )
+    assert statistics.compare_losses([0.0, 0.0], [1e4, 1e3]).perplexity_ratio is None
 
-    assert (result.loss.ci_low, result.loss.ci_high) == reference(mean_difference)
-    assert (result.perplexity.ci_low, result.perplexity.ci_high) == reference(perplexity_difference)
-    assert result.perplexity_ratio_ci == reference(perplexity_ratio)
+
+@pytest.mark.parametrize(
+    "gained, lost, samples, low, high",
+    [
+        # Fagerland, Lydersen and Laake, Statistical Analysis of Contingency Tables, 2017, chapter 8.
+        (6, 16, 161, -0.1240, -0.0054),  # Cavo et al. 2012
+        (1, 7, 21, -0.517, -0.026),  # Bentur et al. 2009
+    ],
+)
+def test_tangos_interval_of_published_examples(gained, lost, samples, low, high):
+    digits = 5e-5 if samples == 161 else 5e-4
+    assert statistics.tango_interval(gained, lost, samples) == pytest.approx((low, high), abs=digits)
+    mirrored = statistics.tango_interval(lost, gained, samples)
+    assert mirrored == pytest.approx((-high, -low), abs=digits)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 300), st.data())
+def test_tangos_interval_ends_where_the_score_test_rejects(samples, data):
+    gained = data.draw(st.integers(0, samples))
+    lost = data.draw(st.integers(0, samples - gained))
+    low, high = statistics.tango_interval(gained, lost, samples)
+    assert -1 <= low <= (gained - lost) / samples <= high <= 1
+    assert high - low > 1e-3
+    z = stats.norm.isf(0.025)
+    for end in (low, high):
+        if abs(end) == 1:
+            continue
+
+        # The likelihood of (gained, lost, same) shares (q + Δ, q, 1 − 2q − Δ), maximised numerically.
+        def minus_log_likelihood(q, end=end):
+            shares = (q + end, q, 1 - 2 * q - end)
+            counts = (gained, lost, samples - gained - lost)
+            return -sum(n * math.log(max(p, 1e-300)) for n, p in zip(counts, shares, strict=True) if n)
+
+        bounds = (max(0.0, -end), (1 - end) / 2)
+        q = optimize.minimize_scalar(
+            minus_log_likelihood, bounds=bounds, method="bounded", options={"xatol": 1e-10}
+        ).x
+        score = (gained - lost - samples * end) / math.sqrt(samples * (2 * q + end - end**2))
+        assert abs(score) == pytest.approx(z, rel=1e-3)
+
+
+def test_no_sample_that_differs_still_leaves_an_interval_that_narrows_with_samples():
+    z2 = stats.norm.isf(0.025) ** 2
+    for samples in (2, 20, 200):
+        one = statistics.compare_accuracies([True] * samples, [True] * samples)
+        assert (one.ci_low, one.ci_high) == pytest.approx((-z2 / (samples + z2), z2 / (samples + z2)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 60))
+def test_tangos_interval_belongs_to_mcnemars_asymptotic_test(gained, lost, same):
+    samples = max(2, gained + lost + same)
+    low, high = statistics.tango_interval(gained, lost, samples)
+    chi2 = (gained - lost) ** 2 / (gained + lost) if gained + lost else 0.0
+    assert (low > 0 or high < 0) == (chi2 > stats.chi2.isf(0.05, 1))
+
+
+@pytest.mark.parametrize("test, least", [("McNemar exact", 6), ("Wilcoxon", 6), ("paired t-test", 1)])
+def test_the_fewest_samples_that_a_test_can_reject_with(test, least):
+    found = next(n for n in range(1, 50) if statistics.smallest_attainable_p(test, n) < 0.05)
+    assert found == least
+    if test == "McNemar exact":
+        p_value = statistics.compare_accuracies([False] * 6, [True] * 6).p_value
+    elif test == "Wilcoxon":
+        p_value = statistics.compare_losses(np.zeros(6), np.arange(1.0, 7.0)).wilcoxon_p
+    else:
+        return
+    assert p_value == pytest.approx(statistics.smallest_attainable_p(test, 6))
 
 
 @settings(max_examples=40, deadline=None)
@@ -112,19 +222,6 @@ def test_standard_errors_are_those_of_the_shared_samples(pairs):
     assert result.perplexity.baseline_value_stderr == pytest.approx(expected, abs=1e-9)
     accuracy = statistics.compare_accuracies(baseline > 5, other > 5)
     assert accuracy.value_stderr == pytest.approx(stats.sem((other > 5).astype(float)), abs=1e-12)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=40))
-def test_the_bootstrap_p_value_agrees_with_the_interval(pairs):
-    # Few distinct values: resampled differences of exactly 0 are common.
-    baseline, other = map(np.array, zip(*pairs, strict=True))
-    losses = statistics.compare_losses(baseline, other)
-    accuracy = statistics.compare_accuracies(baseline > 1, other > 1)
-    for one in (losses.loss, accuracy):
-        assert (one.p_bootstrap <= 0.05) == (one.ci_low > 0 or one.ci_high < 0)
-    low, high = losses.perplexity_ratio_ci
-    assert (losses.perplexity.p_bootstrap <= 0.05) == (low > 1 or high < 1)
 
 
 def test_the_bootstrap_p_value_is_twice_the_smaller_tail_of_scipys_resamples():
@@ -155,12 +252,14 @@ def test_without_a_difference_the_bootstrap_finds_one_about_as_often_as_its_leve
 
 def test_intervals_cover_the_true_difference_about_as_often_as_they_say():
     rng = np.random.default_rng(11)
-    covered = 0
+    covered = np.zeros(2)
     for _ in range(200):
         baseline = rng.normal(3, 1, size=60)
-        result = statistics.compare_losses(baseline, baseline + rng.normal(0.1, 0.3, size=60)).loss
-        covered += result.ci_low <= 0.1 <= result.ci_high
-    assert 0.88 <= covered / 200 <= 0.99
+        losses = statistics.compare_losses(baseline, baseline + rng.normal(0.1, 0.3, size=60)).loss
+        changed = rng.choice([-1, 0, 1], size=60, p=[0.05, 0.8, 0.15])
+        low, high = statistics.tango_interval((changed > 0).sum(), (changed < 0).sum(), 60)
+        covered += losses.ci_low <= 0.1 <= losses.ci_high, low <= 0.1 <= high
+    assert np.all((covered / 200 >= 0.9) & (covered / 200 <= 0.99))
 
 
 def test_resampling_in_steps_draws_every_resample(monkeypatch):

@@ -3,7 +3,8 @@
 Samples are taken as independent draws. A ratio of sums has the linearised standard error of the ratio
 estimator (Cochran, Sampling Techniques, 3rd edition 1977, section 6.4, without the finite population
 correction); exp has the delta method's: its derivative at x is exp(x) itself, so se(exp(x)) = exp(x)·se(x).
-A standard error is None for a single sample.
+A standard error is None for a single sample. An exp beyond the largest float (of more than 709.78; a total
+loss per word gets there where text has no spaces) is None, and so is its standard error.
 """
 
 import math
@@ -39,5 +40,20 @@ def exp_ratio_with_stderr(numerators, denominators):
 
 
 def _exp(value, stderr):
-    value_of_exp = math.exp(value)
-    return value_of_exp, None if stderr is None else value_of_exp * stderr
+    value_of_exp = exp_or_none(value)
+    if value_of_exp is None or stderr is None:
+        return value_of_exp, None
+    return value_of_exp, finite_or_none(value_of_exp * stderr)
+
+
+def exp_or_none(value):
+    """Compute exp(value); None where it exceeds the largest float."""
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return None
+
+
+def finite_or_none(value):
+    """Return a value, None in place of infinity."""
+    return value if math.isfinite(value) else None
