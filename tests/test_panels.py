@@ -16,6 +16,7 @@ from adaptive_routing.panels.pareto_frontier import frontier
 from adaptive_routing.study import make_study, read_study
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib import image
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Annotation
 
@@ -228,6 +229,21 @@ def test_the_same_study_gives_the_same_bytes(full, tmp_path, suffix):
     for path in paths:
         style.save(draw_panel("5_pareto_frontier", full), path)
     assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_a_saved_figure_is_the_one_that_savefig_makes(full, tmp_path):
+    for suffixes in (["png", "svg"], ["svg", "png"]):
+        figure = draw_panel("7_expert_utilization", full)
+        for suffix in suffixes:
+            style.save(figure, tmp_path / f"{suffixes[0]}_first.{suffix}")
+    with style.visual_language():
+        draw_panel("7_expert_utilization", full).savefig(tmp_path / "savefig.png", dpi=style.DPI)
+    first, second, expected = (
+        image.imread(tmp_path / name) for name in ("png_first.png", "svg_first.png", "savefig.png")
+    )
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_allclose(first, expected, atol=0.01)
+    assert (tmp_path / "png_first.svg").read_bytes() == (tmp_path / "svg_first.svg").read_bytes()
 
 
 def test_svg_holds_real_text(full, tmp_path):

