@@ -279,8 +279,9 @@ def test_documents_are_scored_in_windows(tmp_path, embedded):
     prepared = prepare_samples("wikitext", rows, embedded.tokenizer, 2, 512, 64, "documents")
     assert [len(one.sequences) > 1 for one in prepared] == [True, True]
     summary, files = run(
-        tmp_path, embedded, "16experts_bh_a050", "wikitext", prepared=prepared, protocol="documents"
-    )
+        tmp_path, embedded, "16experts_bh_a050", "wikitext", prepared=prepared, protocol="documents",
+        skipped_rows=7,
+    )  # fmt: skip
     validate("summary", read_json(files.summary))
     validate("internal_routing", read_json(files.internal_routing))
     strategy = make_strategy(CONFIGURATIONS["16experts_bh_a050"], ROUTING, embedded.null_distribution)
@@ -302,6 +303,7 @@ def test_documents_are_scored_in_windows(tmp_path, embedded):
     )
     # Two documents were there where eight were asked for.
     assert (summary["summary"]["total_samples"], summary["summary"]["requested_samples"]) == (2, 8)
+    assert summary["summary"]["skipped_rows"] == 7
     lengths = [entry["sequence_lengths"] for entry in read_json(files.internal_routing)["samples"]]
     assert lengths == [[one.num_inputs for one in sample.sequences] for sample in prepared]
 

@@ -6,10 +6,19 @@ import random
 
 import pytest
 import torch
-from adaptive_routing.data import encode_request, load_rows, prepare_samples
+from adaptive_routing.data import encode_request, load_rows, prepare_samples, skipped_rows
 from adaptive_routing.errors import InputError
+from adaptive_routing.schema import resolved, schema
 from adaptive_routing.scoring import score_batch
-from adaptive_routing.tasks import Request, Sample, SequenceScore, get_task, wikitext_documents
+from adaptive_routing.tasks import (
+    Request,
+    Sample,
+    SequenceScore,
+    Task,
+    as_label,
+    get_task,
+    wikitext_documents,
+)
 from conftest import ROOT
 from harness import REAL_DATA, make_task, rows_of
 from hypothesis import given, settings
@@ -74,6 +83,17 @@ def test_hellaswag_clean_up_is_the_harness_s():
     texts += [" ".join(rng.choice(["[title]", "[", "]", "a", ""]) for _ in range(8)) for _ in range(500)]
     for text in texts:
         assert clean(text) == utils.preprocess(text)
+
+
+# The modules
+
+
+def test_every_data_set_has_a_task():
+    """The schema's names and protocols, each with all that a `Task` has."""
+    for name, node in schema()["properties"]["datasets"]["properties"].items():
+        protocols = resolved(node)["properties"].get("protocol", {"enum": [None]})["enum"]
+        for protocol in protocols:
+            assert isinstance(get_task(name, protocol), Task)
 
 
 # Metrics by hand
@@ -191,6 +211,8 @@ def test_the_first_rows_that_can_be_scored_are_taken(embedded):
     prepared = prepare_samples("wikitext", rows, embedded.tokenizer, 2, 512, 512)
     assert [one.sample_id for one in prepared] == ["wikitext_2", "wikitext_4"]
     assert prepared[0].sequences[0].token_ids == embedded.tokenizer.encode("The king went home .")
+    assert skipped_rows(prepared) == 3
+    assert skipped_rows(prepare_samples("wikitext", rows[2:3], embedded.tokenizer, 2, 512, 512)) == 0
     cut = prepare_samples("wikitext", rows, embedded.tokenizer, 2, 3, 512)[0].sequences[0]
     assert cut.truncated and cut.token_ids == prepared[0].sequences[0].token_ids[:3]
 
@@ -208,13 +230,22 @@ ARC_ROW = {"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}
         ("hellaswag", HELLASWAG_ROW, {"endings": "abcd"}, ["'endings' holds 'abcd'", "a list of texts"]),
         ("hellaswag", HELLASWAG_ROW, {"endings": ["a", None]}, ["'endings'"]),
         ("hellaswag", HELLASWAG_ROW, {"endings": []}, ["'endings'"]),
-        ("hellaswag", HELLASWAG_ROW, {"label": ""}, ["label is ''", "allowed are 0 to 3"]),
+        ("hellaswag", HELLASWAG_ROW, {"label": ""}, ["'label' holds ''"]),
+        ("hellaswag", HELLASWAG_ROW, {"label": 1.5}, ["'label' holds 1.5", "a whole number"]),
+        ("hellaswag", HELLASWAG_ROW, {"label": True}, ["'label' holds True"]),
+        ("hellaswag", HELLASWAG_ROW, {"label": float("nan")}, ["'label' holds nan"]),
+        ("hellaswag", HELLASWAG_ROW, {"label": 4.0}, ["label is 4.0", "allowed are 0 to 3"]),
+        ("hellaswag", HELLASWAG_ROW, {"label": "B"}, ["label is 'B'", "allowed are 0 to 3"]),
         ("hellaswag", HELLASWAG_ROW, {"label": "4"}, ["label is '4'", "allowed are 0 to 3"]),
         ("hellaswag", HELLASWAG_ROW, {"label": -1}, ["label is -1"]),
         ("hellaswag", HELLASWAG_ROW, {"label": None}, ["'label' holds None"]),
         ("arc_challenge", ARC_ROW, {"answerKey": "C"}, ["answerKey is 'C'", "'A', 'B'"]),
         ("arc_challenge", ARC_ROW, {"choices": ["a", "b"]}, ["'choices' holds ['a', 'b']"]),
         ("arc_challenge", ARC_ROW, {"choices": {"text": ["a"], "label": ["A", "B"]}}, ["of one length"]),
+        ("arc_challenge", ARC_ROW, {"choices": {"text": ["a", "b"], "label": ["A", None]}}, ["'choices'"]),
+        ("arc_challenge", ARC_ROW, {"answerKey": None}, ["'answerKey' holds None"]),
+        ("arc_challenge", ARC_ROW, {"answerKey": ""}, ["'answerKey' holds ''"]),
+        ("arc_challenge", ARC_ROW, {"answerKey": 1}, ["answerKey is 1;", "'A', 'B'"]),
     ],
 )  # fmt: skip
 def test_a_malformed_row_is_named_with_its_column(embedded, dataset, good, changes, words):
@@ -234,6 +265,47 @@ def test_a_missing_column_and_an_empty_data_set_are_named(embedded):
         prepare_samples("hellaswag", [row], embedded.tokenizer, 5, 512, 512)
     with pytest.raises(InputError, match=r"datasets\.wikitext: no row holds text"):
         prepare_samples("wikitext", [{"text": " "}], embedded.tokenizer, 5, 512, 512)
+
+
+def test_a_fault_in_lines_of_articles_is_that_of_the_line(embedded):
+    def prepare(*rows):
+        return prepare_samples("wikitext", rows, embedded.tokenizer, 5, 512, 512, "documents")
+
+    with pytest.raises(
+        InputError, match=r"^datasets\.wikitext: row 2: column 'text' holds None; needed is a text$"
+    ):
+        prepare({"text": " = One = "}, {"text": ""}, {"text": None})
+    with pytest.raises(InputError, match=r"^datasets\.wikitext: row 0: column 'page' holds 3"):
+        prepare({"page": 3, "text": "fine"})
+    with pytest.raises(
+        InputError,
+        match=r"^datasets\.wikitext: column 'page' or 'text' is missing; found 'body', needed 'page'$",
+    ):
+        prepare({"body": "fine text"})
+    with pytest.raises(InputError, match=r"^datasets\.wikitext: no row holds text"):
+        prepare({"text": ""}, {"text": " \n"})
+
+
+def test_a_choice_is_scored_where_there_is_any_text(embedded):
+    """Without a context, or without choices; a row that has neither is passed over."""
+    no_hellaswag = {
+        **HELLASWAG_ROW,
+        "activity_label": " ",
+        "ctx_a": "[step]",
+        "ctx_b": "",
+        "endings": ["", " "],
+    }
+    no_arc = {"question": " ", "choices": {"text": ["", "\n"], "label": ["A", "B"]}, "answerKey": "B"}
+    blank, spoken = {**no_hellaswag, "label": "1"}, {"text": ["", "b"], "label": ["A", "B"]}
+    for dataset, rows in {
+        "hellaswag": [blank, {**blank, "ctx_b": "x"}, blank, {**blank, "endings": ["", "b"]}],
+        "arc_challenge": [no_arc, {**no_arc, "question": "x"}, no_arc, {**no_arc, "choices": spoken}],
+    }.items():
+        prepared = prepare_samples(dataset, rows, embedded.tokenizer, 5, 512, 512)
+        assert [one.sample_id for one in prepared] == [f"{dataset}_1", f"{dataset}_3"]
+        assert skipped_rows(prepared) == 2
+        with pytest.raises(InputError, match="no row holds text"):
+            prepare_samples(dataset, rows[::2], embedded.tokenizer, 5, 512, 512)
 
 
 def test_local_files_of_each_format_hold_the_same_rows(tmp_path):
@@ -315,15 +387,14 @@ def test_lines_become_articles_at_their_titles():
         " = x \n",
     ]
     pages = list(wikitext_documents.regroup({"text": line} for line in lines))
-    assert pages == [
-        {"page": " "},
+    assert pages == [  # nothing of the blank line before the first title
         {"page": " = One = \n \n A line . \n = = Part = = \n Another . "},
         {"page": " = Two = \n = x "},
     ]
     assert list(wikitext_documents.regroup(pages)) == pages
     samples = [wikitext_documents.sample(page) for page in pages]
-    assert samples[0] is None  # no text before the first title
-    assert samples[2].requests == (Request(None, " = Two =\n= x ", rolling=True),)
+    assert samples[1].requests == (Request(None, " = Two =\n= x ", rolling=True),)
+    assert list(wikitext_documents.regroup([{"text": "no title"}, {"text": ""}])) == [{"page": "no title\n "}]
 
 
 def test_a_document_by_hand():
@@ -353,7 +424,7 @@ def test_documents_of_the_embedded_rows(embedded):
     path = ROOT / "resources/datasets/wikitext.jsonl"
     prepared = prepare_samples("wikitext", rows_of(path), embedded.tokenizer, 200, 512, 96, "documents")
     text = "".join(row["text"] for row in rows_of(path))
-    assert 5 <= len(prepared) < 200 and prepared[0].sample_id == "wikitext_1"
+    assert 5 <= len(prepared) < 200 and prepared[0].sample_id == "wikitext_0"
     assert all(one.sample.text.startswith(" = ") for one in prepared)
     assert "".join("".join(one.sample.text.split()) for one in prepared) == "".join(text.split())
     assert max(len(one.sequences) for one in prepared) >= 2  # longer than the 96 tokens of a window
@@ -369,13 +440,16 @@ def test_prompts_by_hand(embedded):
     task = get_task("prompts")
     row = {"prompt": "Say a word", "difficulty": 3}
     sample = task.sample(row)
-    assert sample == Sample("Say a word", (Request(None, "Say a word"),), None, {"difficulty": 3})
+    request = Request(None, "Say a word", keep_end=True)
+    assert sample == Sample("Say a word", (request,), None, {"difficulty": 3})
     assert task.sample({"prompt": " \n", "difficulty": 1}) is None
     outcomes = [task.outcome(sample, scores(-4.0, tokens=4)), task.outcome(sample, scores(-3.0, tokens=1))]
     metrics = task.metrics(outcomes)
     assert metrics["prompt_perplexity"] == pytest.approx(math.exp(2.0))
     assert metrics["prompt_perplexity_stderr"] == pytest.approx(math.exp(2.0) * 1.0)
-    for wrong in (0, "2", True, 1.5, None):
+    for level in ("3", " 3", 3.0):
+        assert task.sample({**row, "difficulty": level}) == sample
+    for wrong in (0, "0", -1, "two", "", True, 1.5, "1.5", float("nan"), None):
         with pytest.raises(InputError, match="row 0: column 'difficulty' holds"):
             prepare_samples("prompts", [{**row, "difficulty": wrong}], embedded.tokenizer, 5, 512, 512)
 
@@ -408,8 +482,10 @@ def test_any_text_can_be_scored(embedded, name):
         (one,) = prepare_samples(dataset, [row], embedded.tokenizer, 5, 96, 512)
         for request, sequence in zip(one.sample.requests, one.sequences, strict=True):
             tokens = embedded.tokenizer.encode((request.context or "") + request.continuation)
-            if request.context is None:
+            if request.context is None and not request.keep_end:
                 assert sequence.token_ids == tokens[:96]
+            elif request.keep_end:
+                assert sequence.token_ids == tokens[-512:]
             else:
                 assert sequence.token_ids == tokens[-513:]
             assert sequence.truncated == (len(sequence.token_ids) < len(tokens))
@@ -418,9 +494,55 @@ def test_any_text_can_be_scored(embedded, name):
         assert math.isfinite(get_task(dataset).outcome(one.sample, found)["loss"])
 
 
-@pytest.mark.parametrize("label", ["2", 2, " 2 "])
-def test_a_label_is_text_or_number(label):
-    assert get_task("hellaswag").sample({**HELLASWAG_ROW, "label": label}).gold == 2
+@pytest.mark.parametrize("label", ["2", 2, " 2 ", 2.0])
+def test_a_label_is_text_or_number(embedded, label):
+    """In every data set, and as JSON lines bring it: whole numbers as floats beside a null."""
+    choices = {"text": ["a", "b", "c"], "label": [1, 2, 3]}
+    rows = {
+        "hellaswag": ({**HELLASWAG_ROW, "label": label}, 2),
+        "arc_challenge": ({"question": "q", "choices": choices, "answerKey": label}, 1),
+    }
+    for dataset, (row, gold) in rows.items():
+        for labels in (["1", "2", "3"], [1, 2, 3], [1.0, 2.0, 3.0]):
+            changed = {**row, "choices": {**choices, "label": labels}}
+            (one,) = prepare_samples(dataset, [changed], embedded.tokenizer, 5, 512, 512)
+            assert one.sample.gold == gold
+
+
+def test_what_is_no_label():
+    assert [as_label(value) for value in ("A", " b ", "02", -1)] == ["A", "b", "02", "-1"]
+    for value in ("", "  ", 1.5, float("nan"), float("inf"), True, False, None, ["1"], {"1": 1}):
+        assert as_label(value) is None
+
+
+def test_labels_of_a_parquet_file_of_pandas(tmp_path, embedded):
+    """Where a label is missing further down, pandas writes the others as floats."""
+    import pandas as pd
+
+    path = tmp_path / "rows.parquet"
+    pd.DataFrame([{**HELLASWAG_ROW, "label": 2}, {**HELLASWAG_ROW, "label": None}]).to_parquet(path)
+    assert rows_of(path)[0]["label"] == 2.0
+    (one,) = prepare_samples("hellaswag", rows_of(path), embedded.tokenizer, 1, 512, 512)
+    assert one.sample.gold == 2
+    with pytest.raises(InputError, match="row 1: column 'label' holds"):
+        prepare_samples("hellaswag", rows_of(path), embedded.tokenizer, 2, 512, 512)
+
+
+@pytest.mark.parametrize("protocol", ["rows", "documents"])
+def test_a_perplexity_beyond_the_largest_float_is_none(protocol):
+    outcomes = [
+        {"loss": 900.0, "log_likelihood": -1800.0, "num_predicted_tokens": 2, "num_words": 2, "num_bytes": 10,
+         "correct": False}
+    ] * 2  # fmt: skip
+    metrics = get_task("wikitext", protocol).metrics(outcomes)
+    assert metrics["perplexity"] is None and metrics["perplexity_stderr"] is None
+    assert metrics["token_perplexity"] is None
+    if protocol == "documents":
+        assert metrics["word_perplexity"] is None and metrics["word_perplexity_stderr"] is None
+        assert metrics["byte_perplexity"] == pytest.approx(math.exp(180))
+        assert metrics["bits_per_byte"] == pytest.approx(180 / math.log(2))
+    assert get_task("prompts").metrics(outcomes)["prompt_perplexity"] is None
+    assert get_task("lambada").metrics(outcomes)["lambada_perplexity"] is None
 
 
 def test_one_token_is_nothing_to_predict_without_context(embedded):

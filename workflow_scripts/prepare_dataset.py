@@ -3,7 +3,7 @@
 Output: results/datasets/{dataset}.json, all that the experiments need of the data set.
 """
 
-from adaptive_routing.data import load_rows, prepare_samples, prepared_to_json
+from adaptive_routing.data import load_rows, prepare_samples, prepared_to_json, skipped_rows
 from adaptive_routing.errors import InputError
 from adaptive_routing.files import read_json, write_json
 from adaptive_routing.jobs import job
@@ -29,4 +29,5 @@ with job(snakemake):
         readable,
         settings.get("protocol"),
     )
+    settings = settings | {"skipped_rows": skipped_rows(prepared)}
     write_json(snakemake.output[0], prepared_to_json(dataset, prepared, settings))

@@ -41,7 +41,10 @@ class EncodedSequence:
 
 @dataclass(frozen=True)
 class PreparedSample:
-    """A sample with its token sequences: one a request, or one a window of a rolling request."""
+    """A sample with its token sequences: one a request, or one a window of a rolling request.
+
+    Its id is the data set's name and the row's number; every row counts, from 0.
+    """
 
     sample_id: str
     sample: Sample
@@ -83,15 +86,19 @@ def encode_request(tokenizer, request, max_length, model_max_length):
     Args:
         tokenizer: a `PreTrainedTokenizerBase`.
         request: `tasks.Request`.
-        max_length: a text without context keeps its first `max_length` tokens.
-        model_max_length: a context keeps its last tokens, so that the model reads at most this many.
+        max_length: a text without context keeps its first `max_length` tokens, one with `keep_end` excepted.
+        model_max_length: a context keeps its last tokens, so that the model reads at most this many; so does
+            a text with `keep_end`.
     """
     if request.rolling:
         token_ids = encode_text(tokenizer, request.continuation)
         return _windows(_prefix_token(tokenizer), token_ids, model_max_length)
     if request.context is None:
         token_ids = encode_text(tokenizer, request.continuation)
-        kept = token_ids[: min(max_length, model_max_length)]
+        if request.keep_end:
+            kept = token_ids[-model_max_length:]
+        else:
+            kept = token_ids[: min(max_length, model_max_length)]
         return [EncodedSequence(kept, 1, len(kept), len(kept) < len(token_ids))] if len(kept) >= 2 else []
     # Trailing spaces belong to the continuation: tokens of most vocabularies start with one.
     context, text = request.context.rstrip(), request.context + request.continuation
@@ -168,22 +175,8 @@ def prepare_samples(dataset, rows, tokenizer, max_samples, max_length, model_max
         InputError: a column is missing, a row is malformed, or no row can be scored.
     """
     task = get_task(dataset, protocol)
-    if hasattr(task, "regroup"):
-        rows = task.regroup(rows)
     prepared = []
-    for number, row in enumerate(rows):
-        missing = [column for column in task.COLUMNS if column not in row]
-        if missing:
-            raise InputError(
-                f"datasets.{dataset}: column {missing[0]!r} is missing; "
-                f"found {', '.join(map(repr, row))}, needed {', '.join(map(repr, task.COLUMNS))}"
-            )
-        for column, needed in task.COLUMNS.items():
-            if not needed.holds(row[column]):
-                raise InputError(
-                    f"datasets.{dataset}: row {number}: column {column!r} holds {_shorten(row[column])}; "
-                    f"needed is {needed.description}"
-                )
+    for number, row in enumerate(task.regroup(_checked(dataset, task.COLUMNS, rows))):
         try:
             sample = task.sample(row)
             encoded = [
@@ -201,6 +194,31 @@ def prepare_samples(dataset, rows, tokenizer, max_samples, max_length, model_max
     if not prepared:
         raise InputError(f"datasets.{dataset}: no row holds text that can be scored")
     return prepared
+
+
+def _checked(dataset, columns, rows):
+    """The rows, each with every column that it needs."""
+    for number, row in enumerate(rows):
+        for column, needed in columns.items():
+            found = needed.alternative if column not in row and needed.alternative in row else column
+            if found not in row:
+                either = [repr(name) for name in (column, needed.alternative) if name]
+                raise InputError(
+                    f"datasets.{dataset}: column {' or '.join(either)} is missing; "
+                    f"found {', '.join(map(repr, row))}, needed {', '.join(map(repr, columns))}"
+                )
+            if not needed.holds(row[found]):
+                raise InputError(
+                    f"datasets.{dataset}: row {number}: column {found!r} holds {_shorten(row[found])}; "
+                    f"needed is {needed.description}"
+                )
+        yield row
+
+
+def skipped_rows(prepared):
+    """How many rows before the last of the samples hold nothing to score."""
+    last_row = int(prepared[-1].sample_id.rpartition("_")[2])
+    return last_row + 1 - len(prepared)
 
 
 def _shorten(value):

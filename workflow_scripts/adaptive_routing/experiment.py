@@ -36,7 +36,7 @@ def run_experiment(
         strategy: its routing strategy.
         dataset: name of the data set.
         prepared: list of `data.PreparedSample`.
-        batch_tokens: tokens in a batch, padding included.
+        batch_tokens: tokens in a batch.
         second_pass_samples: how many first samples run again one by one.
         settings: what decides the result, recorded as it is; `routing.weights` and the data set's
             `max_samples`, `protocol` and `max_new_tokens` are used here.
@@ -107,6 +107,7 @@ def run_experiment(
             "total_sequences": sum(len(one.sequences) for one in prepared),
             "predicted_tokens": sum(one["num_predicted_tokens"] for one in outcomes),
             "requested_samples": settings["dataset"]["max_samples"],
+            "skipped_rows": settings["dataset"].get("skipped_rows", 0),
             "truncated_samples": sum(one["truncated"] for one in outcomes),
         },
         "samples": outcomes,

@@ -1,26 +1,24 @@
 """The data sets: one module each, from a row to requests and from scores to a sample's outcome.
 
-Each follows lm-evaluation-harness 0.4.13 (`hf` model, zero-shot). A task module has
-
-- `COLUMNS`: the columns a row must have, and what each must hold (`Column`);
-- `sample(row)`: the row's `Sample`, or None for a row that holds nothing to score;
-- `outcome(sample, scores)`: what the scores of the sample's sequences mean, as a dict that goes into
-  the summary; `loss` (natural log, mean per predicted token) is always there;
-- `metrics(outcomes)`: the task's own metrics over all samples;
-- `regroup(rows)`, if a sample is made of several rows: an iterator of rows that are one sample each.
+Each follows lm-evaluation-harness 0.4.13 (`hf` model, zero-shot), and each module is a `Task`.
 """
 
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
 class Column:
-    """What a column must hold: in words, and as a test of a value."""
+    """What a column must hold: in words, and as a test of a value.
+
+    `alternative` names another column that does as well, with values of the same kind.
+    """
 
     description: str
     holds: Callable[[object], bool]
+    alternative: str | None = None
 
 
 def is_texts(value):
@@ -28,8 +26,21 @@ def is_texts(value):
     return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
 
 
+def as_label(value):
+    """A label as text, however a file writes it: "2" for 2, "2", " 2 " and 2.0 (pandas' column with gaps).
+
+    None for what is no label: an empty text, 1.5, true, null.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return (value.strip() or None) if isinstance(value, str) else None
+
+
 TEXT = Column("a text", lambda value: isinstance(value, str))
 TEXTS = Column("a list of texts", is_texts)
+LABEL = Column("a label, as a text or a whole number", lambda value: as_label(value) is not None)
 
 
 @dataclass(frozen=True)
@@ -38,12 +49,14 @@ class Request:
 
     With an empty context the first token is scored too, after the model's prefix token; with None there
     is nothing before the text, and all its tokens but the first are scored. `rolling` scores every token
-    of a text of any length, in windows that each hold as many tokens as the model reads.
+    of a text of any length, in windows that each hold as many tokens as the model reads. `keep_end` is for a
+    text that will be continued: one too long for the model loses its beginning.
     """
 
     context: str | None
     continuation: str
     rolling: bool = False
+    keep_end: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +96,29 @@ class SequenceScore:
         return -self.log_likelihood / self.num_predicted_tokens
 
 
+@runtime_checkable
+class Task(Protocol):
+    """What a task module has."""
+
+    COLUMNS: dict[str, Column]  # the columns a row of the data set must have, and what each must hold
+
+    def regroup(rows):
+        """An iterator of rows that are one sample each: `iter` where the data set's rows are."""
+
+    def sample(row):
+        """The row's `Sample`, or None where it holds nothing to score."""
+
+    def outcome(sample, scores):
+        """What the scores of the sample's sequences mean, as a dict that goes into the summary.
+
+        `loss` (natural log, mean per predicted token) is always there.
+        """
+
+    def metrics(outcomes):
+        """The task's own metrics over all samples, each with its `{name}_stderr`."""
+
+
 def get_task(dataset, protocol=None):
-    """The task module of a data set; `protocol` is that of its settings, where it has more than one."""
+    """The `Task` of a data set; `protocol` is that of its settings, where it has more than one."""
     module = dataset if protocol in (None, "rows") else f"{dataset}_{protocol}"
     return importlib.import_module(f"adaptive_routing.tasks.{module}")

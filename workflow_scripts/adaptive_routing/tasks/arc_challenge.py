@@ -1,34 +1,36 @@
 """ARC-Challenge (Clark et al. 2018): grade-school science questions with their choices."""
 
 from adaptive_routing.errors import InputError
-from adaptive_routing.tasks import TEXT, Column, Request, Sample, is_texts
-from adaptive_routing.tasks.multiple_choice import choice_metrics, choice_outcome
+from adaptive_routing.tasks import LABEL, TEXT, Column, as_label, is_texts
+from adaptive_routing.tasks.multiple_choice import choice_metrics, choice_outcome, choice_sample
 
 
 def _are_choices(value):
     return (
         isinstance(value, dict)
         and is_texts(value.get("text"))
-        and is_texts(value.get("label"))
+        and isinstance(value.get("label"), list)
+        and all(map(LABEL.holds, value["label"]))
         and len(value["text"]) == len(value["label"])
     )
 
 
 COLUMNS = {
     "question": TEXT,
-    "choices": Column("{'text': [...], 'label': [...]}, two lists of texts of one length", _are_choices),
-    "answerKey": TEXT,
+    "choices": Column("{'text': [...], 'label': [...]}, texts and labels, lists of one length", _are_choices),
+    "answerKey": LABEL,
 }
+regroup = iter
 
 
 def sample(row):
     """`Question: …\\nAnswer:`, and one request a choice (three to five of them)."""
-    context = f"Question: {row['question']}\nAnswer:"
-    labels = row["choices"]["label"]
-    if row["answerKey"] not in labels:
+    question, choices, answer = row["question"], row["choices"], as_label(row["answerKey"])
+    labels = [as_label(label) for label in choices["label"]]
+    if answer not in labels:
         raise InputError(f"answerKey is {row['answerKey']!r}; allowed are {', '.join(map(repr, labels))}")
-    requests = tuple(Request(context, " " + choice) for choice in row["choices"]["text"])
-    return Sample(row["question"], requests, labels.index(row["answerKey"]))
+    context = f"Question: {question}\nAnswer:"
+    return choice_sample(question, context, choices["text"], labels.index(answer))
 
 
 outcome = choice_outcome

@@ -3,16 +3,17 @@
 import re
 
 from adaptive_routing.errors import InputError
-from adaptive_routing.tasks import TEXT, TEXTS, Column, Request, Sample
-from adaptive_routing.tasks.multiple_choice import choice_metrics, choice_outcome
+from adaptive_routing.tasks import LABEL, TEXT, TEXTS, as_label
+from adaptive_routing.tasks.multiple_choice import choice_metrics, choice_outcome, choice_sample
 
 COLUMNS = {
     "activity_label": TEXT,
     "ctx_a": TEXT,
     "ctx_b": TEXT,
     "endings": TEXTS,
-    "label": Column("the number of the right ending", lambda value: isinstance(value, str | int)),
+    "label": LABEL,
 }
+regroup = iter
 
 
 def clean(text):
@@ -25,10 +26,11 @@ def sample(row):
     """`activity: context`, and one request an ending."""
     context = clean(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
     endings = [clean(ending) for ending in row["endings"]]
-    label = str(row["label"]).strip()
+    label = as_label(row["label"])
     if not label.isdecimal() or int(label) >= len(endings):
         raise InputError(f"label is {row['label']!r}; allowed are 0 to {len(endings) - 1}")
-    return Sample(context, tuple(Request(context, " " + ending) for ending in endings), int(label))
+    text = "" if context.strip() == ":" else context  # the colon is there without any text, too
+    return choice_sample(text, context, endings, int(label))
 
 
 outcome = choice_outcome

@@ -5,6 +5,7 @@ from adaptive_routing.tasks.accuracy import accuracy_with_stderr
 from adaptive_routing.tasks.uncertainty import exp_mean_with_stderr
 
 COLUMNS = {"text": TEXT}
+regroup = iter
 
 
 def sample(row):

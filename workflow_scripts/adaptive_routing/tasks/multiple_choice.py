@@ -1,6 +1,14 @@
 """What multiple-choice tasks share: the likeliest choice, as it is and by length."""
 
+from adaptive_routing.tasks import Request, Sample
 from adaptive_routing.tasks.accuracy import accuracy_with_stderr
+
+
+def choice_sample(text, context, choices, gold):
+    """One request a choice, joined by a space; None where neither the text nor any choice says anything."""
+    if not any(one.strip() for one in (text, *choices)):
+        return None
+    return Sample(text, tuple(Request(context, " " + choice) for choice in choices), gold)
 
 
 def choice_outcome(sample, scores):

@@ -1,15 +1,20 @@
 """Prompts in levels of difficulty, each continued greedily: how the number of experts adapts.
 
-The prompt itself is scored like a WikiText row; the new tokens are the model's own (`generation.py`).
+The prompt itself is scored like a WikiText row, except that one too long for the model keeps its end; the new
+tokens are the model's own (`generation.py`).
 """
 
-from adaptive_routing.tasks import TEXT, Column, Request, Sample
+from adaptive_routing.tasks import TEXT, Column, Request, Sample, as_label
 from adaptive_routing.tasks.uncertainty import exp_mean_with_stderr
 
-COLUMNS = {
-    "prompt": TEXT,
-    "difficulty": Column("a whole number from 1 up", lambda value: type(value) is int and value >= 1),
-}
+
+def _is_level(value):
+    text = as_label(value)
+    return text is not None and text.isdecimal() and int(text) >= 1
+
+
+COLUMNS = {"prompt": TEXT, "difficulty": Column("a whole number from 1 up", _is_level)}
+regroup = iter
 
 
 def sample(row):
@@ -17,7 +22,8 @@ def sample(row):
     prompt = row["prompt"]
     if not prompt.strip():
         return None
-    return Sample(prompt, (Request(None, prompt),), attributes={"difficulty": row["difficulty"]})
+    level = int(as_label(row["difficulty"]))
+    return Sample(prompt, (Request(None, prompt, keep_end=True),), attributes={"difficulty": level})
 
 
 def outcome(sample, scores):

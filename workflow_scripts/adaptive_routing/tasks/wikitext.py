@@ -8,6 +8,7 @@ from adaptive_routing.tasks import TEXT, Request, Sample
 from adaptive_routing.tasks.uncertainty import exp_mean_with_stderr, exp_ratio_with_stderr
 
 COLUMNS = {"text": TEXT}
+regroup = iter
 
 
 def sample(row):

@@ -11,7 +11,7 @@ import re
 from adaptive_routing.tasks import TEXT, Column, Request, Sample, wikitext
 from adaptive_routing.tasks.uncertainty import exp_ratio_with_stderr, ratio_with_stderr
 
-COLUMNS = {"page": Column("the text of an article (or a column 'text' with its lines)", TEXT.holds)}
+COLUMNS = {"page": Column("a text", TEXT.holds, alternative="text")}
 
 # Spaces that the corpus puts around punctuation, in the order in which the harness takes them out.
 _MARKS = (
@@ -32,19 +32,24 @@ def regroup(rows):
     """Articles as rows with a column `page`.
 
     Rows that have it pass; rows with a column `text` are lines, and a line with a title starts an article.
+    Blank lines alone are none.
     """
     lines = []
     for row in rows:
-        text = row.get("text")
-        if "page" in row or not isinstance(text, str):
+        if "page" in row:
             yield row
             continue
-        if _is_title(text) and lines:
-            yield {"page": "\n".join(lines)}
+        if _is_title(row["text"]):
+            yield from _article(lines)
             lines = []
-        lines.append(text.removesuffix("\n") or " ")  # the corpus's empty lines hold a space, which rows lack
-    if lines:
-        yield {"page": "\n".join(lines)}
+        # The corpus's empty lines hold a space, which rows lack.
+        lines.append(row["text"].removesuffix("\n") or " ")
+    yield from _article(lines)
+
+
+def _article(lines):
+    page = "\n".join(lines)
+    return [{"page": page}] if page.strip() else []
 
 
 def _is_title(line):
