@@ -81,7 +81,7 @@ def test_default_study(study):
     assert settings["datasets"]["lambada"] == {
         "source": "resources/datasets/lambada.jsonl",
         "subset": None,
-        "split": "train",
+        "split": None,
         "revision": None,
         "max_samples": 200,
         "local": True,
@@ -135,6 +135,17 @@ def test_leftovers_of_a_hub_data_set_change_nothing_for_a_local_file(study):
     leftover = {"subset": "wikitext-2-raw-v1", "split": "test", "revision": "main"}
     config = merged({"datasets": {"wikitext": leftover}})
     assert load_settings(config, study) == load_settings(merged(), study)
+
+
+def test_more_data_sets(study):
+    """The file, and the command line that it shows."""
+    more = read("configs/more_datasets.yaml")
+    (study / more["datasets"]["arc_challenge"]["source"]).touch()
+    command_line = parse_config(["results=results/documents", "datasets={wikitext: {protocol: documents}}"])
+    settings = load_settings(merged(more, command_line), study, command_line)
+    assert list(settings["datasets"]) == ["wikitext", "lambada", "hellaswag", "arc_challenge"]
+    assert settings["datasets"]["wikitext"]["protocol"] == "documents"
+    assert settings["datasets"]["wikitext"]["source"] == "resources/datasets/wikitext.jsonl"
 
 
 def test_max_samples_of_one_data_set(study):
@@ -343,6 +354,18 @@ WRONG = [
     (dataset("notes.txt"), "datasets.wikitext.source", "is 'notes.txt', which is a file of another kind"),
     (dataset("two words"), "datasets.wikitext.source", "is 'two words', which is neither"),
     (dataset("owner--x/name"), "datasets.wikitext.source", "is 'owner--x/name', which is neither"),
+    (
+        dataset("Salesforce/wikitext"),
+        "datasets.wikitext.subset",
+        "is null, but must be one of the subsets of Salesforce/wikitext",
+        "such as wikitext-2-raw-v1$",
+    ),
+    (dataset("allenai/ai2_arc", "arc_challenge"), "datasets.arc_challenge.subset", "ARC-Challenge$"),
+    (
+        {"null_distribution": {"calibration": {"source": "Salesforce/wikitext"}}},
+        "null_distribution.calibration.subset",
+        "is null,",
+    ),
     ({"datasets": {"arc_challenge": {}}}, "datasets.arc_challenge.source", "is missing, but must be text"),
     (
         {"null_distribution": {"calibration": {"source": "missing.parquet"}}},

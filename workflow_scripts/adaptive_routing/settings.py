@@ -21,6 +21,13 @@ PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib")
 PATH_SUFFIXES = (*DATA_SUFFIXES, *PICKLE_SUFFIXES, ".csv", ".tsv", ".txt", ".gz", ".zst", ".safetensors")
 HUB_NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_]([\w.-]*\w)?(/[A-Za-z0-9_]([\w.-]*\w)?)?", re.ASCII)
 
+# Hub data sets that have several subsets and no default, each with the one that lm-evaluation-harness scores.
+USUAL_SUBSETS = {
+    "Salesforce/wikitext": "wikitext-2-raw-v1",
+    "EleutherAI/wikitext_document_level": "wikitext-2-raw-v1",
+    "allenai/ai2_arc": "ARC-Challenge",
+}
+
 # Where the hub's configurations of mixture-of-experts models keep the number of experts.
 NUM_EXPERTS_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
 
@@ -31,8 +38,8 @@ def load_settings(config, base_dir=".", command_line=None):
     - `configurations`: the list of Configurations of the grid
     - `model.local`, `datasets.{dataset}.local`, `null_distribution.calibration.local`: whether the name is a
       path (relative to the working directory) and not a hub name
-    - in `datasets.{dataset}.max_samples` and every `split` the value that applies. For local files `subset`,
-      `split` and `revision` are those of a local file, so a leftover of another config file changes nothing.
+    - in `datasets.{dataset}.max_samples`, and in every `split` of a hub data set, the value that applies. A
+      local file has no `subset`, `split` and `revision`: they are null, whatever another config file left.
 
     Strategies and data sets that are null are left out. Paths are looked up from `base_dir`. `command_line`
     is the part of `config` that came from `--config`: see `schema.validated`.
@@ -146,7 +153,7 @@ def _resolve_null_distribution(settings, base_dir):
 def _resolve_source(data, base_dir, hub_split):
     data["local"] = is_local(data["source"], base_dir)
     if data["local"]:
-        data.update(subset=None, split="train", revision=None)
+        data.update(subset=None, split=None, revision=None)
     elif data["split"] is None:
         data["split"] = hub_split
 
@@ -214,6 +221,11 @@ def _check_source(key, data, base_dir):
     allowed = f"a local {alternatives(DATA_SUFFIXES)} file or a hub name (owner/name)"
     if not data["local"]:
         _check_hub_name(key, source, allowed)
+        if data["subset"] is None and source in USUAL_SUBSETS:
+            raise InputError(
+                f"{key.removesuffix('source')}subset is null, but must be one of the subsets of {source}, which "
+                f"has no default, such as {USUAL_SUBSETS[source]}"
+            )
         return
     path = base_dir / source
     if not path.is_file():
