@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: run test lint clean
 
 run: $(VENV)/.run-ready  ## the embedded study, from nothing to its report
-	$(BIN)/snakemake --cores 1 --resources gpu=1
+	$(BIN)/snakemake
 
 test: $(VENV)/.test-ready lint  ## linters, then all tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal

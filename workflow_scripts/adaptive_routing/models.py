@@ -3,6 +3,7 @@
 Weights come from safetensors only, and no code from a model's repository is run.
 """
 
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -16,6 +17,7 @@ from adaptive_routing.errors import InputError
 from adaptive_routing.files import read_json
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_DIGEST_BYTES = 1 << 28  # hashed by one thread
 _HUB_FILES = ("*.json", "*.safetensors", "tokenizer*", "*.txt", "*.model")
 
 
@@ -109,18 +111,31 @@ def _num_moe_layers(weights, config):
 def _fingerprint(folder, weights):
     paths = [folder / "config.json", *sorted(folder.glob("tokenizer*.json")), *weights]
     total = hashlib.sha256()
-    with ThreadPoolExecutor() as pool:  # a file a thread: hashing leaves Python's lock alone
-        for path, digest in zip(paths, pool.map(_sha256, paths), strict=True):
-            total.update(f"{path.name} {digest}\n".encode())
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        for path in paths:
+            total.update(f"{path.name} {_digest(path, pool)}\n".encode())
     return total.hexdigest()
 
 
-def _sha256(path):
+def _digest(path, pool):
+    """SHA-256 of a file; of a large one, that of its portions' digests, made by as many threads as there are."""
     blob = path.resolve().name
     if path.is_symlink() and _SHA256.fullmatch(blob):
         return blob  # the hub's cache names large files by their SHA-256
+    starts = range(0, max(path.stat().st_size, 1), _DIGEST_BYTES)
+    digests = list(pool.map(functools.partial(_digest_portion, path), starts))
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _digest_portion(path, start):
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(start)
+        left = _DIGEST_BYTES
+        while left and (data := file.read(min(left, 1 << 22))):
+            digest.update(data)
+            left -= len(data)
+    return digest.hexdigest()
 
 
 def resolve_device(device):

@@ -5,6 +5,17 @@ import yaml
 from adaptive_routing.report import recommendations as rules
 from adaptive_routing.report import words
 
+# Perplexities by data set, each with a metric that exists wherever it was computed.
+PERPLEXITIES_OF = {
+    "wikitext": {
+        "perplexity": "total_tokens",
+        "token_perplexity": "total_tokens",
+        "word_perplexity": "bits_per_byte",
+        "byte_perplexity": "bits_per_byte",
+    },
+    "lambada": {"target_perplexity": "avg_task_accuracy"},
+}
+
 
 def provenance(summaries):
     if not summaries:
@@ -42,18 +53,23 @@ def gaps(study, summaries):
     if study.baseline_row is None:
         items.append(f"The baseline {words.code(study.baseline)} has no results.")
     for dataset in study.datasets:
-        own = [s["summary"] for s in summaries if s["dataset"] == dataset]
+        of_dataset = [s for s in summaries if s["dataset"] == dataset]
+        own = [s["summary"] for s in of_dataset]
         short = [one for one in own if one["total_samples"] < (one.get("requested_samples") or 0)]
-        if short:
+        if short and not any(map(_small_by_nature, of_dataset)):
             items.append(
                 f"{dataset}: {words.span([one['total_samples'] for one in short])} of "
                 f"{words.span([one['requested_samples'] for one in short])} samples asked for were scored."
             )
+        skipped = [one["skipped_rows"] for one in own if one.get("skipped_rows")]
+        if skipped:
+            rows = words.plural(words.span(skipped), "row")
+            items.append(f"{dataset}: {rows} with nothing to score passed over.")
         truncated = [one["truncated_samples"] for one in own if one.get("truncated_samples")]
         if truncated:
-            items.append(
-                f"{dataset}: {words.span(truncated)} samples were cut to the longest length allowed."
-            )
+            samples = words.plural(words.span(truncated), "sample")
+            items.append(f"{dataset}: {samples} cut to the longest length allowed.")
+        items += _too_large(study, dataset)
     uncompared = [
         dataset
         for dataset in study.datasets
@@ -70,9 +86,28 @@ def gaps(study, summaries):
     yield "\n".join(f"- {item}" for item in items)
 
 
+def _small_by_nature(summary):
+    """Whether a data set holds fewer samples than `max_samples` usually asks for: prompts, whole articles."""
+    settings = summary["provenance"].get("settings", {})
+    return summary["dataset"] == "prompts" or settings.get("dataset", {}).get("protocol") == "documents"
+
+
+def _too_large(study, dataset):
+    """The perplexities of a data set that exceed the largest float, by metric."""
+    rows = study.experiments[study.experiments["dataset"] == dataset]
+    for column, beside in PERPLEXITIES_OF.get(dataset, {}).items():
+        if column in rows and beside in rows:
+            missing = rows.loc[rows[column].isna() & rows[beside].notna(), "config"]
+            if len(missing):
+                yield (
+                    f"{dataset}: {words.score_name(column)} is too large for a number (over 1e308; "
+                    f"“{words.NOTHING}” in the tables) in {', '.join(words.listed(missing))}."
+                )
+
+
 def reproduction(settings):
     yield "Save these settings as `study.yaml`, then run from the top of the project:"
-    yield "```\nsnakemake --cores 1 --resources gpu=1 --configfile study.yaml\n```"
+    yield "```\nsnakemake --configfile study.yaml\n```"
     yield f"```yaml\n{yaml.safe_dump(plain_settings(settings), sort_keys=False, allow_unicode=True)}```"
 
 
