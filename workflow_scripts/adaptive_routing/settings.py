@@ -223,8 +223,8 @@ def _check_source(key, data, base_dir):
         _check_hub_name(key, source, allowed)
         if data["subset"] is None and source in USUAL_SUBSETS:
             raise InputError(
-                f"{key.removesuffix('source')}subset is null, but must be one of those of {source}, which has "
-                f"no default, such as {USUAL_SUBSETS[source]}"
+                f"{key.removesuffix('source')}subset is null, but must be one of those of {source}, which "
+                f"has no default, such as {USUAL_SUBSETS[source]}"
             )
         return
     path = base_dir / source
