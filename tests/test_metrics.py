@@ -177,7 +177,6 @@ def test_utilization_and_gini_by_hand():
 
 
 def test_quality():
-    assert quality.perplexity([math.log(2), math.log(8)]) == pytest.approx(4)
     assert quality.avg_task_accuracy([0.5, 0.25]) == 0.375
     assert quality.avg_task_accuracy([]) is None
 

@@ -23,7 +23,7 @@ from adaptive_routing.metrics.efficiency import (
     flops_reduction_pct,
     reduction_vs_baseline,
 )
-from adaptive_routing.metrics.quality import avg_task_accuracy, perplexity
+from adaptive_routing.metrics.quality import avg_task_accuracy
 from adaptive_routing.metrics.selections import expert_usage
 from adaptive_routing.metrics.speed import latency_ms_per_token, tokens_per_second
 from adaptive_routing.metrics.stability import expert_overlap_score, output_determinism
@@ -135,10 +135,9 @@ def compute_metrics(summary, tensors):
     avg_experts = float(counts.mean())
     single_sample = timings.get("single_sample") or {"seconds": [], "tokens": []}
 
-    losses = [sample["loss"] for sample in summary["samples"]]
     accuracies = [scores[f"{dataset}_accuracy"]] if f"{dataset}_accuracy" in scores else []
     values = {
-        "perplexity": perplexity(losses) if "perplexity" in scores else None,
+        "perplexity": scores.get("perplexity"),
         "avg_task_accuracy": avg_task_accuracy(accuracies),
         "expert_activation_ratio": expert_activation_ratio(avg_experts, k_or_max_k),
         "flops_reduction_pct": flops_reduction_pct(avg_experts, native_top_k, num_experts),

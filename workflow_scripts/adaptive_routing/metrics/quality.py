@@ -1,13 +1,6 @@
-"""Quality: how well the model predicts under a routing configuration."""
-
-import math
+"""Quality: how well the model does under a routing configuration; its perplexities are the summary's."""
 
 import numpy as np
-
-
-def perplexity(sample_losses):
-    """Compute exp of the mean sample loss (nats per predicted token)."""
-    return math.exp(float(np.mean(sample_losses)))
 
 
 def avg_task_accuracy(accuracies):
