@@ -22,7 +22,8 @@ def tables(
 
     effect: function of (config, dataset) to (difference from the baseline, half the width of its interval,
     corrected p-value); by default more experts help a little and top-k beyond 8 hurts. A data set of any
-    other name than the four with a score has none. documents: whether wikitext has word perplexity.
+    other name than the four with a score has none. documents: whether wikitext has word perplexity, twice
+    the other, as its score.
     """
     grid = [(f"{k}experts_topk_baseline", "topk", k, np.nan) for k in ks]
     for max_k in max_ks:
@@ -39,7 +40,7 @@ def tables(
             row = head | {"dataset": dataset} | _behaviour(strategy, k, experts)
             difference = 0.0 if config == BASELINE else effect(config, dataset)[0]
             if dataset == "wikitext":
-                row |= _quality(reference[dataset] + difference, documents)
+                row |= _quality(reference[dataset] + difference, documents) | {"total_tokens": 9000}
             elif dataset in reference:
                 accuracy = {"": reference[dataset] + difference, "_stderr": 0.027}
                 for suffix, value in accuracy.items():
@@ -55,8 +56,10 @@ def tables(
                 )
             if config != BASELINE:
                 if dataset in reference:
-                    metric = "perplexity" if dataset == "wikitext" else f"{dataset}_accuracy"
-                    comparisons.append(_comparison(config, dataset, metric, reference[dataset], effect))
+                    perplexity = "word_perplexity" if documents else "perplexity"
+                    metric = perplexity if dataset == "wikitext" else f"{dataset}_accuracy"
+                    value = reference[dataset] * (2 if metric == "word_perplexity" else 1)
+                    comparisons.append(_comparison(config, dataset, metric, value, effect))
                 # Losses differ the more the worse a configuration is, whatever the score.
                 comparisons.append(_comparison(config, dataset, "loss", 2.4, lambda *_: (0.5, 0.1, 0.001)))
         experiments += rows
@@ -79,7 +82,8 @@ def study(**options):
 
 def _comparison(config, dataset, metric, reference, effect):
     difference, half_width, p_holm = effect(config, dataset)
-    stderr = 0.5 if metric == "perplexity" else 0.027
+    stderr = 0.5 if "perplexity" in metric else 0.027
+    loss_test = "linearised paired t-test" if metric == "word_perplexity" else "paired t-test"
     row = {
         "config": config,
         "dataset": dataset,
@@ -92,7 +96,7 @@ def _comparison(config, dataset, metric, reference, effect):
         "ci_low": difference - half_width,
         "ci_high": difference + half_width,
         "effect_size": difference / 4,
-        "test": "McNemar exact" if "accuracy" in metric else "paired t-test",
+        "test": "McNemar exact" if "accuracy" in metric else loss_test,
         "samples": SAMPLES,
     }
     for name in ("p", "p_bootstrap") if "accuracy" in metric else ("p", "p_wilcoxon", "p_bootstrap"):

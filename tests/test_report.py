@@ -219,7 +219,7 @@ def test_a_loss_is_called_a_loss(images):
     assert "Significantly worse than the baseline on wikitext: all 16 (`8experts_bh_a030`," in section(
         text, "### Where BH does not help"
     )
-    assert section(text, "### Quality").count("14.00 ± 0.50 ▼") == 16
+    assert section(text, "### Perplexity").count("14.00 ± 0.50 ▼") == 16
 
 
 def test_a_tie_supports_no_claim_of_equality(images):
@@ -228,9 +228,11 @@ def test_a_tie_supports_no_claim_of_equality(images):
     answer = section(text, "### Same quality, least compute")
     assert "no loss was shown, not that there is none" in answer
     assert "such a loss remains possible" in answer
-    bh = [line for line in section(text, "### Quality").splitlines() if "_bh_" in line]
-    assert len(bh) == 16
-    assert not any(mark in line for line in bh for mark in "▲▼")
+    for heading, tested in (("### Perplexity", 1), ("### Accuracy", 2)):
+        bh = [line for line in section(text, heading).splitlines() if "_bh_" in line]
+        assert len(bh) == 16
+        assert not any(mark in line for line in bh for mark in "▲▼")
+        assert all(line.count("○") == tested for line in bh)
 
 
 def test_a_best_value_without_significance_is_left_undecided(images):
@@ -258,24 +260,32 @@ def row_of(table, config):
 def test_every_quality_value_stands_with_its_standard_error(images):
     study = study_of(LOSES, documents=True)
     study.configurations["target_perplexity"], study.configurations["target_perplexity_stderr"] = 9.5, 0.25
-    cells = row_of(section(report(study, images), "### Quality"), "8experts_bh_a030")
+    text = report(study, images)
+    cells = row_of(section(text, "### Perplexity"), "8experts_bh_a030")
     del cells["configuration"], cells["average experts"]
+    # Of whole articles the word perplexity is what is tested.
     assert cells == {
-        "perplexity": "14.00 ± 0.50 ▼",
+        "perplexity": "14.00 ± 0.50",
         "token perplexity": "13.00 ± 0.40",
-        "word perplexity": "28.00 ± 1.20",
+        "word perplexity": "28.00 ± 1.20 ▼",
         "byte perplexity": "1.700 ± 0.012",
         "bits per byte": "0.766 ± 0.010",
         "lambada target perplexity": "9.50 ± 0.25",
+    }
+    cells = row_of(section(text, "### Accuracy"), "8experts_bh_a030")
+    del cells["configuration"], cells["average experts"]
+    assert cells == {
         "lambada accuracy": "0.640 ± 0.027 ▼",
         "hellaswag accuracy": "0.570 ± 0.027 ▼",
         "mean accuracy": "0.605 ± 0.027",
     }
-    rows_alone = section(report(study_of(LOSES), images), "### Quality")
+    baseline = row_of(section(text, "### Perplexity"), BASELINE)
+    assert not any(mark in cell for cell in baseline.values() for mark in "▲▼○")
+    rows_alone = section(report(study_of(LOSES), images), "### Perplexity")
     assert "token perplexity" in rows_alone and "word perplexity" not in rows_alone
 
 
-@pytest.mark.parametrize("effect, mark", [(WINS, " ▲"), (LOSES, " ▼"), (TIES, "")])
+@pytest.mark.parametrize("effect, mark", [(WINS, " ▲"), (LOSES, " ▼"), (TIES, " ○")])
 def test_the_tables_of_tests_mark_what_differs_after_holm(images, effect, mark):
     text = report(study_of(effect), images)
     difference = words.number(effect[0], "+z.2f")
@@ -323,12 +333,12 @@ def test_tests_that_disagree_are_named_with_their_configurations(images):
 def test_a_data_set_without_a_score_has_its_tests_and_no_say(images):
     text = report(study_of(TIES, datasets=("wikitext", "prompts")), images)
     tests = section(text, "### Tests on prompts")
-    assert "Loss; baseline 2.400 ± 0.027; paired t-test" in tests
+    assert "Score: loss; baseline 2.400 ± 0.027; paired t-test" in tests
     assert row_of(tests, "8experts_bh_a030")["difference"] == "+0.500 ▼"
     assert "Left out of the answers, without a perplexity or an accuracy: prompts." in text
     assert "prompts" not in section(text, "### Same quality, least compute")
     assert "prompts" not in section(text, "### Where BH does not help")
-    assert row_of(section(text, "### Quality"), "8experts_bh_a030")["perplexity"] == "11.05 ± 0.50"
+    assert row_of(section(text, "### Perplexity"), "8experts_bh_a030")["perplexity"] == "11.05 ± 0.50 ○"
     assert "Left out of the answers" not in report(study_of(TIES), images)
 
 
@@ -361,13 +371,14 @@ def test_a_value_that_does_not_exist_is_a_dash(images, name):
 def test_gaps_and_differences_between_experiments_are_stated(images):
     study = results_tables.study()
     summaries = [
-        summary("wikitext", truncated_samples=4),
+        summary("wikitext", truncated_samples=4, skipped_rows=7),
         summary("lambada", total_samples=150, device="NVIDIA H200"),
         summary("hellaswag"),
     ]
     text = report(study, images, summaries)
     gaps = section(text, "## Missing, skipped and shortened")
-    assert "wikitext: 4 samples were cut" in gaps
+    assert "wikitext: 4 samples cut" in gaps
+    assert "wikitext: 7 rows with nothing to score passed over" in gaps
     assert "lambada: 150 of 200 samples asked for were scored" in gaps
     assert "hellaswag" not in gaps
     assert "Not the same in all experiments: device." in section(text, "## Settings and versions")
@@ -380,6 +391,114 @@ def test_fewer_samples_than_asked_for_in_some_configurations_are_stated(images):
     assert "lambada" not in gaps
     whole = section(report(results_tables.study(), images), "## Missing, skipped and shortened")
     assert "every sample asked for" in whole
+
+
+def test_a_data_set_that_is_small_by_nature_is_no_gap(images):
+    articles = summary("wikitext", total_samples=62)
+    articles["provenance"]["settings"] = {"dataset": {"protocol": "documents"}}
+    rows = summary("wikitext", total_samples=62)
+    rows["provenance"]["settings"] = {"dataset": {"protocol": "rows"}}
+    prompts = summary("prompts", total_samples=12)
+    study = results_tables.study(datasets=("wikitext", "prompts"))
+    gaps = section(report(study, images, [articles, prompts]), "## Missing, skipped and shortened")
+    assert "asked for were scored" not in gaps
+    gaps = section(report(study, images, [rows, prompts]), "## Missing, skipped and shortened")
+    assert "wikitext: 62 of 200 samples asked for were scored" in gaps and "prompts" not in gaps
+
+
+def test_a_perplexity_too_large_for_a_number_is_a_dash_and_said(images):
+    study = study_of(TIES, documents=True)
+    lost = ["word_perplexity", "word_perplexity_stderr"]
+    for table in (study.experiments, study.configurations):
+        table.loc[table["config"] == "8experts_bh_a030", lost] = np.nan
+        table.loc[table["config"] == "8experts_bh_a040", lost] = 3.4e306
+    rows = (study.comparisons["config"] == "8experts_bh_a030") & (
+        study.comparisons["metric"] == "word_perplexity"
+    )
+    study = make_study(
+        study.experiments, study.configurations, study.layers, study.comparisons[~rows], BASELINE
+    )
+    text = report(study, images)
+    cells = row_of(section(text, "### Perplexity"), "8experts_bh_a030")
+    assert cells["word perplexity"] == "–"
+    cells = row_of(section(text, "### Perplexity"), "8experts_bh_a040")
+    assert cells["word perplexity"].startswith("3.40e+306 ±")
+    assert (
+        "wikitext: word perplexity is too large for a number (over 1e308; “–” in the tables) in "
+        "`8experts_bh_a030`."
+    ) in section(text, "## Missing, skipped and shortened")
+    assert rules.bh_outcomes(study)["untested"] == ["8experts_bh_a030"]
+    # Where the baseline's does not exist, the mean of sample losses is the score again.
+    for table in (study.experiments, study.configurations):
+        table.loc[table["config"] == BASELINE, lost] = np.nan
+    again = make_study(study.experiments, study.configurations, study.layers, study.comparisons, BASELINE)
+    assert again.scores["wikitext"] == "perplexity"
+
+
+def test_whole_articles_are_judged_by_their_word_perplexity(images):
+    study = study_of(LOSES, documents=True)
+    assert study.comparison("8experts_bh_a030", "wikitext")["metric"] == "word_perplexity"
+    assert rules.margin(study, "wikitext") == pytest.approx(0.02 * 22)
+    assert rules.scores_of(study, "word_perplexity") == ["wikitext"]
+    text = report(study, images)
+    answer = section(text, "### Best word perplexity")
+    assert "The baseline itself has the lowest word perplexity, 22.00 ± 1.20" in answer
+    assert "| aim | configuration | average experts | word perplexity |" in section(text, "## Answers")
+    tests = section(text, "### Tests on wikitext")
+    assert "Score: word perplexity; baseline 22.00" in tests and "linearised paired t-test" in tests
+    assert "linearised as a ratio" in section(text, "### How far these answers reach")
+    assert "linearised as a ratio" not in report(study_of(LOSES), images)
+
+
+def test_nothing_is_proved_by_few_samples_or_by_an_interval_without_width():
+    study = study_of(TIES, half_width=0.005)
+    few = study_of(TIES, half_width=0.005)
+    few.comparisons["samples"] = 29
+    same = study_of((0.0, 0.0, 1.0), half_width=1e-300)
+    same.comparisons["ci_low"] = same.comparisons["ci_high"] = 0.0
+    unknown = study_of(TIES, half_width=0.005)
+    unknown.comparisons["ci_high"] = np.nan
+    assert set(rules.within_margin(study)) == set(study.bh["config"])
+    for one in (few, same, unknown):
+        assert set(rules.not_worse(one)) == set(one.bh["config"])
+        assert rules.within_margin(one) == []
+
+
+@pytest.mark.parametrize("samples, strategies", [(6, ("topk", "bh")), (9, ("bh",)), (10, None)])
+def test_tests_that_cannot_reject_are_said_to(images, samples, strategies):
+    # Three top-k and 16 BH configurations: 3 · 2⁻⁵ and 16 · 2⁻⁸ are above the level.
+    study = study_of(TIES)
+    study.comparisons.loc[study.comparisons["dataset"] == "lambada", "samples"] = samples
+    expected = {"lambada": (strategies, samples)} if strategies else {}
+    assert rules.powerless(study) == expected
+    text = report(study, images)
+    limits = section(text, "### How far these answers reach")
+    assert ("on lambada" in limits) == (not expected)
+    assert "±0.200" not in limits and "±0.20 on wikitext" in limits
+    sentence = f"**So few samples cannot show any difference** on lambada ({samples} samples; "
+    assert (sentence in section(text, "## Answers")) == bool(expected)
+    if strategies == ("bh",):
+        assert f"{sentence}BH configurations)" in text
+
+
+def test_a_rank_test_that_cannot_reject_is_said_to(images):
+    study = study_of(TIES)
+    sentence = "So few samples cannot show any difference by Wilcoxon's test"
+    assert sentence not in report(study, images)
+    study.comparisons.loc[study.comparisons["dataset"] == "wikitext", "samples"] = 5
+    text = report(study, images)
+    assert sentence in section(text, "### Tests on wikitext")
+    assert rules.powerless(study) == {}  # the t-test, which decides, can
+
+
+def test_one_is_singular_and_a_data_set_keeps_its_name(images):
+    study = results_tables.study(max_ks=(8,), alphas=(0.3,), ks=(8,), datasets=("wikitext", "arc_challenge"))
+    text = report(study, images, [summary("wikitext", total_samples=1), summary("arc_challenge")])
+    assert "2 top-k" not in text
+    assert "1 top-k configuration and 1 BH configuration on wikitext (1 sample), " in text
+    assert "arc_challenge accuracy" in section(text, "### Accuracy")
+    assert "arc challenge" not in text
+    assert "4 experiments:" in text
 
 
 def test_names_cannot_break_the_table():
@@ -453,7 +572,7 @@ def run_script(monkeypatch):
 
     def run(name, **job):
         script = REPOSITORY / "workflow_scripts" / f"{name}.py"
-        runpy.run_path(str(script), init_globals={"snakemake": SimpleNamespace(**job)})
+        runpy.run_path(str(script), init_globals={"snakemake": SimpleNamespace(threads=1, **job)})
 
     yield run
     signal.signal(signal.SIGTERM, handler)

@@ -12,6 +12,7 @@ import pytest
 import synthetic
 from adaptive_routing import metrics, tables
 from adaptive_routing.files import read_json, to_json, write_json
+from adaptive_routing.tasks import wikitext_documents
 from adaptive_routing.tensor_files import TensorFile
 from scipy import stats
 
@@ -165,6 +166,58 @@ def test_a_data_set_without_a_score_of_its_own_is_compared_by_its_loss(tmp_path)
         assert row["perplexity"] == one(results, row["config"], "wikitext")["perplexity"]
         assert row["target_perplexity"] is None
         assert row["datasets"] == "wikitext"
+
+
+def as_articles(summaries):
+    """Summaries of wikitext as those of whole articles, of unequal lengths in words."""
+    articles = []
+    for one in summaries:
+        if one["dataset"] != "wikitext":
+            continue
+        one = dict(one, metrics=dict(one["metrics"]), samples=[dict(sample) for sample in one["samples"]])
+        for i, sample in enumerate(one["samples"]):
+            words = 10 + 7 * (i % 5)
+            sample |= {
+                "log_likelihood": -sample["loss"] * words * 1.3,
+                "num_words": words,
+                "num_bytes": 5 * words,
+            }
+        one["metrics"] |= wikitext_documents.metrics(one["samples"])
+        articles.append(one)
+    return articles
+
+
+def test_whole_articles_are_compared_by_word_perplexity(summaries, study):
+    articles = as_articles(summaries)
+    table = tables.comparisons_table(articles, study.baseline)
+    assert table["metric"].unique().tolist() == ["word_perplexity", "loss"]
+    scores = {one["config"]: one for one in articles}
+    reference = scores[study.baseline]
+    for row in tables.records(table[table["metric"] == "word_perplexity"]):
+        own = scores[row["config"]]
+        assert row["value"] == pytest.approx(own["metrics"]["word_perplexity"])
+        assert row["value_stderr"] == pytest.approx(own["metrics"]["word_perplexity_stderr"])
+        assert row["baseline_value"] == pytest.approx(reference["metrics"]["word_perplexity"])
+        assert row["ratio"] == pytest.approx(row["value"] / row["baseline_value"])
+        assert row["test"] == "linearised paired t-test"
+        # The ratio estimator's linearisation by hand: residuals of the paired differences.
+        x = np.array([sample["num_words"] for sample in own["samples"]], dtype=float)
+        pairs = zip(reference["samples"], own["samples"], strict=True)
+        d = np.array([a["log_likelihood"] - b["log_likelihood"] for a, b in pairs])
+        residuals = (d - d.sum() / x.sum() * x) / x.mean()
+        error = np.sqrt(np.sum(residuals**2) / (len(x) * (len(x) - 1)))
+        assert row["p_value"] == pytest.approx(2 * stats.t.sf(abs(d.sum() / x.sum()) / error, len(x) - 1))
+        assert (row["ratio_ci_low"] > 1 or row["ratio_ci_high"] < 1) == (row["p_value"] < 0.05)
+
+    # An exp too large in one configuration leaves it without the score; in the baseline, all without it.
+    other = articles[-1]
+    other["metrics"]["word_perplexity"] = None
+    kinds = tables.comparisons_table(articles, study.baseline).groupby("config")["metric"].agg(list)
+    assert kinds[other["config"]] == ["loss"]
+    assert kinds.drop(other["config"]).map(lambda metrics: metrics == ["word_perplexity", "loss"]).all()
+    reference["metrics"]["word_perplexity"] = None
+    table = tables.comparisons_table(articles, study.baseline)
+    assert table["metric"].unique().tolist() == ["perplexity", "loss"]
 
 
 def test_tables_of_what_there_is(experiments, summaries, study):

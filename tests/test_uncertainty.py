@@ -98,6 +98,24 @@ def test_a_single_sample_has_no_error():
     assert exp_ratio_with_stderr([3.0], [4]) == (pytest.approx(math.exp(0.75)), None)
 
 
+def test_an_exp_too_large_for_a_number_is_none():
+    assert exp_mean_with_stderr([709.0, 711.0]) == (None, None)
+    assert exp_ratio_with_stderr([9000.0, 8000.0], [1, 1]) == (None, None)
+    value, stderr = exp_mean_with_stderr([300.0, 1100.0])  # only the error is too large
+    assert value == pytest.approx(math.exp(700)) and stderr == pytest.approx(value * 400)
+    assert exp_mean_with_stderr([109.0, 1309.0]) == (pytest.approx(math.exp(709)), None)
+    # An article without spaces is one word.
+    outcome = OUTCOME | {
+        "log_likelihood": -4000.0,
+        "num_words": 1,
+        "num_bytes": 2700,
+        "num_predicted_tokens": 900,
+    }
+    metrics = get_task("wikitext_documents").metrics([outcome, outcome | {"log_likelihood": -3900.0}])
+    assert metrics["word_perplexity"] is metrics["word_perplexity_stderr"] is None
+    assert metrics["byte_perplexity"] == pytest.approx(math.exp(7900 / 5400))
+
+
 def documents(rng, n):
     """Total losses and token counts of n documents: unequal lengths, longer ones easier."""
     lengths = rng.integers(20, 400, size=n)

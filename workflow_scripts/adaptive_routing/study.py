@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from adaptive_routing.errors import InputError
-from adaptive_routing.tables import averaged_datasets
+from adaptive_routing.tables import PERPLEXITIES, averaged_datasets
 
 SIGNIFICANCE_LEVEL = 0.05  # of Holm-corrected p-values
 
@@ -56,11 +56,32 @@ class Study:
         return list(dict.fromkeys(self.experiments["dataset"]))
 
     @cached_property
+    def scores(self):
+        """Each data set's own score: `{dataset}_accuracy`, `word_perplexity` or `perplexity`.
+
+        Where the baseline's does not exist (an exp too large), the next that does; a data set with a mean
+        loss alone is missing.
+        """
+        columns = {"avg_task_accuracy": "{}_accuracy", **{name: name for name in PERPLEXITIES}}
+        scores = {}
+        for dataset in self.datasets:
+            rows = self.experiments[self.experiments["dataset"] == dataset]
+            if (rows["config"] == self.baseline).any():
+                rows = rows[rows["config"] == self.baseline]
+            held = [name for column, name in columns.items() if column in rows and rows[column].notna().any()]
+            if held:
+                scores[dataset] = held[0].format(dataset)
+        return scores
+
+    @property
     def scored_datasets(self):
         """The data sets with a score of their own, perplexity or accuracy; others have only a mean loss."""
-        scores = self.experiments.reindex(columns=["perplexity", "avg_task_accuracy"])
-        scored = set(self.experiments.loc[scores.notna().any(axis=1), "dataset"])
-        return [dataset for dataset in self.datasets if dataset in scored]
+        return list(self.scores)
+
+    @property
+    def perplexity(self):
+        """The perplexity that is a data set's score; None where none is."""
+        return next((score for score in self.scores.values() if score in PERPLEXITIES), None)
 
     @cached_property
     def accuracies(self):
@@ -106,11 +127,11 @@ class Study:
     def comparison(self, config, dataset):
         """The row that compares `config` with the baseline on a data set, or None.
 
-        It is the row of the data set's own score, perplexity or accuracy, or else that of the mean loss.
+        It is the row of the data set's own score, or else that of the mean loss.
         """
         table = self.comparisons
         rows = table[(table["config"] == config) & (table["dataset"] == dataset)]
-        rows = rows[(rows["metric"] == "loss") == (dataset not in self.scored_datasets)]
+        rows = rows[rows["metric"] == self.scores.get(dataset, "loss")]
         return None if rows.empty else rows.iloc[0]
 
     def verdict(self, config, dataset):
@@ -119,7 +140,7 @@ class Study:
         'same' means that no difference was shown, not that there is none.
         """
         row = self.comparison(config, dataset)
-        if row is None or pd.isna(row["p_holm"]):
+        if row is None or pd.isna(row["p_holm"]) or pd.isna(row["difference"]):
             return None
         if row["p_holm"] >= SIGNIFICANCE_LEVEL or row["difference"] == 0:
             return "same"

@@ -46,6 +46,8 @@ COMPARISON_COLUMNS = [
     "p_bootstrap_holm",
     "p_bootstrap_bh",
 ]
+# The perplexities that can be a data set's score, the first that it has: whole articles have one per word.
+PERPLEXITIES = ("word_perplexity", "perplexity")
 # Each p-value, and what the names of its two corrections start with.
 _P_VALUES = (("p_value", "p"), ("p_wilcoxon", "p_wilcoxon"), ("p_bootstrap", "p_bootstrap"))
 # Data sets that no average over data sets holds: a dozen prompts, continued token by token, say nothing of a
@@ -149,10 +151,11 @@ def comparisons_table(summaries, baseline):
     """Compare every configuration with the baseline on each data set, over the samples both have.
 
     summaries: contents of logs/{config}_{dataset}.json; baseline: a configuration's name. A data set gives
-    a row for its own metric (`perplexity` or `{dataset}_accuracy`) if it has one, then one for `loss`.
-    `ratio` is the perplexity ratio. Each of the three p-values (`p_value` of `test`, `p_wilcoxon`,
-    `p_bootstrap`) is corrected by Holm and by Benjamini and Hochberg over the configurations of one strategy
-    on one data set and metric: the 16 BH configurations are one family.
+    a row for its own score (`{dataset}_accuracy`, `word_perplexity` of whole articles or else `perplexity`)
+    if it has one, then one for `loss`. `ratio` is the perplexity ratio. Each of the three p-values
+    (`p_value` of `test`, `p_wilcoxon`, `p_bootstrap`) is corrected by Holm and by Benjamini and Hochberg
+    over the configurations of one strategy on one data set and metric: the 16 BH configurations are one
+    family.
     """
     baselines = {s["dataset"]: s for s in summaries if s["config"] == baseline}
     rows, families = [], {}
@@ -181,23 +184,38 @@ def _compare(baseline, summary):
     if not pairs:
         return []
     losses = statistics.compare_losses([a["loss"] for a, _ in pairs], [b["loss"] for _, b in pairs])
-    of_losses = {
-        "ratio": losses.perplexity_ratio,
-        "ratio_ci_low": losses.perplexity_ratio_ci[0],
-        "ratio_ci_high": losses.perplexity_ratio_ci[1],
-        "p_wilcoxon": losses.wilcoxon_p,
-    }
-    rows = []
-    if "perplexity" in summary["metrics"]:
-        rows.append({"metric": "perplexity", **vars(losses.perplexity), **of_losses})
-    accuracy = f"{summary['dataset']}_accuracy"
-    if accuracy in summary["metrics"]:
-        comparison = statistics.compare_accuracies(
-            [a["correct"] for a, _ in pairs], [b["correct"] for _, b in pairs]
+    rows = [{"metric": "loss", **vars(losses.loss), **_of_losses(losses)}]
+    score = _score(summary["dataset"], baseline["metrics"])
+    if score is None or summary["metrics"].get(score) is None:
+        return rows
+    if score == "word_perplexity":
+        totals = ([-one["log_likelihood"] for one in ones] for ones in zip(*pairs, strict=True))
+        words = statistics.compare_losses(*totals, sizes=[a["num_words"] for a, _ in pairs])
+        row = {**vars(words.perplexity), **_of_losses(words)}
+    elif score == "perplexity":
+        row = {**vars(losses.perplexity), **_of_losses(losses)}
+    else:
+        row = vars(
+            statistics.compare_accuracies([a["correct"] for a, _ in pairs], [b["correct"] for _, b in pairs])
         )
-        rows.append({"metric": accuracy, **vars(comparison)})
-    rows.append({"metric": "loss", **vars(losses.loss), **of_losses})
-    return rows
+    return [{"metric": score, **row}, *rows]
+
+
+def _score(dataset, metrics):
+    """The name of the score that stands for a data set; None where it has only losses."""
+    names = (f"{dataset}_accuracy", *PERPLEXITIES)
+    return next((name for name in names if metrics.get(name) is not None), None)
+
+
+def _of_losses(comparison):
+    """The columns that only comparisons of losses have."""
+    low, high = comparison.perplexity_ratio_ci
+    return {
+        "ratio": comparison.perplexity_ratio,
+        "ratio_ci_low": low,
+        "ratio_ci_high": high,
+        "p_wilcoxon": comparison.wilcoxon_p,
+    }
 
 
 def records(table):

@@ -44,15 +44,14 @@ def write_markdown(study, summaries, settings, figure, panels, folder, difficult
 
 def _introduction(study, summaries):
     models = sorted({s["provenance"]["model"]["name"] for s in summaries})
-    samples = ", ".join(
-        f"{dataset} "
-        f"({words.span([s['summary']['total_samples'] for s in summaries if s['dataset'] == dataset])} "
-        "samples)"
-        for dataset in study.datasets
-    )
+    totals = {
+        d: [s["summary"]["total_samples"] for s in summaries if s["dataset"] == d] for d in study.datasets
+    }
+    samples = ", ".join(f"{d} ({words.plural(words.span(values), 'sample')})" for d, values in totals.items())
     return (
-        f"Model {', '.join(map(words.code, models))}; {len(study.experiments)} experiments: "
-        f"{len(study.topk)} top-k and {len(study.bh)} BH configurations on {samples}. Everything is compared "
+        f"Model {', '.join(map(words.code, models))}; {words.plural(len(study.experiments), 'experiment')}: "
+        f"{words.plural(len(study.topk), 'top-k configuration')} and "
+        f"{words.plural(len(study.bh), 'BH configuration')} on {samples}. Everything is compared "
         f"with the baseline, {words.code(study.baseline)}, sample by sample."
     )
 

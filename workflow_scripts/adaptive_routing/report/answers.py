@@ -10,7 +10,13 @@ from adaptive_routing.report import recommendations as rules
 from adaptive_routing.report import words
 from adaptive_routing.study import SIGNIFICANCE_LEVEL, lower_is_better
 
-MEASURES = {"perplexity": "perplexity", "avg_task_accuracy": "mean task accuracy"}
+STRATEGIES = {"bh": "BH", "topk": "top-k"}
+
+
+def _measures(study):
+    """What quality is measured by: column of the configurations table to its name."""
+    perplexity = {study.perplexity: words.score_name(study.perplexity)} if study.perplexity else {}
+    return perplexity | {"avg_task_accuracy": "mean task accuracy"}
 
 
 def answers(study):
@@ -33,12 +39,14 @@ def answers(study):
         )
         return
     yield _verdict_on_bh(study)
+    if powerless := rules.powerless(study):
+        yield _too_few_samples(powerless)
     yield _aims(study)
-    for column in MEASURES:
+    for column, name in _measures(study).items():
         best = rules.best_quality(study, column)
         if best is not None:
-            yield f"### Best {MEASURES[column]}"
-            yield _best_quality(study, best)
+            yield f"### Best {name}"
+            yield _best_quality(study, best, name)
     yield "### Same quality, least compute"
     yield from _least_compute(study)
     yield "### Fastest at the same quality"
@@ -92,9 +100,22 @@ def _verdict_on_bh(study):
     )
 
 
+def _too_few_samples(powerless):
+    parts = [
+        f"on {dataset} ({words.plural(samples, 'sample')}; "
+        f"{words.joined([STRATEGIES[s] for s in strategies])} configurations)"
+        for dataset, (strategies, samples) in powerless.items()
+    ]
+    return (
+        f"**So few samples cannot show any difference** {words.joined(parts)}: if all samples differed in "
+        "the same direction, the test's p, corrected by Holm, would still not be below "
+        f"{SIGNIFICANCE_LEVEL}. That no loss is shown there says nothing."
+    )
+
+
 def _aims(study):
     rows = []
-    for column, name in MEASURES.items():
+    for column, name in _measures(study).items():
         best = rules.best_quality(study, column)
         if best is None:
             continue
@@ -109,7 +130,8 @@ def _aims(study):
     ):
         use = words.code(config) if config else f"none; keep {words.code(study.baseline)}"
         rows.append((aim, use, *_key_numbers(study, config or study.baseline)))
-    headings = ["aim", "configuration", "average experts", "perplexity", "mean accuracy", "tokens/s"]
+    perplexity = words.score_name(study.perplexity or "perplexity")
+    headings = ["aim", "configuration", "average experts", perplexity, "mean accuracy", "tokens/s"]
     return words.table(headings, rows)
 
 
@@ -117,16 +139,15 @@ def _key_numbers(study, config):
     row = study.configurations.set_index("config").loc[config]
     return (
         words.number(row.get("avg_experts"), ".2f"),
-        words.with_error(row, "perplexity", ".2f"),
+        words.with_error(row, study.perplexity or "perplexity", ".2f"),
         words.with_error(row, "avg_task_accuracy", ".3f"),
         words.number(row.get("tokens_per_second"), ",.0f"),
     )
 
 
-def _best_quality(study, best):
-    name = MEASURES[best.column]
+def _best_quality(study, best, name):
     row = study.configurations.set_index("config").loc[best.config]
-    value = words.with_error(row, best.column, ".2f" if best.column == "perplexity" else ".3f")
+    value = words.with_error(row, best.column, ".2f" if lower_is_better(best.column) else ".3f")
     extreme = "lowest" if lower_is_better(best.column) else "highest"
     if best.config == study.baseline:
         return f"The baseline itself has the {extreme} {name}, {value}: no configuration measured better."
@@ -212,7 +233,7 @@ def _fastest(study):
 
 def _same_compute(study):
     items = []
-    for column, name in MEASURES.items():
+    for column, name in _measures(study).items():
         result = rules.same_compute(study, column)
         if result is None:
             continue
@@ -275,15 +296,28 @@ def _counted(configs, total):
 
 
 def _limits(study):
-    families = study.comparisons[study.comparisons["metric"] != "loss"].merge(
-        study.configurations[["config", "strategy"]], on="config"
-    )
+    families = study.comparisons[
+        study.comparisons["metric"] == study.comparisons["dataset"].map(study.scores)
+    ].merge(study.configurations[["config", "strategy"]], on="config")
     sizes = families.groupby(["strategy", "dataset"]).size().groupby("strategy").max()
     sizes = " and ".join(f"{size} {'BH' if s == 'bh' else 'top-k'}" for s, size in sizes.items())
+    powerless = rules.powerless(study)
     widths = ", ".join(
         f"±{words.score(study, d, rules.typical_half_width(study, d))} on {d}"
         for d in study.scored_datasets
-        if np.isfinite(rules.typical_half_width(study, d))
+        if d not in powerless and np.isfinite(rules.typical_half_width(study, d))
+    )
+    visible = (
+        f" Half an interval's width is typically {widths}; smaller differences cannot be told from none here."
+        if widths
+        else ""
+    )
+    per_word = (
+        " Word perplexity is exp of all articles' total loss by all their words; its test is a paired "
+        "t-test of the articles' differences in total loss by the mean number of words, linearised as a "
+        "ratio."
+        if study.perplexity == "word_perplexity"
+        else ""
     )
     unscored = [dataset for dataset in study.datasets if dataset not in study.scored_datasets]
     left_out = (
@@ -297,12 +331,15 @@ def _limits(study):
         "The tests are the paired t-test of losses and McNemar's exact test of accuracies; Wilcoxon's "
         "signed-rank test and the bootstrap stand beside them in the tables and decide nothing. Tests are "
         "paired over the same samples; like the standard errors, they take samples as independent, also "
-        f"where texts repeat or belong together.{left_out} The 95 % intervals are not corrected: one in "
-        f"twenty misses by chance. Half an interval's width is typically {widths}; smaller differences "
-        "cannot be told from none here. A loss is within the margin where the interval excludes one of more "
-        f"than {100 * rules.PERPLEXITY_MARGIN:g} % of perplexity and {rules.ACCURACY_MARGIN} of accuracy. "
-        "Perplexities are exp of the mean loss a sample. Speeds come from one timed pass over each data set, "
-        "on a machine that may have been doing other work: small differences between them mean nothing."
+        f"where texts repeat or belong together.{left_out} The 95 % intervals are those of the t-test for "
+        "losses and Tango's score interval for accuracies (it belongs to McNemar's asymptotic test, a "
+        "little less strict than the exact one). They are not corrected: one in twenty misses by "
+        f"chance.{visible} A loss is within the margin where the interval of at least "
+        f"{rules.FEWEST_SAMPLES} samples excludes one of more than {100 * rules.PERPLEXITY_MARGIN:g} % of "
+        f"perplexity and {rules.ACCURACY_MARGIN} of accuracy; an interval without width, of results that "
+        "are the same on every sample, proves nothing. Perplexity is exp of the mean loss a "
+        f"sample.{per_word} Speeds come from one timed pass over each data set, on a machine that may have "
+        "been doing other work: small differences between them mean nothing."
     )
 
 
@@ -317,7 +354,7 @@ def _evidence(study, config, datasets):
         rows.append(
             (
                 dataset,
-                c["metric"].replace("_", " "),
+                words.score_name(c["metric"]),
                 words.with_error(c, "value", digits),
                 words.with_error(c, "baseline_value", digits),
                 words.number(c["difference"], "+z" + digits),

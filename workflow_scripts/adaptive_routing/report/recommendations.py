@@ -4,7 +4,7 @@ Pure functions on a `Study`. Tests are those of the comparisons table: paired ag
 by Holm. A data set here is one with a perplexity or an accuracy; others decide nothing. Two notions of "same
 quality" are kept apart. `not_worse`: no data set shows a significant loss; with few samples that can also
 mean that a loss went unseen. `within_margin`: on every data set the 95 % interval excludes a loss beyond a
-margin fixed in advance (non-inferiority; Piaggio et al., JAMA 308, 2012).
+margin fixed in advance (non-inferiority; Piaggio et al., JAMA 308, 2012), and rests on enough samples.
 """
 
 from dataclasses import dataclass
@@ -12,10 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from adaptive_routing.study import lower_is_better
+from adaptive_routing.statistics import smallest_attainable_p
+from adaptive_routing.study import SIGNIFICANCE_LEVEL, lower_is_better
 
 PERPLEXITY_MARGIN = 0.02  # of the baseline's perplexity
 ACCURACY_MARGIN = 0.02  # share of samples
+# Fewer samples prove nothing to be within a margin: an interval rests on their mean being about normal.
+FEWEST_SAMPLES = 30
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,11 @@ class SameCompute:
 
 def scores_of(study, column):
     """The data sets whose scores make up a column of the configurations table."""
-    if column == "perplexity":
-        return [d for d in study.scored_datasets if f"{d}_accuracy" not in study.configurations]
-    return [d for d in study.scored_datasets if f"{d}_accuracy" in study.configurations]
+    return [
+        dataset
+        for dataset, score in study.scores.items()
+        if score == column or (score.endswith("_accuracy") and column == "avg_task_accuracy")
+    ]
 
 
 def best_quality(study, column):
@@ -83,12 +88,18 @@ def not_worse(study):
 
 
 def within_margin(study):
-    """Those of `not_worse` whose 95 % interval excludes a loss beyond the margin on every data set."""
+    """Those of `not_worse` that are shown to lose no more than the margin on any data set."""
     return [
         config
         for config in not_worse(study)
-        if all(largest_loss(study.comparison(config, d)) <= margin(study, d) for d in study.scored_datasets)
+        if all(_excludes_loss(study.comparison(config, d), margin(study, d)) for d in study.scored_datasets)
     ]
+
+
+def _excludes_loss(comparison, allowed):
+    """Whether the interval of enough samples, one that has a width, excludes a larger loss than allowed."""
+    has_width = comparison["ci_high"] > comparison["ci_low"]
+    return has_width and comparison["samples"] >= FEWEST_SAMPLES and largest_loss(comparison) <= allowed
 
 
 def largest_loss(comparison):
@@ -98,9 +109,31 @@ def largest_loss(comparison):
 
 def margin(study, dataset):
     """The loss of quality, in the data set's score, that counts as no loss."""
-    if f"{dataset}_accuracy" in study.configurations:
-        return ACCURACY_MARGIN
-    return PERPLEXITY_MARGIN * study.baseline_value("perplexity")
+    score = study.scores[dataset]
+    return PERPLEXITY_MARGIN * study.baseline_value(score) if lower_is_better(score) else ACCURACY_MARGIN
+
+
+def powerless(study):
+    """Where so few samples cannot show any difference, whatever they show: {data set: (strategies, samples)}.
+
+    There the smallest p-value that the deciding test can give, corrected by Holm for the configurations of
+    the strategy, is not below the level; or there is one sample and no test.
+    """
+    found = {}
+    strategies = study.configurations.set_index("config")["strategy"]
+    for dataset, score in study.scores.items():
+        rows = study.comparisons
+        rows = rows[(rows["dataset"] == dataset) & (rows["metric"] == score)]
+        for strategy, family in rows.groupby(rows["config"].map(strategies), sort=False):
+            tested = family[family["p_value"].notna()]
+            smallest = [
+                len(tested) * smallest_attainable_p(test, samples)
+                for test, samples in zip(tested["test"], tested["samples"], strict=True)
+            ]
+            if min(smallest, default=1.0) >= SIGNIFICANCE_LEVEL:
+                names, samples = found.get(dataset, ((), 0))
+                found[dataset] = (*names, strategy), max(samples, int(family["samples"].max()))
+    return found
 
 
 def least_compute(study, candidates):
@@ -166,7 +199,7 @@ def same_compute(study, column):
 def typical_half_width(study, dataset):
     """Half the width of a comparison's 95 % interval on the data set, the median over configurations."""
     rows = study.comparisons
-    rows = rows[(rows["dataset"] == dataset) & (rows["metric"] != "loss")]
+    rows = rows[(rows["dataset"] == dataset) & (rows["metric"] == study.scores[dataset])]
     widths = (rows["ci_high"] - rows["ci_low"]) / 2
     return float(widths.median()) if len(widths) else np.nan
 

@@ -2,12 +2,14 @@
 
 import pandas as pd
 
+from adaptive_routing import statistics
 from adaptive_routing.report import recommendations as rules
 from adaptive_routing.report import words
 from adaptive_routing.study import SIGNIFICANCE_LEVEL, lower_is_better
 
-# Columns of the tables: name, heading, format. Those of quality stand between perplexity and accuracies.
-OTHER_QUALITY = (
+# Columns of the tables: name, heading, format.
+PERPLEXITIES = (
+    ("perplexity", "perplexity", ".2f"),
     ("token_perplexity", "token perplexity", ".2f"),
     ("word_perplexity", "word perplexity", ".2f"),
     ("byte_perplexity", "byte perplexity", ".3f"),
@@ -48,13 +50,21 @@ TEST_NAMES = {"McNemar exact": "McNemar's exact test"}
 
 def tables(study):
     yield (
-        "Values ± standard error. ▲ better, ▼ worse than the baseline (corrected by Holm, p < "
-        f"{SIGNIFICANCE_LEVEL}); no mark: no difference shown, or no test (perplexity and the accuracy of "
-        f"each data set are tested). {words.NOTHING}: does not exist for this strategy or data set. Over "
-        "several data sets a metric is the plain mean."
+        f"{words.NOTHING}: does not exist for this strategy or data set, or is too large for a number. "
+        "Over several data sets a metric is the plain mean. In the tables of perplexity, accuracy and "
+        "tests a value stands with ± one standard error. ▲ better, ▼ worse than the baseline (corrected "
+        f"by Holm, p < {SIGNIFICANCE_LEVEL}); ○ tested, no difference shown; no sign: not tested."
     )
-    yield "### Quality"
-    yield _quality_table(study)
+    perplexities = [(*column, rules.scores_of(study, column[0])) for column in PERPLEXITIES]
+    accuracies = [
+        *((c, words.score_name(c), ".3f", [c.removesuffix("_accuracy")]) for c in study.accuracies),
+        ("avg_task_accuracy", "mean accuracy", ".3f", []),
+    ]
+    for heading, scores in (("Perplexity", perplexities), ("Accuracy", accuracies)):
+        scores = [score for score in scores if study.has(score[0])]
+        if scores:
+            yield f"### {heading}"
+            yield _quality_table(study, scores)
     yield "### Compute and speed"
     yield _metric_table(study, EFFICIENCY)
     yield "### Expert counts"
@@ -72,15 +82,8 @@ def tables(study):
             yield _test_table(study, dataset, rows)
 
 
-def _quality_table(study):
-    # Column, heading, format, and the data sets whose tests mark it.
-    scores = [
-        ("perplexity", "perplexity", ".2f", rules.scores_of(study, "perplexity")),
-        *((*column, []) for column in OTHER_QUALITY),
-        *((c, c.replace("_", " "), ".3f", [c.removesuffix("_accuracy")]) for c in study.accuracies),
-        ("avg_task_accuracy", "mean accuracy", ".3f", []),
-    ]
-    scores = [score for score in scores if study.has(score[0])]
+def _quality_table(study, scores):
+    """scores: column, heading, format, and the data sets whose tests mark it."""
     rows = []
     for _, row in study.configurations.iterrows():
         cells = [words.named(study, row["config"]), words.number(row["avg_experts"], ".2f")]
@@ -127,9 +130,10 @@ def _test_table(study, dataset, comparisons):
         )
     effect = "odds ratio of the samples that differ" if accuracy else "Cohen's d of the paired losses"
     caption = (
-        f"{first['metric'].replace('_', ' ').capitalize()}; baseline "
+        f"Score: {words.score_name(first['metric'])}; baseline "
         f"{words.with_error(first, 'baseline_value', digits)}; {first['test']}, "
-        f"{words.span([c['samples'] for _, c in comparisons])} samples; effect size: {effect}."
+        f"{words.span([c['samples'] for _, c in comparisons])} samples; effect size: {effect}; interval: "
+        f"{'Tango’s score interval' if accuracy else 't interval'}."
     )
     headings = [
         "configuration",
@@ -143,8 +147,23 @@ def _test_table(study, dataset, comparisons):
         "bootstrap p (Holm)",
         "effect size",
     ]
-    parts = [caption, words.table(headings, cells), _disagreements(corrected, comparisons)]
+    parts = [
+        caption,
+        words.table(headings, cells),
+        "" if accuracy else _too_few_for_ranks(study, comparisons),
+        _disagreements(corrected, comparisons),
+    ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _too_few_for_ranks(study, comparisons):
+    """Say where the rank test cannot show a difference of any configuration; empty where it can."""
+    strategies = study.configurations.set_index("config")["strategy"]
+    sizes = strategies.loc[[config for config, _ in comparisons]].value_counts()
+    samples = max(c["samples"] for _, c in comparisons)
+    if sizes.min() * statistics.smallest_attainable_p(statistics.WILCOXON, samples) < SIGNIFICANCE_LEVEL:
+        return ""
+    return "So few samples cannot show any difference by Wilcoxon's test, whatever their losses."
 
 
 def _disagreements(tests, comparisons):

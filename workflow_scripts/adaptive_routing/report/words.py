@@ -3,12 +3,15 @@
 import pandas as pd
 
 NOTHING = "–"
-MARKS = {"better": " ▲", "worse": " ▼"}
+MARKS = {"better": " ▲", "worse": " ▼", "same": " ○"}
+LARGE = 1e6  # from here on numbers are written with an exponent: a perplexity can have hundreds of digits
 
 
 def number(value, digits):
     """Format a number, a dash where there is none."""
-    return NOTHING if value is None or pd.isna(value) else f"{value:{digits}}".replace("-", "−")
+    if value is None or pd.isna(value):
+        return NOTHING
+    return f"{value:{'.2e' if abs(value) >= LARGE else digits}}".replace("-", "−")
 
 
 def p_value(value):
@@ -35,8 +38,14 @@ def with_error(row, column, digits):
 
 def digits_of(study, dataset):
     """Two digits for a perplexity, three for an accuracy or a loss."""
-    accuracy = f"{dataset}_accuracy" in study.configurations
-    return ".3f" if accuracy or dataset not in study.scored_datasets else ".2f"
+    return ".2f" if "perplexity" in study.scores.get(dataset, "loss") else ".3f"
+
+
+def score_name(metric):
+    """A score's name in words; a data set keeps its own."""
+    if metric.endswith("_accuracy") and metric != "avg_task_accuracy":
+        return f"{metric.removesuffix('_accuracy')} accuracy"
+    return metric.replace("_", " ")
 
 
 def score(study, dataset, value):
@@ -65,6 +74,11 @@ def joined(words):
 
 def of(count, total):
     return f"all {total}" if count == total > 1 else f"{count} of {total}"
+
+
+def plural(count, noun):
+    """A count and its noun: 1 sample, 2 samples; the count may be a span such as 3 to 5."""
+    return f"{count} {noun}{'' if str(count) == '1' else 's'}"
 
 
 def span(values):
