@@ -11,6 +11,7 @@ from adaptive_routing.difficulty import (
     describe_difficulty,
     difficulty_table,
     difficulty_trend,
+    smallest_attainable_p,
     smallest_visible_correlation,
 )
 from adaptive_routing.difficulty_figure import DPI, draw_difficulty_figure
@@ -137,11 +138,31 @@ def test_no_trend_is_not_taken_for_none():
     assert text.count(". ") == 2
 
 
-def test_the_smallest_visible_correlation_is_where_p_is_at_the_level():
-    n, rho = 12, smallest_visible_correlation(12)
+def test_the_visible_correlation_is_that_of_the_corrected_level():
+    flat = [summary(f"{k}experts_bh_a030", FLAT) for k in (8, 16, 32, 64)]
+    # Student's t at 0.05 / 4 of 12 prompts; the one that rises is out of Holm's way.
+    t = stats.t.isf(0.05 / 8, 10)
+    expected = f"a ρ within ±{t / (10 + t**2) ** 0.5:.2f} would not stand out among 4 tests"
+    assert expected in described(TOPK, *flat)
+    assert expected in described(TOPK, *flat, summary("8experts_bh_a060", RISING))
+    assert "±0.58" not in described(TOPK, *flat)
+
+
+@pytest.mark.parametrize("level", [0.05, 0.05 / 16])
+def test_the_smallest_visible_correlation_is_where_p_is_at_the_level(level):
+    n, rho = 12, smallest_visible_correlation(12, level)
     t = rho * ((n - 2) / (1 - rho**2)) ** 0.5
-    assert 2 * stats.t.sf(t, n - 2) == pytest.approx(0.05)
-    assert smallest_visible_correlation(2) == 1
+    assert 2 * stats.t.sf(t, n - 2) == pytest.approx(level)
+
+
+def test_too_few_prompts_can_show_nothing():
+    levels, values = (1, 1, 2, 2), (1.0, 2.0, 3.0, 4.0)
+    trend = difficulty_trend([summary("8experts_bh_a030", values, levels)])
+    p_value = trend["avg_experts_prompt_p_value"].item()
+    assert smallest_attainable_p([2, 2]) == pytest.approx(p_value)
+    assert smallest_attainable_p([1]) == 1
+    text = described(summary("8experts_bh_a030", values, levels))
+    assert "(4) leave it undecided: whatever the expert counts, Holm's p would not be below the level" in text
 
 
 def test_sentences_where_there_is_little_to_say():

@@ -91,7 +91,7 @@ def describe_difficulty(table, trend):
     table, trend = table[table["strategy"] == "bh"], trend[trend["strategy"] == "bh"]
     if table.empty:
         return "No BH configuration ran on the prompts; top-k gives every token the same number of experts."
-    return " ".join([_describe_levels(table), *_describe_trend(trend)])
+    return " ".join([_describe_levels(table), *_describe_trend(table, trend)])
 
 
 def _describe_levels(table):
@@ -115,7 +115,7 @@ def _describe_levels(table):
     return sentence + "."
 
 
-def _describe_trend(trend):
+def _describe_trend(table, trend):
     """Whether the expert count rises, falls or neither, and what so few prompts cannot show."""
     trend = trend.dropna(subset=["avg_experts_prompt_rho"])
     if trend.empty:
@@ -135,17 +135,28 @@ def _describe_trend(trend):
     if flat:
         samples = int(trend["samples"].min())
         what = "it" if flat == len(trend) else f"{flat} of them"
-        visible = smallest_visible_correlation(samples)
-        reason = f": a ρ within ±{visible:.2f} would not stand out in a single test" if visible < 1 else ""
-        yield f"So few prompts ({samples}) leave {what} undecided{reason}."
+        # Holm's correction divides the level by the number of configurations that are still undecided.
+        level = SIGNIFICANCE_LEVEL / flat
+        groups = table.loc[table["config"] == trend.loc[~shown, "config"].iloc[0], "samples"].tolist()
+        if smallest_attainable_p(groups) >= level:
+            reason = "whatever the expert counts, Holm's p would not be below the level"
+        else:
+            visible = smallest_visible_correlation(samples, level)
+            reason = f"a ρ within ±{visible:.2f} would not stand out"
+            reason += f" among {flat} tests" if flat > 1 else ""
+        yield f"So few prompts ({samples}) leave {what} undecided: {reason}."
 
 
-def smallest_visible_correlation(samples):
-    """Where |ρ| of `samples` prompts reaches significance in one two-sided test, about (Student's t).
+def smallest_attainable_p(groups):
+    """The smallest two-sided permutation p-value of prompts in levels of these sizes: all in perfect order.
 
-    1 where it cannot.
+    The permutations within a level leave ρ as it is, and the reverse order counts as well.
     """
-    if samples < 3:
-        return 1.0
-    t = stats.t.isf(SIGNIFICANCE_LEVEL / 2, samples - 2)
+    orders = math.factorial(sum(groups)) // math.prod(map(math.factorial, groups))
+    return min(1.0, max(2 / orders, 2 / (RESAMPLES + 1)))
+
+
+def smallest_visible_correlation(samples, level):
+    """Where |ρ| of `samples` prompts, at least 3, reaches a two-sided p of `level`, about (Student's t)."""
+    t = stats.t.isf(level / 2, samples - 2)
     return float(t / math.sqrt(samples - 2 + t**2))
