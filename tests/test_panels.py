@@ -223,6 +223,23 @@ def test_heat_map_is_relative_to_the_baseline(full):
     assert (unit, lower_is_better) == ("points", False)
 
 
+@pytest.mark.parametrize(
+    "better, words",
+    [(0, "none of them lies below"), (1, "one of them lies below"), (2, "2 of them lie below")],
+)
+def test_counts_in_sentences_are_singular_or_plural(better, words):
+    study = results_tables.study(effect=lambda config, dataset: (0.5, 0.1, 0.9))
+    rows = study.bh.index[:better]
+    study.configurations.loc[rows, "perplexity"] = 10.0
+    assert f"; {words} the baseline" in describe_panel("1_perplexity", study)
+
+
+def test_a_negative_change_has_a_minus_sign():
+    study = results_tables.study(effect=lambda config, dataset: (-1.0, 0.1, 0.9))
+    sentence = describe_panel("4_alpha_max_k_heatmap", study)
+    assert "by −9.1 % at best" in sentence and "-9" not in sentence
+
+
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_the_same_study_gives_the_same_bytes(full, tmp_path, suffix):
     paths = [tmp_path / f"{i}.{suffix}" for i in range(2)]
@@ -249,7 +266,7 @@ def test_a_saved_figure_is_the_one_that_savefig_makes(full, tmp_path):
 def test_svg_holds_real_text(full, tmp_path):
     style.save(draw_panel("1_perplexity", full), tmp_path / "panel.svg")
     svg = (tmp_path / "panel.svg").read_text()
-    assert ">perplexity (per token)</text>" in svg
+    assert ">perplexity, exp(mean sample loss)</text>" in svg
     assert "<dc:date>" not in svg
 
 

@@ -68,10 +68,11 @@ def describe(study):
     best = changes.idxmin() if lower_is_better else changes.idxmax()
     worst = changes.idxmax() if lower_is_better else changes.idxmin()
     starred = sum(_starred(study, config) for config in changes.index)
+    low, high = (f"{changes[config]:+z.1f} {unit}".replace("-", "−") for config in (best, worst))
     return (
-        f"Against the baseline, {name} changes by {changes[best]:+z.1f} {unit} at best (`{best}`) and by "
-        f"{changes[worst]:+z.1f} {unit} at worst (`{worst}`); {starred} of {len(changes)} configurations "
-        "differ from the baseline on at least one data set after Holm's correction."
+        f"Against the baseline, {name} changes by {low} at best (`{best}`) and by {high} at worst "
+        f"(`{worst}`); different from the baseline on at least one data set after Holm's correction: "
+        f"{starred} of {len(changes)}."
     )
 
 
@@ -95,7 +96,7 @@ def _write_values(axes, study, values, image, lines_per_cell):
             continue
         red, green, blue, _ = image.cmap(image.norm(values[i, j]))
         ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
-        text = f"{values[i, j]:+z.1f}" + ("*" if _starred(study, row["config"]) else "")
+        text = f"{values[i, j]:+z.1f}".replace("-", "−") + ("*" if _starred(study, row["config"]) else "")
         if lines_per_cell == 2:
             text += f"\n{row['avg_experts']:.1f}"
         axes.text(j, i, text, ha="center", va="center", color=ink, fontsize=size, linespacing=1.25)

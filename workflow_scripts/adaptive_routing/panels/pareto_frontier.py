@@ -32,7 +32,9 @@ def draw(figure, cell, study):
     axes.plot(x, y, drawstyle="steps-post", color="#b5b5b5", linewidth=3.5, alpha=0.6, zorder=1)
     axes.set(xlim=(x_low, x_high), ylim=(y_low, y_high))
     axes.set_xlabel("average experts per token and layer")
-    axes.set_ylabel("wikitext perplexity (per token)" if lower else "mean task accuracy (share correct)")
+    axes.set_ylabel(
+        "wikitext perplexity, exp(mean sample loss)" if lower else "mean task accuracy (share correct)"
+    )
 
 
 def quality_column(study):
@@ -57,8 +59,8 @@ def describe(study):
     count = int((best["strategy"] == "bh").sum())
     what = "perplexity" if column == "perplexity" else "mean accuracy"
     sentence = (
-        f"{len(best)} of {study.configurations[column].notna().sum()} configurations lie on the frontier of "
-        f"average experts and {what}, {count} of them BH"
+        f"On the frontier of average experts and {what}: {len(best)} of "
+        f"{study.configurations[column].notna().sum()} configurations, {count} of them BH"
     )
     row = study.baseline_row
     if row is None or not np.isfinite(study.baseline_value(column)):

@@ -8,6 +8,10 @@ from adaptive_routing.study import lower_is_better
 
 TITLE = f"1  {TITLES['1_perplexity']}"
 TEXTS = {"perplexity": "wikitext", "target_perplexity": "lambada's target words"}
+LABELS = {
+    "perplexity": "perplexity, exp(mean sample loss)",
+    "target_perplexity": "perplexity, exp(mean loss of a word)",
+}
 
 
 def draw(figure, cell, study):
@@ -19,7 +23,7 @@ def draw(figure, cell, study):
     style.heading(axes, TITLE, f"{TEXTS[column]}; lower is better{bars}")
     style.lines_over_alpha(axes, study, column, error=f"{column}_stderr")
     style.ratio_axis(axes, "y", [*study.bh[column], study.baseline_value(column)])
-    axes.set_ylabel("perplexity (per token)" if column == "perplexity" else "perplexity (per word)")
+    axes.set_ylabel(LABELS[column])
     style.topk_levels(axes, study, column)
 
 
@@ -52,5 +56,7 @@ def describe_extremes(study, column, name, digits):
     if reference == reference:
         below = rows[column] < reference if lower_is_better(column) else rows[column] > reference
         word = "below" if lower_is_better(column) else "above"
-        sentence += f"; {int(below.sum())} of them lie {word} the baseline, before any test"
+        count = int(below.sum())
+        subject = f"{count} of them lie" if count > 1 else ("none of them lies", "one of them lies")[count]
+        sentence += f"; {subject} {word} the baseline, before any test"
     return sentence + "."

@@ -23,7 +23,9 @@ def draw(figure, cell, study):
     if np.isfinite(study.baseline_value("tokens_per_second")):
         axes.axvline(study.baseline_value("tokens_per_second"), zorder=2, **style.BASELINE)
     axes.set_xlabel("evaluated tokens per second of forward time")
-    axes.set_ylabel("mean task accuracy (share correct)" if higher else "wikitext perplexity (per token)")
+    axes.set_ylabel(
+        "mean task accuracy (share correct)" if higher else "wikitext perplexity, exp(mean sample loss)"
+    )
 
 
 def quality_column(study):
@@ -46,5 +48,5 @@ def describe(study):
     faster = int((study.bh["tokens_per_second"] > reference).sum())
     return (
         f"{sentence}, {first['tokens_per_second'] / reference:.2f} times the baseline's {reference:,.0f}; "
-        f"{faster} of {len(study.bh)} BH configurations are faster than the baseline."
+        f"BH configurations faster than the baseline: {faster} of {len(study.bh)}."
     )
