@@ -90,7 +90,9 @@ def run_experiment(request, cache):
         cache.log_workers,
     )
     scores = ", ".join(
-        f"{name} {value:.4g}" for name, value in summary["metrics"].items() if not name.endswith("stderr")
+        f"{name} {'too large' if value is None else f'{value:.4g}'}"
+        for name, value in summary["metrics"].items()
+        if not name.endswith("stderr")
     )
     speed = summary["summary"]["total_tokens"] / summary["timings"]["forward_seconds"]
     print(f"{configuration.name} on {request['dataset']}: {scores}; {speed:,.0f} tokens/s", file=sys.stderr)

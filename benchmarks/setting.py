@@ -1,0 +1,117 @@
+"""What the benchmarks share: a model, the rows of a study's config, null distributions, and tables."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from adaptive_routing.calibration import collect_router_logits, encode_calibration_text
+from adaptive_routing.data import load_rows, prepare_samples
+from adaptive_routing.devices import Clock
+from adaptive_routing.models import inspect_model, load_model, load_tokenizer
+from adaptive_routing.null_distribution.estimate import fit_null_distribution
+from adaptive_routing.routing import make_strategy
+from adaptive_routing.settings import load_settings
+
+REPOSITORY = Path(__file__).parents[1]
+ROUTING = {"min_k": 1, "temperature": 1.0, "weights": "native"}
+
+
+@dataclass
+class Setting:
+    """A study's settings with its model loaded, its samples tokenised and its null distributions fitted."""
+
+    settings: dict
+    loaded: object
+    tokenizer: object
+    prepared: dict
+    null_distribution: object
+
+    def strategy(self, configuration):
+        """The routing strategy of a configuration of the grid."""
+        return make_strategy(configuration, ROUTING, self.null_distribution)
+
+    @property
+    def device(self):
+        return self.loaded.model.device
+
+
+def parser(description):
+    """The arguments that every benchmark takes."""
+    arguments = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("--configfile", nargs="*", default=[], help="as for snakemake; over config.yaml")
+    return arguments
+
+
+def load_setting(configfiles):
+    """Read a study's config files and load what they name (`Setting`)."""
+    config = yaml.safe_load((REPOSITORY / "config.yaml").read_text())
+    for path in configfiles:
+        _update(config, yaml.safe_load(Path(path).read_text()))
+    settings = load_settings(config, REPOSITORY)
+    model = settings["model"]
+    info = inspect_model(model["name"], model["revision"])
+    tokenizer = load_tokenizer(info)
+    loaded = load_model(info, model["dtype"], model["device"])
+    prepared = {name: prepare(settings, tokenizer, info, name) for name in settings["datasets"]}
+    text = settings["null_distribution"]["calibration"]
+    rows = load_rows(text["source"], text["subset"], text["split"], text["revision"])
+    samples = encode_calibration_text(rows, text["column"], tokenizer, text["max_tokens"], text["max_length"])
+    logits = collect_router_logits(loaded, samples, settings["evaluation"]["batch_tokens"])
+    null_distribution = fit_null_distribution(logits.transpose(0, 1).float().numpy())
+    return Setting(settings, loaded, tokenizer, prepared, null_distribution)
+
+
+def prepare(settings, tokenizer, info, name, max_samples=None):
+    """A data set's samples, as many as its settings say or `max_samples`."""
+    data = settings["datasets"][name]
+    rows = load_rows(data["source"], data["subset"], data["split"], data["revision"])
+    length = settings["evaluation"]["max_length"]
+    maximum = info["max_position_embeddings"]
+    return prepare_samples(name, rows, tokenizer, max_samples or data["max_samples"], length, maximum)
+
+
+def _update(config, other):
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(config.get(key), dict):
+            _update(config[key], value)
+        else:
+            config[key] = value
+
+
+def matrix_tflops(device, dtype):
+    """The rate of a large matrix product on random numbers: TFLOP/s."""
+    size = 8192 if device.type == "cuda" else 1024
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    seconds = timed(lambda: left @ right, device, repeats=10)
+    return 2 * size**3 / seconds / 1e12
+
+
+def timed(work, device, repeats=1):
+    """Seconds of `work`, the mean of some calls after one that is not counted."""
+    work()
+    clock = Clock(device)
+    for _ in range(repeats):
+        work()
+    clock.stop()
+    return clock.seconds() / repeats
+
+
+def print_table(headings, rows):
+    """Print a Markdown table, numbers to the right."""
+    rows = [
+        [f"{cell:,.0f}" if isinstance(cell, float) and cell >= 1000 else _cell(cell) for cell in row]
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    for number, row in enumerate([headings, *rows]):
+        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
+        if number == 0:
+            print("| " + " | ".join("-" * width for width in widths) + " |")
+
+
+def _cell(cell):
+    return f"{cell:.3g}" if isinstance(cell, float) else str(cell)
