@@ -184,7 +184,8 @@ def test_the_figure_shows_the_tables_values(tmp_path):
     assert overlaps(figure) == []
     axes = np.array(figure.axes).reshape(2, 4)
     for row, column in zip(axes, ("avg_experts_prompt", "avg_experts_new"), strict=True):
-        assert row[0].get_ylabel().endswith("experts per token and layer")
+        assert row[0].get_yscale() == "log"
+        assert row[0].get_ylabel().endswith("experts\nper token and layer (log)")
         for ax, max_k in zip(row, (8, 16, 32, 64), strict=True):
             lines = [container.lines[0].get_ydata() for container in ax.containers]
             own = table[table["k_or_max_k"].eq(max_k) & table["strategy"].eq("bh")]
@@ -214,6 +215,13 @@ def test_the_figure_is_legible_with_configurations_missing(options, summaries):
     texts = [text.get_text() for ax in figure.axes for text in ax.texts]
     drawn = [ax for ax in figure.axes if ax.containers]
     assert len(figure.axes) == len(drawn) + len(texts)  # an empty multiple says so
+
+
+def test_a_linear_axis_is_not_called_logarithmic():
+    table = difficulty_table([TOPK, summary("16experts_bh_a030", [e + 4 for e in RISING])])
+    first = draw_difficulty_figure(results_tables.study(), table).axes[0]
+    assert first.get_yscale() == "linear"
+    assert first.get_ylabel().endswith("per token and layer")
 
 
 def test_the_figure_says_that_no_bh_configuration_ran():

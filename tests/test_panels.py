@@ -158,6 +158,42 @@ def test_max_k_colours_are_ordered_in_greyscale(count):
     assert len({style.marker(study, max_k) for max_k in study.max_ks}) == count
 
 
+@given(count=st.integers(1, 12))
+def test_every_line_is_visible_in_greyscale(count):
+    study = results_tables.study(max_ks=tuple(range(4, 4 + count)), ks=(8,))
+    for max_k in study.max_ks:
+        shades = [style.line_colour(study, max_k, alpha) for alpha in study.alphas]
+        luminance = [np.dot(shade, (0.2126, 0.7152, 0.0722)) for shade in shades]
+        assert max(luminance) < 0.75
+        assert np.all(np.diff(luminance) < 0)  # darker for a larger alpha
+
+
+def test_a_note_stays_within_its_panel(full):
+    # On the page a panel is about a third of its width.
+    figure = draw_figure(full)
+    canvas = FigureCanvasAgg(figure)
+    with style.visual_language():
+        canvas.draw()
+    renderer = canvas.get_renderer()
+    axes = {ax.get_title("left")[:1]: ax for ax in figure.axes if ax.get_title("left")}
+    for number, ax in axes.items():
+        right = axes.get(str(int(number) + 1))
+        limit = figure.bbox.x1 if int(number) % 3 == 0 else right.get_window_extent(renderer).x0
+        notes = [t for t in ax.texts if isinstance(t, Annotation) and t.get_fontsize() == style.SMALL]
+        for note in notes:
+            box = super(Annotation, note).get_window_extent(renderer)
+            assert box.x1 < limit - 0.01 * figure.bbox.width, note.get_text()
+
+
+def test_a_level_far_outside_is_written_as_the_ticks_are(full):
+    study = make_study(
+        full.experiments, full.configurations.copy(), full.layers, full.comparisons, full.baseline
+    )
+    study.configurations.loc[study.configurations["config"] == "16experts_topk_baseline", "perplexity"] = 2163
+    (axes,) = draw_panel("1_perplexity", study).axes
+    assert any("top-16 ↑ 2.16k" in text.get_text() for text in axes.texts)
+
+
 def test_a_level_far_outside_does_not_flatten_the_rest(full):
     (axes,) = draw_panel("1_perplexity", full).axes
     assert axes.get_ylim()[1] < full.topk["perplexity"].max() / 2

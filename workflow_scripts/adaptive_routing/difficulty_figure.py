@@ -42,11 +42,13 @@ def draw_difficulty_figure(study, table):
         axes = figure.subplots(
             len(SHOWN), len(study.max_ks), sharex=True, sharey=True, squeeze=False
         )  # (2, max_ks)
-        for above, (column, tokens) in zip(axes, SHOWN.items(), strict=True):
+        for above, column in zip(axes, SHOWN, strict=True):
             for ax, max_k in zip(above, study.max_ks, strict=True):
                 _lines(ax, study, rows[rows["k_or_max_k"] == max_k], max_k, column)
-            above[0].set_ylabel(f"{tokens}:\nexperts per token and layer")
         _scales(axes, study, rows)
+        scale = " (log)" if axes[0, 0].get_yscale() == "log" else ""
+        for above, tokens in zip(axes, SHOWN.values(), strict=True):
+            above[0].set_ylabel(f"{tokens}: experts\nper token and layer{scale}")
         for ax, max_k in zip(axes[0], study.max_ks, strict=True):
             ax.set_title(f"max_k {max_k}")
         for ax in axes[-1]:
@@ -66,7 +68,7 @@ def _lines(axes, study, rows, max_k, column):
         drawn = True
         x, y = own["difficulty"].to_numpy(float) + shift, own[column].to_numpy(float)
         errors = own[f"{column}_stderr"].fillna(0).to_numpy(float)
-        hue = style.filling(study, max_k, alpha, palest=0.35)
+        hue = style.line_colour(study, max_k, alpha)
         axes.errorbar(
             x, y, errors, color=hue, ecolor=style.colour(study, max_k), elinewidth=0.7, zorder=3,
             marker=style.marker(study, max_k), markerfacecolor=style.filling(study, max_k, alpha),

@@ -20,7 +20,7 @@ def draw(figure, cell, study):
     for i, (_, row) in enumerate(rows.iterrows()):
         max_k = row["k_or_max_k"]
         axes.plot(
-            layers, means.loc[row["config"]], color=style.filling(study, max_k, row["alpha"], palest=0.35),
+            layers, means.loc[row["config"]], color=style.line_colour(study, max_k, row["alpha"]),
             marker=style.marker(study, max_k), markerfacecolor=style.filling(study, max_k, row["alpha"]),
             markeredgecolor=style.colour(study, max_k), markeredgewidth=0.6, markersize=3.2, linewidth=0.9,
             markevery=(i % step, step), zorder=3,

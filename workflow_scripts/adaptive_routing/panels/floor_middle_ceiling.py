@@ -15,7 +15,7 @@ def draw(figure, cell, study):
     if rows.empty:
         return style.nothing_to_show(figure, cell, TITLE, "no BH configuration has these shares")
     axes = figure.add_subplot(cell)
-    style.heading(axes, TITLE, "floor: min_k; ceiling: max_k, where top-k always is; middle: BH's own count")
+    style.heading(axes, TITLE, "floor: min_k; middle: BH's own count; ceiling: max_k")
     places = np.arange(len(rows)) + 0.8 * (rows["k_or_max_k"].diff().fillna(0) != 0).cumsum().to_numpy()
     bottom = np.zeros(len(rows))
     labels = []

@@ -95,8 +95,8 @@ def save(figure, path, dpi=DPI):
 
 
 def colour(study, max_k):
-    """The colour of a max_k: its place among this study's max_k on viridis (the palest yellow left out)."""
-    places = np.linspace(0.08, 0.82, len(study.max_ks)) if len(study.max_ks) > 1 else [0.4]
+    """The colour of a max_k: its place among this study's max_k on viridis (the light end left out)."""
+    places = np.linspace(0.05, 0.66, len(study.max_ks)) if len(study.max_ks) > 1 else [0.35]
     return mpl.colormaps["viridis"](places[study.max_ks.index(int(max_k))])[:3]
 
 
@@ -105,12 +105,14 @@ def marker(study, max_k):
     return MARKERS[study.max_ks.index(int(max_k)) % len(MARKERS)]
 
 
-def filling(study, max_k, alpha, palest=0.12):
-    """The face colour of a configuration: its max_k's colour, paler for a smaller alpha.
+def filling(study, max_k, alpha):
+    """The face colour of a configuration: its max_k's colour, paler for a smaller alpha."""
+    return _shade(colour(study, max_k), study.alphas.index(float(alpha)), len(study.alphas))
 
-    palest: how much of the colour the smallest alpha keeps, of 1; lines need more of it than areas.
-    """
-    return _shade(colour(study, max_k), study.alphas.index(float(alpha)), len(study.alphas), palest)
+
+def line_colour(study, max_k, alpha):
+    """The colour of a configuration's line: as its filling, but visible on white for any alpha."""
+    return _shade(colour(study, max_k), study.alphas.index(float(alpha)), len(study.alphas), palest=0.65)
 
 
 def baseline_label(study):
@@ -270,7 +272,7 @@ def topk_levels(axes, study, column, named=True):
             labels.append((value, name, value == baseline))
         else:
             arrow = "↑" if _fraction(axes, value) > 1 else "↓"
-            labels.append((value, f"{name} {arrow} {value:.3g}", False))
+            labels.append((value, f"{name} {arrow} {_short(float(f'{value:.3g}'))}", False))
     if named:
         edge_labels(axes, labels)
 
@@ -403,7 +405,9 @@ def _merged(levels):
     ]
 
 
-def _short(value, _position):
+def _short(value, _position=None):
+    if value >= 1e6:
+        return f"{value:.3g}"
     return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
 
 
