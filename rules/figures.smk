@@ -22,6 +22,7 @@ rule plot_panels:
         ),
     log:
         job_log("plot_panels"),
+    threads: 4
     conda:
         "../envs/adaptive_routing.yaml"
     params:

@@ -1,5 +1,6 @@
 """The figure: what it shows is what the tables hold, in any study, without one text over another."""
 
+import multiprocessing
 import subprocess
 import sys
 from itertools import combinations
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 import results_tables
 from adaptive_routing.errors import InputError
-from adaptive_routing.panels import PANELS, describe_panel, draw_figure, draw_panel, style
+from adaptive_routing.panels import PANELS, describe_panel, draw_figure, draw_panel, save_drawings, style
 from adaptive_routing.panels.alpha_max_k_heatmap import quality_measure
 from adaptive_routing.panels.floor_middle_ceiling import shares
 from adaptive_routing.panels.pareto_frontier import frontier
@@ -297,6 +298,28 @@ def test_a_saved_figure_is_the_one_that_savefig_makes(full, tmp_path):
     np.testing.assert_array_equal(first, second)
     np.testing.assert_allclose(first, expected, atol=0.01)
     assert (tmp_path / "png_first.svg").read_bytes() == (tmp_path / "svg_first.svg").read_bytes()
+
+
+@pytest.mark.parametrize("processes", [2, 3, 20])
+def test_drawings_are_the_same_from_any_number_of_processes(full, tmp_path, processes):
+    names = ["2_task_accuracy", "5_pareto_frontier", "6_floor_middle_ceiling"]
+    written = []
+    for number in (1, processes):
+        files = {name: [tmp_path / f"{number}_{name}.{s}" for s in ("png", "svg")] for name in names}
+        save_drawings(full, files, number)
+        written.append([path.read_bytes() for paths in files.values() for path in paths])
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_drawing_that_fails_fails_the_job_and_leaves_no_process(full, tmp_path, failing):
+    names = ["5_pareto_frontier", "6_floor_middle_ceiling"]
+    files = {name: [tmp_path / f"{name}.png"] for name in names}
+    (tmp_path / "file").write_text("")
+    files[names[failing]] = [tmp_path / "file" / "panel.png"]
+    with pytest.raises((OSError, RuntimeError)):
+        save_drawings(full, files, processes=2)
+    assert multiprocessing.active_children() == []
 
 
 def test_svg_holds_real_text(full, tmp_path):

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from adaptive_routing.jobs import job
-from adaptive_routing.panels import draw_figure, draw_panel
-from adaptive_routing.panels.style import save
+from adaptive_routing.panels import PANELS, save_drawings
 from adaptive_routing.study import read_study
 
 with job(snakemake):
@@ -16,9 +15,7 @@ with job(snakemake):
         inputs.comparisons,
         baseline=snakemake.params.baseline,
     )
-    whole = {output.figure_png, output.figure_svg}
-    figure = draw_figure(study)
-    for path in sorted(whole):
-        save(figure, path)
-    for path in sorted(set(output) - whole):
-        save(draw_panel(Path(path).stem.removeprefix("panel_"), study), path)
+    files = {"figure": [output.figure_png, output.figure_svg]}
+    for panel in PANELS:
+        files[panel] = [path for path in output if Path(path).stem == f"panel_{panel}"]
+    save_drawings(study, files, processes=snakemake.threads)

@@ -6,6 +6,7 @@ does not import matplotlib, so that the workflow can read the list of panels at 
 """
 
 import importlib
+import multiprocessing
 
 TITLES = {
     "1_perplexity": "Perplexity",
@@ -43,6 +44,46 @@ def draw_panel(panel, study):
         _module(panel).draw(figure, figure.add_gridspec(1, 1)[0], study)
         style.legend(figure, study)
     return figure
+
+
+def save_drawings(study, files, processes=1):
+    """Draw into files, several at a time.
+
+    Args:
+        files: the paths of each drawing, which is a panel's name or "figure".
+        processes: at most this many; the first drawing, which should be the longest, has one to itself.
+    """
+    first, *rest = files
+    shares = [[first], *(rest[i :: processes - 1] for i in range(processes - 1))]
+    own, *others = shares if processes > 1 else [[first, *rest]]
+    # Copies of this process, which have the study, and matplotlib without importing it again. Each knows its
+    # share from the start and waits for nothing, so that it ends also when this process is killed.
+    importlib.import_module(f"{__name__}.style")
+    context = multiprocessing.get_context("fork")
+    started = []
+    try:
+        for names in filter(None, others):
+            worker = context.Process(target=_save, args=(study, files, names))
+            worker.start()
+            started.append(worker)
+        _save(study, files, own)
+        for worker in started:
+            worker.join()
+    finally:
+        for worker in started:
+            worker.terminate()
+            worker.join()
+    if any(worker.exitcode for worker in started):
+        raise RuntimeError("a process that draws panels failed; its error stands above")
+
+
+def _save(study, files, names):
+    from adaptive_routing.panels import style
+
+    for name in names:
+        drawing = draw_figure(study) if name == "figure" else draw_panel(name, study)
+        for path in files[name]:
+            style.save(drawing, path)
 
 
 def describe_panel(panel, study):
