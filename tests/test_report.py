@@ -485,10 +485,18 @@ def test_a_rank_test_that_cannot_reject_is_said_to(images):
     study = study_of(TIES)
     sentence = "So few samples cannot show any difference by Wilcoxon's test"
     assert sentence not in report(study, images)
+    study = study_of(TIES)
     study.comparisons.loc[study.comparisons["dataset"] == "wikitext", "samples"] = 5
     text = report(study, images)
     assert sentence in section(text, "### Tests on wikitext")
     assert rules.powerless(study) == {}  # the t-test, which decides, can
+
+
+def test_an_interval_that_does_not_exist_is_a_dash():
+    row = {"ci_low": np.nan, "ci_high": np.nan}
+    assert words.interval(row, "+z.2f") == "–"
+    assert words.interval(row | {"ci_low": -1.5}, "+z.2f") == "−1.50 to –"
+    assert words.interval({"ci_low": -1.5, "ci_high": 2.25}, "+z.2f") == "−1.50 to +2.25"
 
 
 def test_one_is_singular_and_a_data_set_keeps_its_name(images):

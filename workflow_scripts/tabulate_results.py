@@ -1,5 +1,7 @@
 """Make the results tables from the metrics and summaries of all experiments."""
 
+import gc
+
 from adaptive_routing import tables
 from adaptive_routing.files import read_json
 from adaptive_routing.jobs import job
@@ -14,5 +16,6 @@ with job(snakemake):
     tables.write_table(tables.layers_table(experiments), output.layers_csv)
 
     summaries = [read_json(path) for path in snakemake.input.summaries]
+    gc.freeze()  # statsmodels collects garbage in every correction: 20 ms each over all that is loaded
     comparisons = tables.comparisons_table(summaries, snakemake.params.baseline)
     tables.write_table(comparisons, output.comparisons_csv, output.comparisons_json)

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy  # loads `stats` when it is first used: the report does not need it
 
 from adaptive_routing.statistics import corrected_p_values
 from adaptive_routing.study import SIGNIFICANCE_LEVEL
@@ -68,11 +68,11 @@ def difficulty_trend(summaries):
 
 def _rank_correlation(x, y):
     """Spearman's ρ and its permutation p-value; (None, None) where either does not vary."""
-    x, y = (stats.zscore(stats.rankdata(values)) if np.ptp(values) else None for values in (x, y))
+    x, y = (scipy.stats.zscore(scipy.stats.rankdata(values)) if np.ptp(values) else None for values in (x, y))
     if x is None or y is None:
         return None, None
     # Of standardised ranks ρ is the mean product. Permutations of few prompts are all enumerated.
-    test = stats.permutation_test(
+    test = scipy.stats.permutation_test(
         (x,),
         lambda permuted, axis: np.mean(permuted * y, axis=axis),
         permutation_type="pairings",
@@ -158,5 +158,5 @@ def smallest_attainable_p(groups):
 
 def smallest_visible_correlation(samples, level):
     """Where |ρ| of `samples` prompts, at least 3, reaches a two-sided p of `level`, about (Student's t)."""
-    t = stats.t.isf(level / 2, samples - 2)
+    t = scipy.stats.t.isf(level / 2, samples - 2)
     return float(t / math.sqrt(samples - 2 + t**2))

@@ -18,9 +18,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, stats
-from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
+import scipy  # loads `stats` and `optimize` when they are first used: figures and report need neither
 
 from adaptive_routing.tasks.accuracy import accuracy_with_stderr
 from adaptive_routing.tasks.uncertainty import (
@@ -117,7 +115,7 @@ def compare_losses(baseline, losses, sizes=None):
         ),
         perplexity_ratio=exp_or_none(difference),
         perplexity_ratio_ci=tuple(None if end is None else exp_or_none(end) for end in (low, high)),
-        wilcoxon_p=float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0,
+        wilcoxon_p=float(scipy.stats.wilcoxon(differences).pvalue) if differences.any() else 1.0,
     )
 
 
@@ -127,6 +125,8 @@ def compare_accuracies(baseline, correct):
     Effect size: odds ratio of the discordant samples (right only here / right only in the baseline), with
     0.5 added to both counts so that it is finite; 1 is no effect.
     """
+    from statsmodels.stats.contingency_tables import mcnemar
+
     baseline, correct = np.asarray(baseline, dtype=bool), np.asarray(correct, dtype=bool)
     gained, lost = int(np.sum(correct & ~baseline)), int(np.sum(~correct & baseline))
     both, neither = int(np.sum(correct & baseline)), int(np.sum(~correct & ~baseline))
@@ -154,7 +154,7 @@ def tango_interval(gained, lost, samples):
     b, c, n = gained, lost, samples
     if n == 1:
         return None, None
-    z = stats.norm.isf((1 - CONFIDENCE) / 2)
+    z = scipy.stats.norm.isf((1 - CONFIDENCE) / 2)
     estimate = (b - c) / n
 
     def excess(delta):
@@ -170,7 +170,7 @@ def tango_interval(gained, lost, samples):
         start = estimate + 1e-9 * (limit - estimate)
         if excess(limit) <= 0:
             return limit
-        return float(optimize.brentq(excess, start, limit, xtol=1e-12))
+        return float(scipy.optimize.brentq(excess, start, limit, xtol=1e-12))
 
     return end(-1.0), end(1.0)
 
@@ -198,6 +198,8 @@ def corrected_p_values(p_values, method):
 
     None stays None and does not count as a comparison.
     """
+    from statsmodels.stats.multitest import multipletests
+
     corrected = [None] * len(p_values)
     tested = [i for i, p in enumerate(p_values) if p is not None]
     if tested:
@@ -213,13 +215,13 @@ def _t_test(difference, stderr, samples):
         return 1.0
     if stderr is None:
         return None
-    return float(2 * stats.t.sf(abs(difference) / stderr, samples - 1)) if stderr else 0.0
+    return float(2 * scipy.stats.t.sf(abs(difference) / stderr, samples - 1)) if stderr else 0.0
 
 
 def _t_interval(difference, stderr, samples):
     if stderr is None:
         return None, None
-    reach = float(stats.t.isf((1 - CONFIDENCE) / 2, samples - 1)) * stderr
+    reach = float(scipy.stats.t.isf((1 - CONFIDENCE) / 2, samples - 1)) * stderr
     return difference - reach, difference + reach
 
 

@@ -129,10 +129,13 @@ class Study:
 
         It is the row of the data set's own score, or else that of the mean loss.
         """
-        table = self.comparisons
-        rows = table[(table["config"] == config) & (table["dataset"] == dataset)]
-        rows = rows[rows["metric"] == self.scores.get(dataset, "loss")]
-        return None if rows.empty else rows.iloc[0]
+        return self._comparisons.get((config, dataset, self.scores.get(dataset, "loss")))
+
+    @cached_property
+    def _comparisons(self):
+        """The rows of `comparisons` by configuration, data set and metric."""
+        rows = (row for _, row in self.comparisons.iterrows())
+        return {(row["config"], row["dataset"], row["metric"]): row for row in rows}
 
     def verdict(self, config, dataset):
         """'better', 'worse' or 'same' than the baseline after Holm's correction; None when not compared.

@@ -9,6 +9,7 @@ import contextlib
 
 import matplotlib as mpl
 import numpy as np
+import scipy  # loads `optimize` when it is first used: the report does not need it
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -16,7 +17,6 @@ from matplotlib.legend_handler import HandlerBase
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-from scipy.optimize import isotonic_regression
 
 from adaptive_routing.files import atomic_path
 
@@ -305,7 +305,11 @@ def spread(places, gap):
     """
     order = np.argsort(places, kind="stable")
     ranks = np.arange(len(places))
-    shifts = isotonic_regression(np.asarray(places)[order] - gap * ranks).x if len(places) else ranks
+    shifts = (
+        scipy.optimize.isotonic_regression(np.asarray(places)[order] - gap * ranks).x
+        if len(places)
+        else ranks
+    )
     moved = np.empty(len(places))
     moved[order] = np.clip(shifts, 0, max(0.0, 1 - gap * (len(places) - 1))) + gap * ranks
     return moved
