@@ -358,7 +358,7 @@ def _evidence(study, config, datasets):
                 words.with_error(c, "value", digits),
                 words.with_error(c, "baseline_value", digits),
                 words.number(c["difference"], "+z" + digits),
-                f"{words.number(c['ci_low'], '+z' + digits)} to {words.number(c['ci_high'], '+z' + digits)}",
+                words.interval(c, "+z" + digits),
                 words.p_value(c["p_holm"]),
                 {"better": "better", "worse": "worse", "same": "not shown"}.get(
                     study.verdict(config, dataset), words.NOTHING

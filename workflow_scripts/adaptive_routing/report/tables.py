@@ -123,17 +123,19 @@ def _test_table(study, dataset, comparisons):
                 words.with_error(c, "value", digits),
                 words.number(c["difference"], "+z" + digits)
                 + words.MARKS.get(study.verdict(config, dataset), ""),
-                f"{words.number(c['ci_low'], '+z' + digits)} to {words.number(c['ci_high'], '+z' + digits)}",
+                words.interval(c, "+z" + digits),
                 *(words.p_value(c.get(column)) for column in ("p_value", "p_holm", "p_bh", *beside)),
                 words.number(c.get("effect_size"), ".2f"),
             )
         )
     effect = "odds ratio of the samples that differ" if accuracy else "Cohen's d of the paired losses"
+    interval = "Tango's score interval" if accuracy else "t interval"
+    samples = words.span([c["samples"] for _, c in comparisons])
     caption = (
         f"Score: {words.score_name(first['metric'])}; baseline "
         f"{words.with_error(first, 'baseline_value', digits)}; {first['test']}, "
-        f"{words.span([c['samples'] for _, c in comparisons])} samples; effect size: {effect}; interval: "
-        f"{'Tango’s score interval' if accuracy else 't interval'}."
+        f"{words.plural(samples, 'sample')}; effect size: {effect}; interval: "
+        f"{interval}."
     )
     headings = [
         "configuration",

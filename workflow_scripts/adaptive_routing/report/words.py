@@ -36,6 +36,13 @@ def with_error(row, column, digits):
     return text if text == NOTHING or error is None or pd.isna(error) else f"{text} ± {number(error, digits)}"
 
 
+def interval(row, digits):
+    """The ends of a comparison's interval; an end can be missing alone, where an exp is too large."""
+    if pd.isna(row["ci_low"]) and pd.isna(row["ci_high"]):
+        return NOTHING
+    return f"{number(row['ci_low'], digits)} to {number(row['ci_high'], digits)}"
+
+
 def digits_of(study, dataset):
     """Two digits for a perplexity, three for an accuracy or a loss."""
     return ".2f" if "perplexity" in study.scores.get(dataset, "loss") else ".3f"
