@@ -80,6 +80,17 @@ def test_the_list_of_panels_costs_no_matplotlib():
     assert done.stdout.strip() == b"9 False", done.stderr
 
 
+def test_what_reads_the_tables_imports_no_library_of_statistics():
+    check = (
+        "import sys; import adaptive_routing.report, adaptive_routing.panels.style;"
+        "print(sorted({'scipy.stats', 'scipy.optimize', 'statsmodels'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", check], env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True
+    )
+    assert done.stdout.strip() == b"[]", done.stderr
+
+
 def test_the_page_is_legible_in_any_study(any_study):
     figure = draw_figure(any_study)
     assert overlaps(figure) == []

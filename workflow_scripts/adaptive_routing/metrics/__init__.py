@@ -31,7 +31,7 @@ from adaptive_routing.metrics.stability import expert_overlap_score, output_dete
 HEAD = ("config", "strategy", "k_or_max_k", "alpha", "num_experts", "dataset")
 
 # Router logits held in memory at a time: few enough to stay in the processor's cache.
-BLOCK_ELEMENTS = 1 << 20
+BLOCK_ELEMENTS = 1 << 18
 # Router logits whose overlap with the native selection is averaged at a time.
 CHUNK_ELEMENTS = 1 << 24
 
