@@ -68,6 +68,8 @@ def plain_loop(setting, configuration, sequences):
         def to_lists(router, args, output):
             logits, weights, experts = output
             log.append([one.float().tolist() for one in (logits, weights)] + [experts.tolist()])
+            # Not every version's eager experts know unused slots; expert 0 with weight 0 stands in for them.
+            return logits, weights, torch.where(experts < logits.shape[-1], experts, 0)
 
         handles = [router.register_forward_hook(to_lists) for router in patcher.routers]
         try:

@@ -53,15 +53,15 @@ def test_generating_equals_a_loop_without_cache_token_by_token(olmoe, name):
         results = list(generate_samples(olmoe, patcher, Words(), samples, 9))
         expected = [without_cache(olmoe, patcher, one.sequences[0].token_ids, 9) for one in samples]
     counts = set()
-    for one, (continued, seconds, result, own), (token_ids, logits, routing) in zip(
-        samples, results, expected, strict=True
-    ):
+    for one, (continued, batch), (token_ids, logits, routing) in zip(samples, results, expected, strict=True):
         length = len(one.sequences[0].token_ids)
+        (result,), own = batch.samples, batch.routing
         sequence, details = continued.sequences[0], result.details
+        assert batch.token_ids.tolist() == token_ids[:-1]
         assert sequence == EncodedSequence(token_ids, 1, length + 8, False)
         assert details["generated_text"] == " ".join(map(str, token_ids[length:]))
         assert (details["num_prompt_tokens"], details["num_new_tokens"]) == (length, 9)
-        assert seconds > 0
+        assert batch.seconds > 0
         # The routing of prompt and new tokens alike; the last new token is never read.
         assert own.lengths == (length + 8,)
         assert torch.equal(own.experts, routing.experts)
@@ -76,8 +76,8 @@ def test_generating_equals_a_loop_without_cache_token_by_token(olmoe, name):
         assert result.scores[0].log_likelihood == pytest.approx(-float(losses[: length - 1].sum()), abs=1e-4)
         assert result.scores[0].num_predicted_tokens == length - 1
         assert details["new_tokens_loss"] == pytest.approx(float(losses[length - 1 :].mean()), abs=1e-5)
-        assert result.token_losses[0].isnan()
-        np.testing.assert_allclose(result.token_losses[1:].numpy(), losses[:-1].numpy(), rtol=1e-4, atol=1e-4)
+        assert batch.token_losses[0].isnan()
+        np.testing.assert_allclose(batch.token_losses[1:].numpy(), losses[:-1].numpy(), rtol=1e-4, atol=1e-4)
         assert result.greedy_tokens.tolist() == logits.argmax(-1).tolist()
         assert result.greedy_tokens.tolist()[length - 1 :] == token_ids[length:]
     assert (len(counts) > 2) == (name == "BH")
@@ -87,23 +87,23 @@ def test_the_end_of_the_text_ends_the_generation():
     model = tiny_olmoe()
     (sample,) = prompts(6)
     with RouterPatcher(model, STRATEGIES["BH"]) as patcher:
-        ((free, *_),) = generate_samples(model, patcher, Words(), [sample], 9)
+        ((free, _),) = generate_samples(model, patcher, Words(), [sample], 9)
         new = free.sequences[0].token_ids[6:]
         end = next(position for position in range(1, 9) if new[position] not in new[:position])
         model.generation_config.eos_token_id = new[end]
-        ((ended, _, result, own),) = generate_samples(model, patcher, Words(), [sample], 9)
+        ((ended, batch),) = generate_samples(model, patcher, Words(), [sample], 9)
     assert ended.sequences[0].token_ids == free.sequences[0].token_ids[: 6 + end + 1]
-    assert result.details["num_new_tokens"] == end + 1
-    assert len(result.token_losses) == own.lengths[0] == 6 + end
+    assert batch.samples[0].details["num_new_tokens"] == end + 1
+    assert len(batch.token_losses) == batch.routing.lengths[0] == 6 + end
 
 
 def test_one_new_token_has_no_routing_of_its_own(olmoe):
     (sample,) = prompts(4)
     with RouterPatcher(olmoe, STRATEGIES["BH"]) as patcher:
-        ((_, _, result, own),) = generate_samples(olmoe, patcher, Words(), [sample], 1)
-    assert result.details["num_new_tokens"] == 1
-    assert result.details["avg_experts_new"] is None
-    assert own.lengths == (4,)
+        ((_, batch),) = generate_samples(olmoe, patcher, Words(), [sample], 1)
+    assert batch.samples[0].details["num_new_tokens"] == 1
+    assert batch.samples[0].details["avg_experts_new"] is None
+    assert batch.routing.lengths == (4,)
 
 
 OF_HUB_MODELS = [

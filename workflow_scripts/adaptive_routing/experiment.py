@@ -59,8 +59,8 @@ def run_experiment(
             # How long the texts are is known once they are written, and the logs need it from the start.
             tokenizer = load_tokenizer(loaded.info)
             generated = list(generate_samples(model, patcher, tokenizer, prepared, max_new_tokens))
-            prepared = [one for one, *_ in generated]
-            batches = ((seconds, [result], routing) for _, seconds, result, routing in generated)
+            prepared = [one for one, _ in generated]
+            batches = (batch for _, batch in generated)
         else:
             batches = score_samples(model, patcher, prepared, batch_tokens, second_pass_samples)
         writer = RoutingLogWriter(
@@ -77,10 +77,10 @@ def run_experiment(
         )
         with writer:
             greedy_tokens = {}
-            for seconds, results, routing in batches:
-                forward_seconds += seconds
+            for batch in batches:
+                forward_seconds += batch.seconds
                 samples = []
-                for result in results:
+                for result in batch.samples:
                     one = prepared[result.index]
                     outcome = task.outcome(one.sample, result.scores)
                     outcomes[result.index] = _sample_record(one, outcome, result)
@@ -89,13 +89,8 @@ def run_experiment(
                     )
                     if result.index < second_pass_samples:
                         greedy_tokens[result.index] = result.greedy_tokens
-                writer.write(
-                    [result.index for result in results],
-                    samples,
-                    routing,
-                    torch.cat([_token_ids(prepared[result.index]) for result in results]),
-                    torch.cat([result.token_losses for result in results]),
-                )
+                indices = [result.index for result in batch.samples]
+                writer.write(indices, samples, batch.routing, batch.token_ids, batch.token_losses)
             writer.wait()  # nothing else runs while latency is measured
             single = _second_pass(model, patcher, writer, prepared[:second_pass_samples], greedy_tokens)
     summary = {
@@ -148,10 +143,6 @@ def _head(loaded, configuration, patcher, dataset, settings):
             "settings": settings,
         },
     }
-
-
-def _token_ids(one):
-    return torch.cat([torch.tensor(sequence.token_ids[: sequence.num_inputs]) for sequence in one.sequences])
 
 
 def _sample_record(one, outcome, result):

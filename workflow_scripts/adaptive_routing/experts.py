@@ -70,7 +70,7 @@ def all_slots_forward(self, hidden_states, top_k_index, top_k_weights):
 
 
 def _run_pairs(self, hidden_states, pair_token, pair_expert):
-    """Each pair's token through its expert: outputs (P, H) sorted by expert, and each pair's row there (P,)."""
+    """Each pair's token through its expert: outputs (P, H) sorted by expert, and each pair's row (P,)."""
     sorted_expert, by_expert = torch.sort(pair_expert, stable=True)
     experts = torch.arange(self.num_experts, device=sorted_expert.device)
     group_ends = torch.searchsorted(sorted_expert, experts, right=True)

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 from adaptive_routing.data import EncodedSequence, PreparedSample
 from adaptive_routing.devices import Clock
 from adaptive_routing.patching import BatchRouting
-from adaptive_routing.scoring import SampleResult, most_likely_tokens, score_positions
+from adaptive_routing.scoring import BatchResult, SampleResult, most_likely_tokens, score_positions
 from adaptive_routing.tasks import SequenceScore
 
 
@@ -28,9 +28,8 @@ def generate_samples(model, patcher, tokenizer, samples, max_new_tokens):
         max_new_tokens: fewer are generated where the model ends the text.
 
     Yields:
-        (the sample with prompt and new tokens as its sequence, seconds of generating, `SampleResult`, the
-        tokens' `BatchRouting` on the CPU). The score is the prompt's; the details hold the new text, its loss
-        and both parts' average expert counts.
+        (the sample with prompt and new tokens as its sequence, `BatchResult` of it alone). The score is the
+        prompt's; the details hold the new text, its loss and both parts' average expert counts.
     """
     config = GenerationConfig(
         do_sample=False,
@@ -51,8 +50,10 @@ def generate_samples(model, patcher, tokenizer, samples, max_new_tokens):
         parts = [routing for _, routing in passes]
         routing = BatchRouting.joined(parts, [sum(len(part.counts) for part in parts)])
         routing = routing.replace_tensors([tensor.cpu() for tensor in routing.tensors()])
-        continued, result = _sample_result(model, tokenizer, index, one, token_ids, hidden, routing)
-        yield continued, clock.seconds(), result, routing
+        continued, result, token_losses = _sample_result(
+            model, tokenizer, index, one, token_ids, hidden, routing
+        )
+        yield continued, BatchResult(clock.seconds(), [result], routing, token_ids[:-1].cpu(), token_losses)
 
 
 def _generate(model, patcher, prompt, config):
@@ -108,4 +109,4 @@ def _sample_result(model, tokenizer, index, one, token_ids, hidden, routing):
     sequence = EncodedSequence(token_ids.tolist(), 1, len(hidden), one.sequences[0].truncated)
     continued = PreparedSample(one.sample_id, one.sample, (sequence,))
     greedy_tokens = most_likely_tokens(model, hidden).cpu()
-    return continued, SampleResult(index, [score], losses, greedy_tokens, routing.lengths, details)
+    return continued, SampleResult(index, [score], greedy_tokens, routing.lengths, details), losses

@@ -1,8 +1,8 @@
-"""Log entries formatted by processes of their own, so that the process with the model only computes.
+"""The routing log written by processes of their own, so that the process with the model only computes.
 
-Text is made by one core at a time in a Python process. A worker gets two open files without names, one with
-the arrays and one for the entries: however a run ends, nothing stays behind. It ends with its parent, which
-closes its socket.
+Text is made by one core at a time in a Python process. A worker gets open files: the arrays, in one without a
+name, and the two to write to. However a run ends, nothing stays behind. It ends with its parent, which closes
+its socket.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -29,29 +29,60 @@ MOST_WORKERS = 4
 _CORES_FOR_OTHERS = 2  # the process with the model, and what Snakemake runs beside it
 
 
-def format_entries(samples, routing, limits, file):
-    """Append the entries of `LoggedSample`s with their `LoggedRouting` to an open file.
+@dataclass(frozen=True)
+class Portion:
+    """Some samples of a run, on their way into its two log files.
 
-    Args:
-        samples, routing: see `log_entries`.
+    Attributes:
+        samples: `LoggedSample`s.
+        routing: `LoggedRouting` of their N tokens, for the JSON.
         limits: the fewest and the most experts of the strategy.
-        file: open for writing in binary; flushed at the end.
-
-    Returns:
-        (bytes of each entry, `RoutingStatistics` of their tokens).
+        tensors: arrays (N, ...) for the tensors file, by name, as they stand there.
+        places: by the same names, the byte in the file where the tensor starts, and the bytes of a token.
+        first_tokens: of each sample, its first token among all the run's.
     """
-    lengths = [file.write(entry) for entry in format_samples(samples, routing, *limits)]
-    file.flush()
-    statistics = RoutingStatistics(routing.first_logits.shape[1], routing.first_logits.shape[2])
-    statistics.add(routing.experts, routing.counts)
+
+    samples: list
+    routing: LoggedRouting
+    limits: tuple
+    tensors: dict
+    places: dict
+    first_tokens: list
+
+
+def write_portion(portion, text, tensors):
+    """Append a portion's JSON entries to one open file and put its tensors in their place in another.
+
+    Returns (bytes of each entry, `RoutingStatistics` of the tokens).
+    """
+    start = 0
+    for one, first in zip(portion.samples, portion.first_tokens, strict=True):
+        stop = start + sum(one.lengths)
+        for name, array in portion.tensors.items():
+            offset, size = portion.places[name]
+            write_at(tensors.fileno(), array[start:stop], offset + first * size)
+        start = stop
+    entries = format_samples(portion.samples, portion.routing, *portion.limits)
+    lengths = [text.write(entry) for entry in entries]
+    text.flush()
+    statistics = RoutingStatistics(*portion.routing.first_logits.shape[1:])
+    statistics.add(portion.routing.experts, portion.routing.counts)
     return lengths, statistics
 
 
+def write_at(descriptor, array, offset):
+    """Write a C-contiguous array to a file from a byte on; several processes may, each its own bytes."""
+    data = memoryview(array).cast("B") if array.size else b""
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
+
+
 class LogWorkers:
-    """A pool of workers, used by threads: each call of `format_entries` takes one. A context manager.
+    """A pool of workers, used by threads: each call of `write_portion` takes one. A context manager.
 
     Args:
-        count: how many; 0 formats in the calling thread.
+        count: how many; with 0 the calling thread does the work. By default for each core to spare.
     """
 
     def __init__(self, count=None):
@@ -63,13 +94,13 @@ class LogWorkers:
         for worker in self._workers:
             self._idle.put(worker)
 
-    def format_entries(self, samples, routing, limits, file):
+    def write_portion(self, portion, text, tensors):
         """As the function of that name, by a worker."""
         if not self._workers:
-            return format_entries(samples, routing, limits, file)
+            return write_portion(portion, text, tensors)
         worker = self._idle.get()
         try:
-            return worker.format_entries(samples, routing, limits, file)
+            return worker.write_portion(portion, text, tensors)
         finally:
             self._idle.put(worker)
 
@@ -99,11 +130,12 @@ class _Worker:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
             )
 
-    def format_entries(self, samples, routing, limits, file):
+    def write_portion(self, portion, text, tensors):
         with tempfile.TemporaryFile(dir=_memory_folder()) as arrays:
-            _write_request(arrays, samples, routing, limits)
+            _write_request(arrays, portion)
             try:
-                socket.send_fds(self._socket, [b"\n"], [arrays.fileno(), file.fileno()])
+                descriptors = [arrays.fileno(), text.fileno(), tensors.fileno()]
+                socket.send_fds(self._socket, [b"\n"], descriptors)
                 with self._socket.makefile("rb") as replies:
                     reply = replies.readline()
             except OSError:
@@ -113,8 +145,7 @@ class _Worker:
         answer = json.loads(reply)
         if "error" in answer:
             raise RuntimeError(f"a log worker failed:\n{answer['error']}")
-        num_layers, num_experts = routing.first_logits.shape[1:]
-        statistics = RoutingStatistics(num_layers, num_experts)
+        statistics = RoutingStatistics(*portion.routing.first_logits.shape[1:])
         statistics.count_histogram[:] = answer["count_histogram"]
         statistics.expert_usage[:] = answer["expert_usage"]
         return answer["lengths"], statistics
@@ -130,13 +161,16 @@ def _memory_folder():
     return shared if os.access(shared, os.W_OK) else None
 
 
-def _write_request(file, samples, routing, limits):
+def _write_request(file, portion):
     """The length of a JSON header, the header, and the arrays, each at a multiple of 8 bytes."""
-    arrays = {one.name: getattr(routing, one.name) for one in fields(routing)}
+    arrays = {f"routing.{one.name}": getattr(portion.routing, one.name) for one in fields(portion.routing)}
+    arrays |= {f"tensors.{name}": array for name, array in portion.tensors.items()}
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None}
     header = {
-        "samples": [asdict(one) for one in samples],
-        "limits": limits,
+        "samples": [asdict(one) for one in portion.samples],
+        "limits": portion.limits,
+        "places": portion.places,
+        "first_tokens": portion.first_tokens,
         "arrays": {name: (array.dtype.str, array.shape) for name, array in arrays.items()},
     }
     encoded = json.dumps(header).encode()
@@ -151,24 +185,28 @@ def _read_request(memory):
     length = int.from_bytes(memory[:8], "little")
     header = json.loads(memory[8 : 8 + length])
     samples = [LoggedSample(**{**one, "lengths": tuple(one["lengths"])}) for one in header["samples"]]
-    arrays, offset = {}, 8 + length + -length % 8
+    arrays, offset = {"routing": {"first_p_values": None}, "tensors": {}}, 8 + length + -length % 8
     for name, (dtype, shape) in header["arrays"].items():
+        kind, _, name = name.partition(".")
         array = np.frombuffer(memory, dtype, int(np.prod(shape)), offset).reshape(shape)
-        arrays[name] = array
+        arrays[kind][name] = array
         offset += array.nbytes + -array.nbytes % 8
-    return samples, LoggedRouting(**{"first_p_values": None, **arrays}), header["limits"]
+    routing = LoggedRouting(**arrays["routing"])
+    places, first_tokens = header["places"], header["first_tokens"]
+    return Portion(samples, routing, header["limits"], arrays["tensors"], places, first_tokens)
 
 
 def _serve(connection):
     """Do what comes until the parent closes the socket or dies."""
     while True:
-        message, descriptors, *_ = socket.recv_fds(connection, 1, 2)
+        message, descriptors, *_ = socket.recv_fds(connection, 1, 3)
         if not message:
             return
-        with open(descriptors[0], "rb") as arrays, open(descriptors[1], "wb") as file:
+        arrays, text, tensors = descriptors
+        with open(arrays, "rb") as arrays, open(text, "wb") as text, open(tensors, "r+b") as tensors:
             try:
                 memory = mmap.mmap(arrays.fileno(), 0, access=mmap.ACCESS_READ)
-                lengths, statistics = format_entries(*_read_request(memory), file)
+                lengths, statistics = write_portion(_read_request(memory), text, tensors)
                 answer = {
                     "lengths": lengths,
                     "count_histogram": statistics.count_histogram.tolist(),

@@ -118,7 +118,7 @@ def _fingerprint(folder, weights):
 
 
 def _digest(path, pool):
-    """SHA-256 of a file; of a large one, that of its portions' digests, made by as many threads as there are."""
+    """SHA-256 of a file; of a large one, that of its portions' digests, which the pool makes side by side."""
     blob = path.resolve().name
     if path.is_symlink() and _SHA256.fullmatch(blob):
         return blob  # the hub's cache names large files by their SHA-256

@@ -21,7 +21,7 @@ import torch
 
 from adaptive_routing.files import atomic_path
 from adaptive_routing.log_entries import LoggedRouting, RoutingStatistics, first_tokens
-from adaptive_routing.log_workers import LogWorkers
+from adaptive_routing.log_workers import LogWorkers, Portion, write_at
 
 # Text is made in portions of about this many tokens, by several workers at once. With 64 of 64 experts and 16
 # layers the arrays of one portion are 17 MB, its text 60 MB.
@@ -162,29 +162,29 @@ class RoutingLogWriter:
             self._under_way.popleft().result()
 
     def _write(self, indices, samples, routing, token_ids, token_losses):
-        tokens = {
+        tensors = {
             "router_logits": _raw(routing.router_logits),
             "expert_counts": routing.counts.numpy(),
             "selected_experts": routing.packed.numpy(),
             "token_ids": token_ids.numpy(),
             "token_losses": token_losses.numpy(),
         }
-        first = 0
-        for index, one in zip(indices, samples, strict=True):
-            last = first + sum(one.lengths)
-            for name, values in tokens.items():
-                self._tensors.write(name, int(self.sample_offsets[index]), values[first:last])
-            first = last
-        arrays = logged_routing(samples, routing, self.strategy)
-        limits = self.strategy.min_experts, self.strategy.max_experts
-        file = self._text_files.get()
+        portion = Portion(
+            samples,
+            logged_routing(samples, routing, self.strategy),
+            (self.strategy.min_experts, self.strategy.max_experts),
+            {name: self._tensors.as_stored(name, values) for name, values in tensors.items()},
+            {name: self._tensors.place(name) for name in tensors},
+            self.sample_offsets[indices].tolist(),
+        )
+        text = self._text_files.get()
         try:
-            start = file.seek(0, os.SEEK_END)
-            lengths, statistics = self._workers.format_entries(samples, arrays, limits, file)
+            start = text.seek(0, os.SEEK_END)
+            lengths, statistics = self._workers.write_portion(portion, text, self._tensors)
         finally:
-            self._text_files.put(file)
+            self._text_files.put(text)
         for index, length in zip(indices, lengths, strict=True):
-            self._entries[index] = file, start, start + length
+            self._entries[index] = text, start, start + length
             start += length
         with self._lock:
             self.statistics.merge(statistics)
@@ -268,14 +268,22 @@ class _SafetensorsFile:
         self._file.write(len(encoded).to_bytes(8, "little") + encoded)
         self._file.truncate(start + end)
 
+    def place(self, name):
+        """The byte where a tensor starts, and the bytes of a row."""
+        offset, row_bytes, _ = self._places[name]
+        return offset, row_bytes
+
+    def as_stored(self, name, values):
+        """Values as the file holds them: C-contiguous, of the tensor's dtype."""
+        return np.ascontiguousarray(values, self._places[name][2])
+
     def write(self, name, row, values):
-        """Write rows of a tensor from `row` on; several threads may, each its own rows."""
-        offset, row_bytes, dtype = self._places[name]
-        data = memoryview(np.ascontiguousarray(values, dtype)).cast("B") if len(values) else b""
-        offset += row * row_bytes
-        while data:
-            written = os.pwrite(self._file.fileno(), data, offset)
-            data, offset = data[written:], offset + written
+        """Write rows of a tensor from `row` on."""
+        offset, row_bytes = self.place(name)
+        write_at(self.fileno(), self.as_stored(name, values), offset + row * row_bytes)
+
+    def fileno(self):
+        return self._file.fileno()
 
     def __enter__(self):
         return self

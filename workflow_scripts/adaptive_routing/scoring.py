@@ -12,6 +12,7 @@ import torch
 
 from adaptive_routing.devices import Clock, HostCopies, to_device
 from adaptive_routing.packing import Packing, forward_packed
+from adaptive_routing.patching import BatchRouting
 from adaptive_routing.tasks import SequenceScore
 
 _warm = weakref.WeakSet()  # models that have run in this process
@@ -44,7 +45,6 @@ class SampleResult:
     Attributes:
         index: of the sample in its data set.
         scores: `SequenceScore` per sequence.
-        token_losses: (tokens read,) float32, as in `BatchScores`.
         greedy_tokens: (tokens read,) int64, or None where nobody asked.
         lengths: tokens read, per sequence.
         details: what else the summary says of it.
@@ -52,10 +52,28 @@ class SampleResult:
 
     index: int
     scores: list
-    token_losses: torch.Tensor
     greedy_tokens: torch.Tensor | None
     lengths: tuple[int, ...]
     details: dict
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """What a run gave for a batch of samples, one after another, on the CPU.
+
+    Attributes:
+        seconds: of the forward pass and the head.
+        samples: `SampleResult`s.
+        routing: `BatchRouting` of all N tokens.
+        token_ids: (N,) int64, as read.
+        token_losses: (N,) float32, as in `BatchScores`.
+    """
+
+    seconds: float
+    samples: list
+    routing: BatchRouting
+    token_ids: torch.Tensor
+    token_losses: torch.Tensor
 
 
 def score_samples(model, patcher, samples, batch_tokens, num_with_greedy_tokens):
@@ -71,8 +89,7 @@ def score_samples(model, patcher, samples, batch_tokens, num_with_greedy_tokens)
         num_with_greedy_tokens: the first samples of the data set, whose greedy tokens are asked for.
 
     Yields:
-        (seconds of forward pass and head, list of `SampleResult`, their tokens' `BatchRouting` on the CPU),
-        batch by batch.
+        `BatchResult`, batch by batch.
     """
     batches = make_batches(samples, batch_tokens)
     if model not in _warm:
@@ -83,32 +100,25 @@ def score_samples(model, patcher, samples, batch_tokens, num_with_greedy_tokens)
     for batch in batches:
         under_way = _Pass(model, _sequences(samples, batch), patcher, min(batch) < num_with_greedy_tokens)
         if before:
-            yield _sample_results(*before, samples, num_with_greedy_tokens)
+            yield _batch_result(*before, samples, num_with_greedy_tokens)
         before = batch, under_way
-    yield _sample_results(*before, samples, num_with_greedy_tokens)
+    yield _batch_result(*before, samples, num_with_greedy_tokens)
 
 
 def _sequences(samples, batch):
     return [sequence for index in batch for sequence in samples[index].sequences]
 
 
-def _sample_results(batch, forward_pass, samples, num_with_greedy_tokens):
+def _batch_result(batch, forward_pass, samples, num_with_greedy_tokens):
     scored, routing = forward_pass.finish()
     results, first = [], 0
     for index in batch:
         own = slice(first, first + len(samples[index].sequences))
-        results.append(
-            SampleResult(
-                index,
-                scored.scores[own],
-                torch.cat(scored.token_losses[own]),
-                torch.cat(scored.greedy_tokens[own]) if index < num_with_greedy_tokens else None,
-                routing.lengths[own],
-                {},
-            )
-        )
+        greedy_tokens = torch.cat(scored.greedy_tokens[own]) if index < num_with_greedy_tokens else None
+        results.append(SampleResult(index, scored.scores[own], greedy_tokens, routing.lengths[own], {}))
         first = own.stop
-    return scored.seconds, results, routing
+    token_losses = torch.cat(scored.token_losses)
+    return BatchResult(scored.seconds, results, routing, forward_pass.token_ids, token_losses)
 
 
 def make_batches(samples, batch_tokens):
@@ -157,10 +167,12 @@ class _Pass:
         device = model.device
         self._sequences = sequences
         packing = Packing.of([sequence.num_inputs for sequence in sequences], device)
-        inputs = [token for one in sequences for token in one.token_ids[: one.num_inputs]]
-        inputs, positions, targets = (
-            to_device(one, device) for one in (torch.tensor(inputs), *_scored_positions(sequences))
+        self.token_ids = torch.tensor(
+            [token for one in sequences for token in one.token_ids[: one.num_inputs]]
         )
+        positions, targets, self._was_read = _scored_positions(sequences)
+        self._read_positions = positions[self._was_read]
+        inputs, positions, targets = (to_device(one, device) for one in (self.token_ids, positions, targets))
         self._clock = Clock(device)
         hidden = forward_packed(model, inputs, packing)  # (N, H)
         scored = score_positions(model, hidden, positions, targets)
@@ -172,34 +184,35 @@ class _Pass:
     def finish(self):
         """Wait for the pass: (`BatchScores`, `BatchRouting` on the CPU or None)."""
         log_probabilities, is_greedy, greedy, *routing = self._copies.wait()
-        log_probabilities, is_greedy = log_probabilities.numpy(), is_greedy.numpy()
-        scores, token_losses, first = [], [], 0
-        for sequence in self._sequences:
-            last = first + sequence.num_predicted_tokens
-            own = log_probabilities[first:last]
-            total = float(own.sum(dtype=np.float64))
-            scores.append(SequenceScore(total, len(own), bool(is_greedy[first:last].all())))
-            losses = np.full(sequence.num_inputs, np.nan, np.float32)
-            # The last target was not read where the sequence was cut to the model's length.
-            read = sequence.num_inputs - sequence.num_context_tokens
-            losses[sequence.num_context_tokens :] = -own[:read]
-            token_losses.append(torch.from_numpy(losses))
-            first = last
+        predicted = [sequence.num_predicted_tokens for sequence in self._sequences]
+        starts = np.cumsum([0, *predicted[:-1]])
+        totals = np.add.reduceat(log_probabilities.double().numpy(), starts).tolist()
+        all_greedy = np.logical_and.reduceat(is_greedy.numpy(), starts).tolist()
+        scores = [SequenceScore(*one) for one in zip(totals, predicted, all_greedy, strict=True)]
+        lengths = [sequence.num_inputs for sequence in self._sequences]
+        token_losses = torch.full((sum(lengths),), float("nan"))
+        token_losses[self._read_positions + 1] = -log_probabilities[self._was_read]
+        token_losses = token_losses.split(lengths)
         if greedy is not None:
-            greedy = greedy.split([one.num_inputs for one in self._sequences])
+            greedy = greedy.split(lengths)
         scores = BatchScores(scores, token_losses, greedy, self._clock.seconds())
         return scores, self._routing.replace_tensors(routing) if self._routing else None
 
 
 def _scored_positions(sequences):
-    """Positions in the row whose next token is scored, and those tokens, sequence after sequence."""
-    positions, targets, start = [], [], 0
-    for sequence in sequences:
-        first = start + sequence.num_context_tokens - 1
-        positions.append(torch.arange(first, first + sequence.num_predicted_tokens))
-        targets.append(torch.tensor(sequence.token_ids[sequence.num_context_tokens :]))
-        start += sequence.num_inputs
-    return torch.cat(positions), torch.cat(targets)
+    """Positions in the row whose next token is scored, those tokens, and whether they are read: (P,) each.
+
+    Where a sequence was cut to the model's length, its last target is not read.
+    """
+    positions, targets, was_read, start = [], [], [], 0
+    for one in sequences:
+        first = start + one.num_context_tokens - 1
+        positions.append(np.arange(first, first + one.num_predicted_tokens))
+        targets += one.token_ids[one.num_context_tokens :]
+        was_read.append(np.arange(one.num_context_tokens, len(one.token_ids)) < one.num_inputs)
+        start += one.num_inputs
+    positions, was_read = (torch.from_numpy(np.concatenate(column)) for column in (positions, was_read))
+    return positions, torch.tensor(targets), was_read
 
 
 def score_positions(model, hidden, positions, targets):
