@@ -4,21 +4,40 @@
 
 Whole experiments with full logging (native top-k and one BH configuration) on LAMBADA with 50, 200 and 800
 samples (rows repeat where there are fewer), and on WikiText's text in sequences of 64 to 2,048 tokens. Memory
-is the largest resident size of the process so far, without its log workers.
+is the process's largest resident size during the experiment, looked at every 10 ms, without its log workers.
 """
 
 import itertools
 import os
-import resource
-import sys
 import tempfile
+import threading
 import time
 
+import psutil
 import torch
 from adaptive_routing.data import EncodedSequence, PreparedSample
 from adaptive_routing.experiment import ExperimentFiles, run_experiment
 from adaptive_routing.log_workers import LogWorkers
 from setting import load_setting, parser, print_table
+
+
+class ResidentSize:
+    """The largest resident size of this process, in bytes, while the context is entered."""
+
+    def __enter__(self):
+        self.most, self._end = 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self):
+        process = psutil.Process()
+        while not self._end.wait(0.01):
+            self.most = max(self.most, process.memory_info().rss)
+
+    def __exit__(self, *_):
+        self._end.set()
+        self._thread.join()
 
 
 def repeated(samples, number):
@@ -38,7 +57,7 @@ def cut_into(samples, length, tokens):
 
 def experiment(setting, configuration, dataset, samples, workers):
     """Run one experiment: (tokens, forward seconds, seconds in all, GB of resident memory)."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ResidentSize() as resident:
         files = ExperimentFiles(f"{folder}/a.json", f"{folder}/a_routing.json", f"{folder}/a.safetensors")
         settings = {"routing": {"weights": "native"}, "dataset": {"max_samples": len(samples)}}
         started = time.perf_counter()
@@ -47,8 +66,8 @@ def experiment(setting, configuration, dataset, samples, workers):
             setting.settings["evaluation"]["batch_tokens"], 0, settings, files, workers,
         )  # fmt: skip
         seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
-    return summary["summary"]["total_tokens"], summary["timings"]["forward_seconds"], seconds, peak
+    totals, timings = summary["summary"], summary["timings"]
+    return totals["total_tokens"], timings["forward_seconds"], seconds, resident.most / 1e9
 
 
 def main():
@@ -83,7 +102,7 @@ def main():
     print(f"{setting.loaded.device_name}, {setting.loaded.dtype}, {os.cpu_count()} cores")
     print(f"torch {torch.__version__}\n")
     print_table(
-        ["configuration", "case", "tokens", "tokens/s forward", "tokens/s with logs", "resident GB so far"],
+        ["configuration", "case", "tokens", "tokens/s forward", "tokens/s with logs", "resident GB"],
         rows,
     )
 
