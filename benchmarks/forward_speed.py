@@ -31,12 +31,11 @@ def packed(setting, configuration, prepared):
     with RouterPatcher(model, setting.strategy(configuration)) as patcher:
         seconds = tokens = experts = 0
         for samples in prepared.values():
-            for of_batch, _, routing in score_samples(
-                model, patcher, samples, setting.settings["evaluation"]["batch_tokens"], 0
-            ):
-                seconds += of_batch
-                tokens += len(routing.counts)
-                experts += float(routing.counts.float().mean()) * len(routing.counts)
+            batch_tokens = setting.settings["evaluation"]["batch_tokens"]
+            for batch in score_samples(model, patcher, samples, batch_tokens, 0):
+                seconds += batch.seconds
+                tokens += len(batch.token_ids)
+                experts += float(batch.routing.counts.double().mean()) * len(batch.token_ids)
     return tokens / seconds, experts / tokens
 
 

@@ -118,6 +118,7 @@ def write(folder, run, order=None, second_pass_samples=2, fail_after=None, worke
                 torch.from_numpy(one.token_ids),
                 torch.from_numpy(one.token_losses),
             )
+        writer.end_of_samples()
         for index in range(second_pass_samples):
             one = run.samples[index]
             packed = pack_selection(one.routing.experts.flip(0), run.num_experts)

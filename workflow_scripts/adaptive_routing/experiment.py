@@ -91,7 +91,7 @@ def run_experiment(
                         greedy_tokens[result.index] = result.greedy_tokens
                 indices = [result.index for result in batch.samples]
                 writer.write(indices, samples, batch.routing, batch.token_ids, batch.token_losses)
-            writer.wait()  # nothing else runs while latency is measured
+            writer.end_of_samples()
             single = _second_pass(model, patcher, writer, prepared[:second_pass_samples], greedy_tokens)
     summary = {
         **head,

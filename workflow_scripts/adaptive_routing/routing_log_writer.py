@@ -105,6 +105,7 @@ class RoutingLogWriter:
         self._threads = ThreadPoolExecutor(self._num_threads, thread_name_prefix="routing log")
         self._lock = threading.Lock()
         self._under_way = deque()
+        self._is_assembled = False
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
@@ -125,16 +126,23 @@ class RoutingLogWriter:
             try:
                 if error is not None:
                     raise error
-                self._finish()
+                if not self._is_assembled:
+                    self.end_of_samples()
+                self._wait()
             finally:
                 self._threads.shutdown(cancel_futures=True)
 
-    def _finish(self):
-        self.wait()
-        missing = self._entries.count(None)
-        if missing:
-            raise RuntimeError(f"{self.json_path.name}: {missing} samples were never written")
-        self._assemble_json()
+    def end_of_samples(self):
+        """Say that all samples have been handed over: the JSON is put together.
+
+        With workers this goes on beside the caller, until the context is left; without them it is done on
+        return, so that nothing else uses the caller's cores.
+        """
+        self._is_assembled = True
+        written, self._under_way = self._under_way, deque()
+        self._under_way.append(self._threads.submit(self._assemble_json, written))
+        if not self._workers.count:
+            self._wait()
 
     def write(self, indices, samples, routing, token_ids, token_losses):
         """Begin to write the samples of a batch, in threads beside the caller's.
@@ -156,7 +164,7 @@ class RoutingLogWriter:
             portion = routing.tokens(tokens, lengths), token_ids[tokens], token_losses[tokens]
             self._under_way.append(self._threads.submit(self._write, indices[own], samples[own], *portion))
 
-    def wait(self):
+    def _wait(self):
         """Wait until everything begun is written; raises what went wrong there."""
         while self._under_way:
             self._under_way.popleft().result()
@@ -196,7 +204,12 @@ class RoutingLogWriter:
         self._tensors.write("second_pass_greedy_tokens", start, second_greedy_tokens)
         self._tensors.write("second_pass_selected_experts", start, second_selection)
 
-    def _assemble_json(self):
+    def _assemble_json(self, written):
+        for portion in written:
+            portion.result()
+        missing = self._entries.count(None)
+        if missing:
+            raise RuntimeError(f"{self.json_path.name}: {missing} samples were never written")
         with open(self._json, "wb") as output:
             output.write(orjson.dumps(self.head)[:-1] + b',"samples":[')
             for number, (file, start, stop) in enumerate(self._entries):
