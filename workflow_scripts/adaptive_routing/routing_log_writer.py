@@ -145,10 +145,11 @@ class RoutingLogWriter:
             self._wait()
 
     def write(self, indices, samples, routing, token_ids, token_losses):
-        """Begin to write the samples of a batch, in threads beside the caller's.
+        """Begin to write the samples of a batch, beside the caller if there are workers.
 
-        Returns when all but the last portion of the batch before are written, so that memory does not grow
-        with the number of samples.
+        Returns when all but the last portions of the batch before are written, so that memory does not grow
+        with the number of samples. Without workers it returns when all is written: where there are no cores
+        to spare, two that compute at once slow each other down by far more than they gain.
 
         Args:
             indices: of the samples in the data set.
@@ -163,6 +164,8 @@ class RoutingLogWriter:
             lengths = [length for one in samples[own] for length in one.lengths]
             portion = routing.tokens(tokens, lengths), token_ids[tokens], token_losses[tokens]
             self._under_way.append(self._threads.submit(self._write, indices[own], samples[own], *portion))
+        if not self._workers.count:
+            self._wait()
 
     def _wait(self):
         """Wait until everything begun is written; raises what went wrong there."""
