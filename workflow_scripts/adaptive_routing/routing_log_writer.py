@@ -140,16 +140,13 @@ class RoutingLogWriter:
         """
         self._is_assembled = True
         written, self._under_way = self._under_way, deque()
-        self._under_way.append(self._threads.submit(self._assemble_json, written))
-        if not self._workers.count:
-            self._wait()
+        self._begin(self._assemble_json, written)
 
     def write(self, indices, samples, routing, token_ids, token_losses):
         """Begin to write the samples of a batch, beside the caller if there are workers.
 
         Returns when all but the last portions of the batch before are written, so that memory does not grow
-        with the number of samples. Without workers it returns when all is written: where there are no cores
-        to spare, two that compute at once slow each other down by far more than they gain.
+        with the number of samples. Without workers it returns when all is written.
 
         Args:
             indices: of the samples in the data set.
@@ -163,9 +160,18 @@ class RoutingLogWriter:
         for own, tokens in _portions(samples):
             lengths = [length for one in samples[own] for length in one.lengths]
             portion = routing.tokens(tokens, lengths), token_ids[tokens], token_losses[tokens]
-            self._under_way.append(self._threads.submit(self._write, indices[own], samples[own], *portion))
-        if not self._workers.count:
-            self._wait()
+            self._begin(self._write, indices[own], samples[own], *portion)
+
+    def _begin(self, work, *arguments):
+        """Do some work, beside the caller if there are workers.
+
+        Only then in another thread: a second thread that computes with torch would have threads of its own
+        for it, and on a machine with few cores that slows the model down several times.
+        """
+        if self._workers.count:
+            self._under_way.append(self._threads.submit(work, *arguments))
+        else:
+            work(*arguments)
 
     def _wait(self):
         """Wait until everything begun is written; raises what went wrong there."""
