@@ -22,9 +22,9 @@ rule plot_panels:
         ),
     log:
         job_log("plot_panels"),
-    threads: 4
     conda:
         "../envs/adaptive_routing.yaml"
+    threads: 4
     params:
         baseline=SETTINGS["baseline"],
     script:
