@@ -12,17 +12,15 @@ All on the same samples in the same run; the slow loop on the first few sequence
 """
 
 import os
-import tempfile
 import time
 
 import torch
-from adaptive_routing.experiment import ExperimentFiles, run_experiment
 from adaptive_routing.experts import ALL_SLOTS
 from adaptive_routing.log_workers import LogWorkers
 from adaptive_routing.metrics.efficiency import flops_per_token
 from adaptive_routing.patching import RouterPatcher
 from adaptive_routing.scoring import score_samples
-from setting import load_setting, matrix_tflops, parser, print_table
+from setting import load_setting, matrix_tflops, parser, print_table, run_logged
 
 
 def packed(setting, configuration, prepared):
@@ -41,20 +39,11 @@ def packed(setting, configuration, prepared):
 
 def logged(setting, configuration, prepared, workers):
     """The same with full logging, from the first batch to the last byte: tokens/s of wall time."""
-    seconds = tokens = 0
-    with tempfile.TemporaryDirectory() as folder:
-        for dataset, samples in prepared.items():
-            stem = f"{folder}/{dataset}"
-            files = ExperimentFiles(f"{stem}.json", f"{stem}_routing.json", f"{stem}.safetensors")
-            settings = {"routing": {"weights": "native"}, "dataset": {"max_samples": len(samples)}}
-            started = time.perf_counter()
-            summary = run_experiment(
-                setting.loaded, configuration, setting.strategy(configuration), dataset, samples,
-                setting.settings["evaluation"]["batch_tokens"], 0, settings, files, workers,
-            )  # fmt: skip
-            seconds += time.perf_counter() - started
-            tokens += summary["summary"]["total_tokens"]
-    return tokens / seconds
+    runs = [
+        run_logged(setting, configuration, dataset, samples, workers) for dataset, samples in prepared.items()
+    ]
+    tokens = sum(summary["summary"]["total_tokens"] for summary, _ in runs)
+    return tokens / sum(seconds for _, seconds in runs)
 
 
 @torch.inference_mode()

@@ -9,16 +9,13 @@ is the process's largest resident size during the experiment, looked at every 10
 
 import itertools
 import os
-import tempfile
 import threading
-import time
 
 import psutil
 import torch
 from adaptive_routing.data import EncodedSequence, PreparedSample
-from adaptive_routing.experiment import ExperimentFiles, run_experiment
 from adaptive_routing.log_workers import LogWorkers
-from setting import load_setting, parser, print_table
+from setting import load_setting, parser, print_table, run_logged
 
 
 class ResidentSize:
@@ -57,15 +54,8 @@ def cut_into(samples, length, tokens):
 
 def experiment(setting, configuration, dataset, samples, workers):
     """Run one experiment: (tokens, forward seconds, seconds in all, GB of resident memory)."""
-    with tempfile.TemporaryDirectory() as folder, ResidentSize() as resident:
-        files = ExperimentFiles(f"{folder}/a.json", f"{folder}/a_routing.json", f"{folder}/a.safetensors")
-        settings = {"routing": {"weights": "native"}, "dataset": {"max_samples": len(samples)}}
-        started = time.perf_counter()
-        summary = run_experiment(
-            setting.loaded, configuration, setting.strategy(configuration), dataset, samples,
-            setting.settings["evaluation"]["batch_tokens"], 0, settings, files, workers,
-        )  # fmt: skip
-        seconds = time.perf_counter() - started
+    with ResidentSize() as resident:
+        summary, seconds = run_logged(setting, configuration, dataset, samples, workers)
     totals, timings = summary["summary"], summary["timings"]
     return totals["total_tokens"], timings["forward_seconds"], seconds, resident.most / 1e9
 

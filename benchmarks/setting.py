@@ -1,6 +1,8 @@
 """What the benchmarks share: a model, the rows of a study's config, null distributions, and tables."""
 
 import argparse
+import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import yaml
 from adaptive_routing.calibration import collect_router_logits, encode_calibration_text
 from adaptive_routing.data import load_rows, prepare_samples
 from adaptive_routing.devices import Clock
+from adaptive_routing.experiment import ExperimentFiles, run_experiment
 from adaptive_routing.models import inspect_model, load_model, load_tokenizer
 from adaptive_routing.null_distribution.estimate import fit_null_distribution
 from adaptive_routing.routing import make_strategy
@@ -72,6 +75,29 @@ def prepare(settings, tokenizer, info, name, max_samples=None):
     length = settings["evaluation"]["max_length"]
     maximum = info["max_position_embeddings"]
     return prepare_samples(name, rows, tokenizer, max_samples or data["max_samples"], length, maximum)
+
+
+def run_logged(setting, configuration, dataset, samples, workers):
+    """Run an experiment with full logging and throw the files away: (summary, seconds of wall time)."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = ExperimentFiles(f"{folder}/a.json", f"{folder}/a_routing.json", f"{folder}/a.safetensors")
+        settings = {"routing": {"weights": "native"}, "dataset": {"max_samples": len(samples)}}
+        batch_tokens = setting.settings["evaluation"]["batch_tokens"]
+        strategy = setting.strategy(configuration)
+        started = time.perf_counter()
+        summary = run_experiment(
+            setting.loaded,
+            configuration,
+            strategy,
+            dataset,
+            samples,
+            batch_tokens,
+            0,
+            settings,
+            files,
+            workers,
+        )
+        return summary, time.perf_counter() - started
 
 
 def _update(config, other):
