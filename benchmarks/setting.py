@@ -18,7 +18,6 @@ from adaptive_routing.routing import make_strategy
 from adaptive_routing.settings import load_settings
 
 REPOSITORY = Path(__file__).parents[1]
-ROUTING = {"min_k": 1, "temperature": 1.0, "weights": "native"}
 
 
 @dataclass
@@ -33,7 +32,7 @@ class Setting:
 
     def strategy(self, configuration):
         """The routing strategy of a configuration of the grid."""
-        return make_strategy(configuration, ROUTING, self.null_distribution)
+        return make_strategy(configuration, self.settings["routing"], self.null_distribution)
 
     @property
     def device(self):
@@ -64,24 +63,25 @@ def load_setting(configfiles):
     rows = load_rows(text["source"], text["subset"], text["split"], text["revision"])
     samples = encode_calibration_text(rows, text["column"], tokenizer, text["max_tokens"], text["max_length"])
     logits = collect_router_logits(loaded, samples, settings["evaluation"]["batch_tokens"])
-    null_distribution = fit_null_distribution(logits.transpose(0, 1).float().numpy())
+    estimate = {key: settings["null_distribution"][key] for key in ("kernel", "bandwidth", "trim")}
+    null_distribution = fit_null_distribution(logits.transpose(0, 1).float().numpy(), **estimate)
     return Setting(settings, loaded, tokenizer, prepared, null_distribution)
 
 
-def prepare(settings, tokenizer, info, name, max_samples=None):
-    """A data set's samples, as many as its settings say or `max_samples`."""
+def prepare(settings, tokenizer, info, name):
+    """A data set's samples, as many as its settings say."""
     data = settings["datasets"][name]
     rows = load_rows(data["source"], data["subset"], data["split"], data["revision"])
     length = settings["evaluation"]["max_length"]
     maximum = info["max_position_embeddings"]
-    return prepare_samples(name, rows, tokenizer, max_samples or data["max_samples"], length, maximum)
+    return prepare_samples(name, rows, tokenizer, data["max_samples"], length, maximum, data.get("protocol"))
 
 
 def run_logged(setting, configuration, dataset, samples, workers):
     """Run an experiment with full logging and throw the files away: (summary, seconds of wall time)."""
     with tempfile.TemporaryDirectory() as folder:
         files = ExperimentFiles(f"{folder}/a.json", f"{folder}/a_routing.json", f"{folder}/a.safetensors")
-        settings = {"routing": {"weights": "native"}, "dataset": {"max_samples": len(samples)}}
+        settings = {"routing": setting.settings["routing"], "dataset": {"max_samples": len(samples)}}
         batch_tokens = setting.settings["evaluation"]["batch_tokens"]
         strategy = setting.strategy(configuration)
         started = time.perf_counter()

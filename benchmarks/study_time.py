@@ -18,13 +18,13 @@ import yaml
 from setting import REPOSITORY, parser, print_table
 
 
-def jobs_by_rule(results):
-    """(start, end) of every job by rule, from the metadata of the results' files."""
+def jobs_by_rule(results, started):
+    """(start, end) of every job since a time by rule, from the metadata of the results' files."""
     jobs = defaultdict(set)
     for path in (REPOSITORY / ".snakemake/metadata").rglob("*"):
         if path.is_file():
             record = json.loads(path.read_bytes())
-            if str(record.get("log", "")).find(results) >= 0 and record.get("endtime"):
+            if f"{results}/" in str(record.get("log", "")) and (record.get("starttime") or 0) >= started:
                 jobs[record["rule"]].add((record["starttime"], record["endtime"]))
     return jobs
 
@@ -47,7 +47,7 @@ def main():
         sys.exit(f"snakemake ended with exit status {code}; its log is in .snakemake/log")
 
     rows, totals = [], defaultdict(float)
-    for rule, jobs in sorted(jobs_by_rule(str(results)).items(), key=lambda item: min(item[1])):
+    for rule, jobs in sorted(jobs_by_rule(str(results), started).items(), key=lambda item: min(item[1])):
         starts, ends = zip(*jobs, strict=True)
         seconds = sum(ends) - sum(starts)
         rows.append(

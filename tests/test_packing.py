@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from adaptive_routing.packing import PACKED_ATTENTION, Packing, current_packing, forward_packed
+from adaptive_routing.errors import InputError
+from adaptive_routing.packing import (
+    PACKED_ATTENTION,
+    Packing,
+    check_packing,
+    current_packing,
+    forward_packed,
+)
 from conftest import VOCABULARY, tiny_olmoe
 from transformers import MixtralConfig, MixtralForCausalLM
 
@@ -65,3 +72,18 @@ def test_the_model_is_as_it_was_afterwards():
         forward_packed(model, torch.full((7,), VOCABULARY), packing)  # no such token
     assert current_packing() is None and model.config._attn_implementation == own
     handle.remove()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_mixes_tokens_by_other_means_is_refused(dtype):
+    model = tiny_olmoe().to(dtype)
+    check_packing(model)
+
+    def recurrence(module, args, output):
+        return output.cumsum(1) / torch.arange(1, output.shape[1] + 1)[:, None].sqrt().to(output.dtype)
+
+    model.model.layers[1].mlp.register_forward_hook(
+        lambda module, args, output: recurrence(module, args, output if output.dim() == 3 else output[None])
+    )
+    with pytest.raises(InputError, match="mixes tokens by other means than attention"):
+        check_packing(model)

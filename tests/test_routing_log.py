@@ -21,7 +21,7 @@ from adaptive_routing.patching import BatchRouting, pack_selection
 from adaptive_routing.routing import bh, topk
 from adaptive_routing.routing.base import ExpertWeighting
 from adaptive_routing.routing_log import RoutingLog
-from adaptive_routing.routing_log_writer import RoutingLogWriter, _portions
+from adaptive_routing.routing_log_writer import RoutingLogWriter, _copy, _portions
 from conftest import ROOT, normal_null_distribution
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -429,3 +429,12 @@ def test_workers_import_nothing_heavy():
     command = [sys.executable, "-c", code]
     output = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True)
     assert not {"torch", "transformers", "pandas", "scipy", "datasets"} & set(output.stdout.split())
+
+
+def test_text_that_is_shorter_than_noted_is_an_error(tmp_path):
+    """A file that somebody cut, or a file system that copies nothing, must not hang the run."""
+    with open(tmp_path / "source", "w+b") as source, open(tmp_path / "target", "wb") as target:
+        source.write(b"some text")
+        with pytest.raises(OSError, match="ends 11 bytes early"):
+            _copy(source, target, 0, 20)
+    assert (tmp_path / "target").read_bytes() == b"some text"

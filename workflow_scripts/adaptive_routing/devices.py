@@ -17,7 +17,7 @@ class Clock:
     """The time from being made to `stop`, in the device's own work: seconds, once that is done."""
 
     def __init__(self, device):
-        self._is_cuda = device.type == "cuda"
+        self._is_cuda, self._device = device.type == "cuda", device
         self._start = self._now()
 
     def stop(self):
@@ -35,7 +35,7 @@ class Clock:
         if not self._is_cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))
         return event
 
 

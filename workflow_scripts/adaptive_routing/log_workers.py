@@ -6,7 +6,6 @@ its socket.
 """
 
 import contextlib
-import functools
 import json
 import mmap
 import os
@@ -131,7 +130,7 @@ class _Worker:
             )
 
     def write_portion(self, portion, text, tensors):
-        with tempfile.TemporaryFile(dir=_memory_folder()) as arrays:
+        with _memory_file() as arrays:
             _write_request(arrays, portion)
             try:
                 descriptors = [arrays.fileno(), text.fileno(), tensors.fileno()]
@@ -155,10 +154,11 @@ class _Worker:
         self._process.wait()
 
 
-@functools.cache
-def _memory_folder():
-    shared = Path("/dev/shm")
-    return shared if os.access(shared, os.W_OK) else None
+def _memory_file():
+    """An open file in memory, or where there is no such thing a temporary one; it has no name."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("portion"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 def _write_request(file, portion):

@@ -32,7 +32,16 @@ class Cache:
         self._model = functools.lru_cache(maxsize=1)(self._load_model)
         self._prepared = functools.lru_cache(maxsize=8)(lambda path, *_: read_prepared(path))
         self._null_distribution = functools.lru_cache(maxsize=2)(lambda path, *_: NullDistribution.load(path))
-        self.log_workers = LogWorkers()
+
+    @functools.cached_property
+    def log_workers(self):
+        """`LogWorkers`, started when first asked for."""
+        return LogWorkers()
+
+    def close(self):
+        """End what runs beside this process."""
+        if "log_workers" in self.__dict__:
+            self.log_workers.close()
 
     def model(self, info, dtype, device):
         """The `LoadedModel` that `inspect_model`'s result describes."""

@@ -176,6 +176,7 @@ def load_model(info, dtype, device):
     from transformers.utils import logging
 
     from adaptive_routing.experts import ALL_SLOTS
+    from adaptive_routing.packing import check_packing
 
     logging.disable_progress_bar()
     device = resolve_device(device)
@@ -194,6 +195,7 @@ def load_model(info, dtype, device):
         device_map=None if device == "cpu" else {"": device},
     )
     model.eval().requires_grad_(False)
+    check_packing(model)
     name = torch.cuda.get_device_name(model.device) if device != "cpu" else "cpu"
     return LoadedModel(model, info, name)
 

@@ -15,6 +15,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 from adaptive_routing.devices import to_device
+from adaptive_routing.errors import InputError
 
 PACKED_ATTENTION = "packed_sequences"
 # torch 2.11 to 2.13 name the same thing in two ways.
@@ -81,6 +82,26 @@ def forward_packed(model, token_ids, packing):
     return output.last_hidden_state[0]
 
 
+@torch.inference_mode()
+def check_packing(model):
+    """Raise InputError unless a packed sequence is computed as alone.
+
+    Attention is told where sequences end; a model whose layers also mix tokens in other ways is not.
+    """
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    first, second = torch.randint(0, vocabulary, (2, 8), generator=generator).to(model.device)
+    alone = forward_packed(model, second, Packing.of((8,), model.device)).float()
+    behind = forward_packed(model, torch.cat([first, second]), Packing.of((8, 8), model.device))[8:].float()
+    # Half precision rounds, and now and then selects another expert; what a sequence before does is more.
+    tolerance = 0.01 if model.dtype == torch.float32 else 0.3
+    if (behind - alone).norm() > tolerance * alone.norm():
+        raise InputError(
+            f"model: {type(model).__name__} mixes tokens by other means than attention, so that sequences "
+            "cannot share a batch; allowed are models like OLMoE, Qwen2-MoE, Qwen3-MoE and Mixtral"
+        )
+
+
 def packed_attention_forward(
     module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None, **kwargs
 ):
@@ -88,6 +109,8 @@ def packed_attention_forward(
 
     query: (1, heads, N, D); key, value: (1, key-value heads, N, D). Returns ((1, N, heads, D), None).
     """
+    if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
+        raise InputError("model: its attention has a softcap or sinks, which packed sequences cannot have")
     packing = _Current.packing
     groups = query.shape[1] // key.shape[1]
     query, key, value = (

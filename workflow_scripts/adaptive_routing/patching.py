@@ -104,7 +104,7 @@ def find_routers(model):
 
 
 @torch.no_grad()
-def router_renormalizes(router, name="model"):
+def router_renormalizes(router):
     """Whether a router makes its weights sum to 1, found by running it.
 
     Raises:
@@ -115,7 +115,7 @@ def router_renormalizes(router, name="model"):
     hidden = torch.randn(4, weight.shape[-1], generator=generator).to(weight)
     output = router.forward(hidden)  # without hooks: another patcher may be in force
     if not (isinstance(output, tuple) and len(output) == 3):
-        raise InputError(f"{name}: {type(router).__name__} does not return (logits, weights, indices)")
+        raise InputError(f"model: {type(router).__name__} does not return (logits, weights, indices)")
     logits, weights, indices = output
     selected = torch.softmax(logits.float(), -1).gather(-1, indices)
     # bfloat16 keeps 8 bits of a weight.
@@ -124,7 +124,7 @@ def router_renormalizes(router, name="model"):
     if torch.allclose(weights.float(), selected / selected.sum(-1, keepdim=True), rtol=0.01, atol=1e-6):
         return True
     raise InputError(
-        f"{name}: {type(router).__name__} is not a softmax top-k router, so it cannot be replaced"
+        f"model: {type(router).__name__} is not a softmax top-k router, so it cannot be replaced"
     )
 
 

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from adaptive_routing.null_distribution import NullDistribution
+from adaptive_routing.routing.base import ExpertWeighting
 from adaptive_routing.tensor_files import TensorFile
 
 
 class RoutingLog:
-    """Reads an experiment's tensors lazily: any sample's and layer's routing as arrays.
+    """Reads an experiment's tensors lazily: any sample's and layer's routing as arrays; a context manager.
 
     Example:
         log = RoutingLog("results/logs/16experts_bh_a030_lambada_internal_routing.safetensors")
@@ -32,6 +34,12 @@ class RoutingLog:
         self.sample_offsets = self.tensors.read("sample_offsets")
         self.sequence_offsets = self.tensors.read("sequence_offsets")
         self._null_distribution = null_distribution
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.tensors.close()
 
     def __len__(self):
         """Number of samples."""
@@ -52,8 +60,6 @@ class RoutingLog:
     def null_distribution(self):
         """The null distribution that gives p-values."""
         if self._null_distribution is None:
-            from adaptive_routing.null_distribution import NullDistribution
-
             self._null_distribution = NullDistribution.load(
                 self.path.parent.parent / "calibration" / "null_distribution.safetensors"
             )
@@ -62,8 +68,6 @@ class RoutingLog:
     @property
     def weighting(self):
         """How the run weighted selected experts."""
-        from adaptive_routing.routing.base import ExpertWeighting
-
         routing = self.head["routing"]
         return ExpertWeighting(routing["temperature"], routing["renormalized"])
 
@@ -94,7 +98,7 @@ class SampleRouting:
 
     def router_logits(self, layer):
         """(T, E) float32."""
-        return self._read("router_logits")[:, layer]
+        return self._read("router_logits")[:, layer].astype(np.float32, copy=False)
 
     def selected(self, layer):
         """(T, E) bool: the selection."""

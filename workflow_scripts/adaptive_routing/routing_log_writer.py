@@ -23,8 +23,8 @@ from adaptive_routing.files import atomic_path
 from adaptive_routing.log_entries import LoggedRouting, RoutingStatistics, first_tokens
 from adaptive_routing.log_workers import LogWorkers, Portion, write_at
 
-# Text is made in portions of about this many tokens, by several workers at once. With 64 of 64 experts and 16
-# layers the arrays of one portion are 17 MB, its text 60 MB.
+# The log is written in portions of about this many tokens, by several workers at once. With 64 of 64 experts
+# and 16 layers in bfloat16 the arrays of one portion are 25 MB, its text 60 MB.
 _PORTION_TOKENS = 4096
 
 _SAFETENSORS_DTYPES = {
@@ -77,7 +77,7 @@ class RoutingLogWriter:
         second_pass_samples=0, workers=None,
     ):  # fmt: skip
         self.json_path, self.tensors_path = Path(json_path), Path(tensors_path)
-        self.head, self.strategy, self.num_experts = head, strategy, num_experts
+        self.head, self.strategy = head, strategy
         self.statistics = RoutingStatistics(num_layers, num_experts)
         sample_lengths = [sum(lengths) for lengths in sequence_lengths]
         self.sample_offsets = np.concatenate([[0], np.cumsum(sample_lengths)]).astype(np.int64)
@@ -105,7 +105,7 @@ class RoutingLogWriter:
         self._threads = ThreadPoolExecutor(self._num_threads, thread_name_prefix="routing log")
         self._lock = threading.Lock()
         self._under_way = deque()
-        self._is_assembled = False
+        self._is_assembled = self._is_abandoned = False
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
@@ -130,6 +130,7 @@ class RoutingLogWriter:
                     self.end_of_samples()
                 self._wait()
             finally:
+                self._is_abandoned = True
                 self._threads.shutdown(cancel_futures=True)
 
     def end_of_samples(self):
@@ -222,6 +223,8 @@ class RoutingLogWriter:
         with open(self._json, "wb") as output:
             output.write(orjson.dumps(self.head)[:-1] + b',"samples":[')
             for number, (file, start, stop) in enumerate(self._entries):
+                if self._is_abandoned:
+                    return
                 output.write(b",\n" if number else b"\n")
                 _copy(file, output, start, stop)
             output.write(b'\n],"aggregate_stats":')
@@ -245,12 +248,17 @@ def _copy(source, target, start, stop):
     source.flush()
     while start < stop:
         try:
-            start += os.copy_file_range(source.fileno(), target.fileno(), stop - start, start)
+            copied = os.copy_file_range(source.fileno(), target.fileno(), stop - start, start)
         except (AttributeError, OSError):  # not on Linux, or not on this file system
+            copied = 0
+        if not copied:
             data = os.pread(source.fileno(), min(stop - start, 1 << 22), start)
+            if not data:
+                raise OSError(f"the routing log's text ends {stop - start} bytes early")
             target.write(data)
             target.flush()
-            start += len(data)
+            copied = len(data)
+        start += copied
 
 
 def _raw(tensor):

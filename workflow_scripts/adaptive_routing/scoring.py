@@ -96,6 +96,8 @@ def score_samples(model, patcher, samples, batch_tokens, num_with_greedy_tokens)
         # The first pass of a process loads code and claims memory; that is not the configuration's speed.
         score_patched_batch(model, _sequences(samples, batches[0]), patcher)
         _warm.add(model)
+    # Nor is what a strategy finds once, such as thresholds.
+    score_patched_batch(model, samples[batches[-1][-1]].sequences, patcher)
     before = None
     for batch in batches:
         under_way = _Pass(model, _sequences(samples, batch), patcher, min(batch) < num_with_greedy_tokens)

@@ -41,7 +41,8 @@ def execute(name, request, config):
     if config["execution"] == "process":
         from adaptive_routing.model_jobs import JOBS, Cache
 
-        JOBS[name](request, Cache())
+        with contextlib.closing(Cache()) as cache:
+            JOBS[name](request, cache)
         return
     owner, place, content = lifetime.owner(), _place(request), _content(request)
     log_path = Path(config["results"], "job_logs", f"model_host_{_short_hash([place, content])}.log")
