@@ -15,7 +15,6 @@ import os
 import time
 
 import torch
-from adaptive_routing.experts import ALL_SLOTS
 from adaptive_routing.log_workers import LogWorkers
 from adaptive_routing.metrics.efficiency import flops_per_token
 from adaptive_routing.patching import RouterPatcher
@@ -74,7 +73,6 @@ def plain_loop(setting, configuration, sequences):
         finally:
             for handle in handles:
                 handle.remove()
-            model.set_experts_implementation(ALL_SLOTS)
     return sum(sequence.num_inputs for sequence in sequences) / seconds
 
 

@@ -20,13 +20,14 @@ from setting import REPOSITORY, parser, print_table
 
 def jobs_by_rule(results, started):
     """(start, end) of every job since a time by rule, from the metadata of the results' files."""
-    jobs = defaultdict(set)
+    jobs = defaultdict(dict)  # by rule and log: a job of several files has a record for each
     for path in (REPOSITORY / ".snakemake/metadata").rglob("*"):
         if path.is_file():
             record = json.loads(path.read_bytes())
             if f"{results}/" in str(record.get("log", "")) and (record.get("starttime") or 0) >= started:
-                jobs[record["rule"]].add((record["starttime"], record["endtime"]))
-    return jobs
+                of_rule, log = jobs[record["rule"]], str(record["log"])
+                of_rule[log] = max(of_rule.get(log, (0, 0)), (record["starttime"], record["endtime"]))
+    return {rule: set(of_rule.values()) for rule, of_rule in jobs.items()}
 
 
 def main():

@@ -15,9 +15,9 @@ import orjson
 import psutil
 import pytest
 import torch
+from adaptive_routing.batch_routing import BatchRouting, pack_selection
 from adaptive_routing.log_entries import LoggedRouting, LoggedSample, first_tokens, format_samples
 from adaptive_routing.log_workers import LogWorkers
-from adaptive_routing.patching import BatchRouting, pack_selection
 from adaptive_routing.routing import bh, topk
 from adaptive_routing.routing.base import ExpertWeighting
 from adaptive_routing.routing_log import RoutingLog

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import torch
 from transformers import GenerationConfig
 
+from adaptive_routing.batch_routing import BatchRouting
 from adaptive_routing.data import EncodedSequence, PreparedSample
 from adaptive_routing.devices import Clock
-from adaptive_routing.patching import BatchRouting
 from adaptive_routing.scoring import BatchResult, SampleResult, most_likely_tokens, score_positions
 from adaptive_routing.tasks import SequenceScore
 
@@ -33,8 +33,6 @@ def generate_samples(model, patcher, tokenizer, samples, max_new_tokens):
     """
     config = GenerationConfig(
         do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
         max_new_tokens=max_new_tokens,
         eos_token_id=model.generation_config.eos_token_id,
         pad_token_id=0,  # one sequence at a time is never padded

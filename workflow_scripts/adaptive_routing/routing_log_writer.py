@@ -19,8 +19,9 @@ import numpy as np
 import orjson
 import torch
 
+from adaptive_routing.batch_routing import logged_routing, raw_array
 from adaptive_routing.files import atomic_path
-from adaptive_routing.log_entries import LoggedRouting, RoutingStatistics, first_tokens
+from adaptive_routing.log_entries import RoutingStatistics
 from adaptive_routing.log_workers import LogWorkers, Portion, write_at
 
 # The log is written in portions of about this many tokens, by several workers at once. With 64 of 64 experts
@@ -38,25 +39,6 @@ _SAFETENSORS_DTYPES = {
 }
 
 
-def logged_routing(samples, routing, strategy):
-    """The arrays that the log's entries are made of.
-
-    Args:
-        samples: `LoggedSample`s.
-        routing: `patching.BatchRouting` of all their tokens, on the CPU.
-        strategy: gives the p-values.
-    """
-    shown = routing.router_logits[torch.from_numpy(first_tokens(samples))].float()  # (F, L, E)
-    p_values = [strategy.p_values(shown[:, layer], layer) for layer in range(shown.shape[1])]
-    return LoggedRouting(
-        routing.experts.numpy(),
-        _raw(routing.weights),
-        routing.counts.numpy(),
-        shown.numpy(),
-        None if p_values[0] is None else torch.stack(p_values, 1).numpy(),
-    )
-
-
 class RoutingLogWriter:
     """Writes one experiment's internal-routing JSON and tensors; a context manager.
 
@@ -69,7 +51,7 @@ class RoutingLogWriter:
         strategy: the routing strategy in force.
         num_layers, num_experts, dtype: of the router logits.
         second_pass_samples: number of first samples that a second pass repeats.
-        workers: `LogWorkers` that make the text; by default the writer's own thread does.
+        workers: `LogWorkers` that do the writing; by default the caller's thread does.
     """
 
     def __init__(
@@ -181,7 +163,7 @@ class RoutingLogWriter:
 
     def _write(self, indices, samples, routing, token_ids, token_losses):
         tensors = {
-            "router_logits": _raw(routing.router_logits),
+            "router_logits": raw_array(routing.router_logits),
             "expert_counts": routing.counts.numpy(),
             "selected_experts": routing.packed.numpy(),
             "token_ids": token_ids.numpy(),
@@ -259,12 +241,6 @@ def _copy(source, target, start, stop):
             target.flush()
             copied = len(data)
         start += copied
-
-
-def _raw(tensor):
-    """A tensor as NumPy, bfloat16 as its bits."""
-    tensor = tensor.contiguous()
-    return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
 
 class _SafetensorsFile:

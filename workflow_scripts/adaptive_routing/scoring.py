@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from adaptive_routing.batch_routing import BatchRouting
 from adaptive_routing.devices import Clock, HostCopies, to_device
 from adaptive_routing.packing import Packing, forward_packed
-from adaptive_routing.patching import BatchRouting
 from adaptive_routing.tasks import SequenceScore
 
 _warm = weakref.WeakSet()  # models that have run in this process
