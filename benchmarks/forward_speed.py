@@ -135,7 +135,7 @@ def main():
                     f"{100 * ours * flops / 1e12 / ceiling:.0f} %",
                 ]
             )
-            print(".", end="", flush=True)
+            print(f"{configuration.name}: {ours:,.0f} tokens/s, plain loop {plain:,.0f}", flush=True)
     print(f"\n{setting.loaded.device_name}, {model.dtype}, {tokens:,} tokens in {sequences} sequences;")
     print(f"matrix product {ceiling:,.1f} TFLOP/s; {os.cpu_count()} cores, {workers.count} log workers\n")
     print_table(
