@@ -16,6 +16,10 @@ rule collect_router_logits:
     params:
         calibration=calibration_settings(),
         dtype=SETTINGS["model"]["dtype"],
+        code=code_fingerprint(
+            "collect_router_logits",
+            "adaptive_routing.model_jobs.collect_router_logits",
+        ),
     script:
         "../workflow_scripts/collect_router_logits.py"
 
@@ -39,5 +43,6 @@ rule fit_null_distribution:
         kernel=SETTINGS["null_distribution"]["kernel"],
         bandwidth=SETTINGS["null_distribution"]["bandwidth"],
         trim=SETTINGS["null_distribution"]["trim"],
+        code=code_fingerprint("fit_null_distribution"),
     script:
         "../workflow_scripts/fit_null_distribution.py"

@@ -5,9 +5,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow_scripts"))
 
+from adaptive_routing.code_fingerprint import code_fingerprint
 from adaptive_routing.errors import InputError
-from adaptive_routing.panels import PANELS
+from adaptive_routing.panels import PANELS, panel_module
 from adaptive_routing.settings import load_settings
+from adaptive_routing.tasks import task_module
 
 try:
     SETTINGS = load_settings(config, command_line=workflow.config_settings.config)
@@ -58,8 +60,30 @@ def dataset_settings(wildcards):
     """What decides which samples of a data set are scored, and how they are tokenised."""
     settings = SETTINGS["datasets"][wildcards.dataset]
     decisive = {key: value for key, value in settings.items() if key != "local"}
-    return decisive | {"max_length": SETTINGS["evaluation"]["max_length"]}
+    if settings.get("protocol") == "rows":  # all others are as long as the model reads
+        decisive["max_length"] = SETTINGS["evaluation"]["max_length"]
+    return decisive
 
+
+def dataset_task(wildcards):
+    """The module of a data set's task."""
+    return task_module(
+        wildcards.dataset, SETTINGS["datasets"][wildcards.dataset].get("protocol")
+    )
+
+
+# Loading a model, which these steps do not, takes more code than describing it.
+LOADING = (
+    "adaptive_routing.devices",
+    "adaptive_routing.experts",
+    "adaptive_routing.packing",
+)
+# Settings that are wrong end a job; they decide nothing beside what its parameters say.
+CHECKS = (
+    "adaptive_routing.configurations",
+    "adaptive_routing.schema",
+    "adaptive_routing.settings",
+)
 
 # Null distributions
 
@@ -117,6 +141,22 @@ def experiment_routing(wildcards):
     if CONFIGURATIONS[wildcards.config].strategy == "topk":
         del routing["min_k"]
     return routing
+
+
+def experiment_code(wildcards):
+    """A fingerprint of the code of one experiment: its own strategy and task, and only what they use."""
+    unused = []
+    if not uses_null_distribution(wildcards.config):
+        unused.append("adaptive_routing.null_distribution")
+    if "max_new_tokens" not in SETTINGS["datasets"][wildcards.dataset]:
+        unused.append("adaptive_routing.generation")
+    return code_fingerprint(
+        "run_experiment",
+        "adaptive_routing.model_jobs.run_experiment",
+        f"adaptive_routing.routing.{CONFIGURATIONS[wildcards.config].strategy}",
+        dataset_task(wildcards),
+        without=unused,
+    )
 
 
 def per_experiment(pattern):

@@ -12,6 +12,7 @@ rule inspect_model:
         "../envs/adaptive_routing.yaml"
     params:
         model={key: SETTINGS["model"][key] for key in ("name", "revision")},
+        code=code_fingerprint("inspect_model", without=LOADING + CHECKS),
     script:
         "../workflow_scripts/inspect_model.py"
 
@@ -28,5 +29,8 @@ rule prepare_dataset:
         "../envs/adaptive_routing.yaml"
     params:
         settings=dataset_settings,
+        code=lambda wildcards: code_fingerprint(
+            "prepare_dataset", dataset_task(wildcards), without=LOADING
+        ),
     script:
         "../workflow_scripts/prepare_dataset.py"

@@ -21,5 +21,6 @@ rule run_experiment:
         routing=experiment_routing,
         dtype=SETTINGS["model"]["dtype"],
         second_pass_samples=SETTINGS["evaluation"]["second_pass_samples"],
+        code=experiment_code,
     script:
         "../workflow_scripts/run_experiment.py"

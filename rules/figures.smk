@@ -27,6 +27,7 @@ rule plot_panels:
     threads: 4
     params:
         baseline=SETTINGS["baseline"],
+        code=code_fingerprint("plot_panels", *map(panel_module, PANELS)),
     script:
         "../workflow_scripts/plot_panels.py"
 
@@ -53,5 +54,6 @@ if has_prompts():
             "../envs/adaptive_routing.yaml"
         params:
             baseline=SETTINGS["baseline"],
+            code=code_fingerprint("plot_difficulty"),
         script:
             "../workflow_scripts/plot_difficulty.py"

@@ -11,6 +11,8 @@ rule compute_metrics:
         job_log("compute_metrics/{config}_{dataset}"),
     conda:
         "../envs/adaptive_routing.yaml"
+    params:
+        code=code_fingerprint("compute_metrics"),
     script:
         "../workflow_scripts/compute_metrics.py"
 
@@ -45,6 +47,7 @@ rule tabulate_results:
         "../envs/adaptive_routing.yaml"
     params:
         baseline=SETTINGS["baseline"],
+        code=code_fingerprint("tabulate_results"),
     script:
         "../workflow_scripts/tabulate_results.py"
 
@@ -70,5 +73,7 @@ if has_prompts():
             job_log("tabulate_difficulty"),
         conda:
             "../envs/adaptive_routing.yaml"
+        params:
+            code=code_fingerprint("tabulate_difficulty"),
         script:
             "../workflow_scripts/tabulate_difficulty.py"

@@ -25,5 +25,6 @@ rule write_report:
     params:
         baseline=SETTINGS["baseline"],
         settings=SETTINGS,
+        code=code_fingerprint("write_report", *map(panel_module, PANELS)),
     script:
         "../workflow_scripts/write_report.py"

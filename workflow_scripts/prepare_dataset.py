@@ -25,7 +25,7 @@ with job(snakemake):
         load_rows(**source, name=f"datasets.{dataset}"),
         load_tokenizer(model),
         settings["max_samples"],
-        settings["max_length"],
+        settings.get("max_length"),
         readable,
         settings.get("protocol"),
     )

@@ -86,7 +86,8 @@ def encode_request(tokenizer, request, max_length, model_max_length):
     Args:
         tokenizer: a `PreTrainedTokenizerBase`.
         request: `tasks.Request`.
-        max_length: a text without context keeps its first `max_length` tokens, one with `keep_end` excepted.
+        max_length: a text without context keeps its first `max_length` tokens, one with `keep_end` excepted;
+            None where the data set has no such texts.
         model_max_length: a context keeps its last tokens, so that the model reads at most this many; so does
             a text with `keep_end`.
     """

@@ -91,5 +91,10 @@ def describe_panel(panel, study):
     return _module(panel).describe(study)
 
 
+def panel_module(panel):
+    """Name of a panel's module."""
+    return f"{__name__}.{panel.split('_', 1)[1]}"
+
+
 def _module(panel):
-    return importlib.import_module(f"{__name__}.{panel.split('_', 1)[1]}")
+    return importlib.import_module(panel_module(panel))

@@ -118,7 +118,11 @@ class Task(Protocol):
         """The task's own metrics over all samples, each with its `{name}_stderr`."""
 
 
+def task_module(dataset, protocol=None):
+    """Name of a data set's module; `protocol` is that of its settings, where it has more than one."""
+    return f"{__name__}.{dataset if protocol in (None, 'rows') else f'{dataset}_{protocol}'}"
+
+
 def get_task(dataset, protocol=None):
-    """The `Task` of a data set; `protocol` is that of its settings, where it has more than one."""
-    module = dataset if protocol in (None, "rows") else f"{dataset}_{protocol}"
-    return importlib.import_module(f"adaptive_routing.tasks.{module}")
+    """The `Task` of a data set, by `task_module`'s arguments."""
+    return importlib.import_module(task_module(dataset, protocol))
