@@ -29,12 +29,7 @@ rule fit_null_distribution:
         unpack(null_distribution_source),
         model=results("model.json"),
     output:
-        null_distribution=results("calibration/null_distribution.safetensors"),
-        figure=report(
-            results("calibration/null_distribution.png"),
-            caption="../report/null_distribution.rst",
-            category="Calibration",
-        ),
+        results("calibration/null_distribution.safetensors"),
     log:
         job_log("fit_null_distribution"),
     conda:

@@ -1,4 +1,4 @@
-# The figure of nine panels, each panel alone, and the figure of the prompts.
+# The figures: the nine panels together and alone, the null distributions, the prompts.
 
 
 rule plot_panels:
@@ -30,6 +30,25 @@ rule plot_panels:
         code=code_fingerprint("plot_panels", *map(panel_module, PANELS)),
     script:
         "../workflow_scripts/plot_panels.py"
+
+
+rule plot_null_distribution:
+    input:
+        results("calibration/null_distribution.safetensors"),
+    output:
+        report(
+            results("calibration/null_distribution.png"),
+            caption="../report/null_distribution.rst",
+            category="Calibration",
+        ),
+    log:
+        job_log("plot_null_distribution"),
+    conda:
+        "../envs/adaptive_routing.yaml"
+    params:
+        code=code_fingerprint("plot_null_distribution"),
+    script:
+        "../workflow_scripts/plot_null_distribution.py"
 
 
 if has_prompts():

@@ -1,4 +1,4 @@
-"""Make calibration/null_distribution.safetensors and its figure.
+"""Make calibration/null_distribution.safetensors.
 
 From the calibration text's router logits (`input.router_logits`), or from a table made elsewhere
 (`input.table`).
@@ -11,7 +11,6 @@ from adaptive_routing.files import read_json
 from adaptive_routing.jobs import job
 from adaptive_routing.null_distribution import NullDistribution
 from adaptive_routing.null_distribution.estimate import fit_null_distribution
-from adaptive_routing.null_distribution_figure import save_null_distribution_figure
 from adaptive_routing.tensor_files import TensorFile
 
 with job(snakemake):
@@ -35,5 +34,4 @@ with job(snakemake):
         null_distribution = fit_null_distribution(
             router_logits.swapaxes(0, 1), params.kernel, params.bandwidth, params.trim, provenance
         )
-    null_distribution.save(output.null_distribution)
-    save_null_distribution_figure(null_distribution, output.figure)
+    null_distribution.save(output[0])

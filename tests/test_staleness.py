@@ -1,0 +1,343 @@
+"""What is rerun after which change, counted from Snakemake's own plan; and that fingerprints see all code."""
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+from adaptive_routing.code_fingerprint import FOLDER, NOT_DECIDING, _dump, code_modules
+from adaptive_routing.panels import PANELS, panel_module
+from study_folder import REPOSITORY, StudyFolder
+
+DATASETS = ("wikitext", "lambada", "hellaswag")
+TOP_K = ("8experts_topk_baseline",)
+BH = ("8experts_bh_a030", "16experts_bh_a030")
+EXPERIMENTS = {(configuration, dataset) for configuration in TOP_K + BH for dataset in DATASETS}
+
+
+def of(configurations=TOP_K + BH, datasets=DATASETS):
+    """Experiments, as (configuration, data set)."""
+    return {(configuration, dataset) for configuration in configurations for dataset in datasets}
+
+
+def jobs(*rules, experiments=(), metrics=(), datasets=()):
+    """The plan that follows when these rules, experiments, metrics and data sets are stale: jobs by rule."""
+    rules, experiments, datasets = set(rules), set(experiments), set(datasets)
+    if "inspect_model" in rules:
+        rules |= {"collect_router_logits"}
+        datasets |= set(DATASETS)
+    if "collect_router_logits" in rules:
+        rules |= {"fit_null_distribution"}
+    if "fit_null_distribution" in rules:
+        rules |= {"plot_null_distribution"}
+        experiments |= of(BH)
+    experiments |= of(datasets=datasets)
+    metrics = experiments | set(metrics)
+    if metrics:
+        rules |= {"tabulate_results"}
+    if "tabulate_results" in rules:
+        rules |= {"plot_panels"}
+    if "plot_panels" in rules:
+        rules |= {"write_report"}
+    if rules:
+        rules |= {"all"}
+    counts = {"prepare_dataset": datasets, "run_experiment": experiments, "compute_metrics": metrics}
+    return dict.fromkeys(rules, 1) | {rule: len(of_rule) for rule, of_rule in counts.items() if of_rule}
+
+
+EVERYTHING = jobs("inspect_model")
+NOTHING = jobs()
+PASS = jobs(
+    "collect_router_logits", experiments=EXPERIMENTS
+)  # what calibration and experiments have in common
+METRICS = jobs(metrics=EXPERIMENTS)
+TABLES, FIGURES, REPORT = jobs("tabulate_results"), jobs("plot_panels"), jobs("write_report")
+
+AFTER_EDIT = {
+    "__init__": EVERYTHING,
+    "batch_routing": PASS,
+    "calibration": jobs("collect_router_logits"),
+    "code_fingerprint": NOTHING,
+    "configurations": jobs(experiments=EXPERIMENTS),
+    "data": jobs("collect_router_logits", datasets=DATASETS),
+    "devices": PASS,
+    "difficulty": REPORT,
+    "difficulty_figure": NOTHING,  # a study without prompts
+    "errors": NOTHING,
+    "experiment": jobs(experiments=EXPERIMENTS),
+    "experts": PASS,
+    "files": EVERYTHING,
+    "generation": NOTHING,
+    "jobs": NOTHING,
+    "log_entries": PASS,
+    "log_workers": PASS,
+    "models": EVERYTHING,
+    "null_distribution_figure": jobs("plot_null_distribution"),
+    "packing": PASS,
+    "patching": PASS,
+    "routing_log": NOTHING,
+    "routing_log_writer": jobs(experiments=EXPERIMENTS),
+    "schema": NOTHING,
+    "scoring": PASS,
+    "settings": NOTHING,
+    "statistics": TABLES,
+    "study": FIGURES,
+    "tables": TABLES,
+    "tensor_files": jobs("collect_router_logits", experiments=EXPERIMENTS),
+    "host": NOTHING,
+    "metrics": METRICS,
+    "model_jobs/__init__": PASS,
+    "model_jobs/cache": PASS,
+    "model_jobs/collect_router_logits": jobs("collect_router_logits"),
+    "model_jobs/run_experiment": jobs(experiments=EXPERIMENTS),
+    "null_distribution/__init__": jobs("fit_null_distribution"),
+    "null_distribution/estimate": jobs("fit_null_distribution"),
+    "null_distribution/kernels": jobs("fit_null_distribution"),
+    "null_distribution/table": jobs("fit_null_distribution"),
+    "panels": FIGURES,
+    "report": REPORT,
+    "routing/__init__": PASS,
+    "routing/base": PASS,
+    "routing/bh": jobs(experiments=of(BH)),
+    "routing/topk": jobs("collect_router_logits", experiments=of(TOP_K)),  # calibration runs under top-k
+    "tasks/__init__": jobs("collect_router_logits", datasets=DATASETS),
+    "tasks/accuracy": jobs("tabulate_results", datasets=("lambada", "hellaswag")),
+    "tasks/arc_challenge": NOTHING,
+    "tasks/hellaswag": jobs(datasets=("hellaswag",)),
+    "tasks/lambada": jobs(datasets=("lambada",)),
+    "tasks/multiple_choice": jobs(datasets=("hellaswag",)),
+    "tasks/prompts": NOTHING,
+    "tasks/uncertainty": jobs("tabulate_results", datasets=("wikitext", "lambada")),
+    "tasks/wikitext": jobs(datasets=("wikitext",)),
+    "tasks/wikitext_documents": NOTHING,
+}  # a folder stands for its modules; the longest name that fits applies
+
+AFTER_EDIT_OF_SCRIPT = {
+    "inspect_model": EVERYTHING,
+    "prepare_dataset": jobs(datasets=DATASETS),
+    "collect_router_logits": jobs("collect_router_logits"),
+    "fit_null_distribution": jobs("fit_null_distribution"),
+    "run_experiment": jobs(experiments=EXPERIMENTS),
+    "compute_metrics": METRICS,
+    "tabulate_results": TABLES,
+    "plot_null_distribution": jobs("plot_null_distribution"),
+    "plot_panels": FIGURES,
+    "plot_difficulty": NOTHING,
+    "tabulate_difficulty": NOTHING,
+    "write_report": REPORT,
+}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A finished study of 3 configurations x 3 data sets, made by a copy of the project that a test can edit."""
+    project = tmp_path_factory.mktemp("project")
+    for name in ("rules", "workflow_scripts", "schemas", "report", "profiles", "envs"):
+        shutil.copytree(REPOSITORY / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Snakefile", "config.yaml", "pyproject.toml"):
+        shutil.copy(REPOSITORY / name, project / name)
+    study = StudyFolder(tmp_path_factory.mktemp("study"), project)
+    study.snakemake()
+    return study
+
+
+def expected_after_edit(module):
+    """The plan after an edit of a module, given as "report/tables"."""
+    names = [module, *("/".join(module.split("/")[:i]) for i in range(module.count("/"), 0, -1))]
+    return next(AFTER_EDIT[name] for name in names if name in AFTER_EDIT)
+
+
+def append(path, text):
+    """Add to a file; returns what puts it back as it was."""
+    before = path.read_text()
+    path.write_text(before + text)
+    return lambda: path.write_text(before)
+
+
+def test_an_edit_of_any_module_reruns_what_it_decides(study):
+    package = study.project / "workflow_scripts/adaptive_routing"
+    modules = [str(path.relative_to(package).with_suffix("")) for path in sorted(package.rglob("*.py"))]
+    edits = {package / f"{module}.py": expected_after_edit(module) for module in modules}
+    scripts = study.project / "workflow_scripts"
+    assert {path.stem for path in scripts.glob("*.py")} == set(AFTER_EDIT_OF_SCRIPT)
+    edits |= {scripts / f"{script}.py": plan for script, plan in AFTER_EDIT_OF_SCRIPT.items()}
+    wrong = {}
+    for path, expected in edits.items():
+        put_back = append(path, "\nEDITED = True\n")
+        plan = study.plan()
+        put_back()
+        if plan != expected:
+            wrong[str(path.relative_to(scripts))] = (plan, expected)
+    assert not wrong
+    assert study.plan() == {}
+
+
+def test_comments_and_docstrings_change_nothing(study):
+    put_back = []
+    for path in sorted((study.project / "workflow_scripts").rglob("*.py")):
+        text = path.read_text()
+        tree = ast.parse(text)
+        assert ast.get_docstring(tree) is not None or not tree.body, path
+        put_back.append(append(path, "\n\n# A comment.\n"))
+        if tree.body:
+            lines = path.read_text().split("\n")
+            lines[tree.body[0].end_lineno - 1] += "  # another"
+            lines[0] = lines[0].replace('"""', '"""In other words: ', 1)
+            path.write_text("\n".join(lines))
+            ast.parse(path.read_text())
+    assert study.plan() == {}
+    for one in put_back:
+        one()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"strategies": {"topk": {"k": [8]}, "bh": {"max_k": [8, 16], "alpha": [0.30, 0.40]}}},
+         {**jobs(experiments={(f"{k}experts_bh_a040", one) for k in (8, 16) for one in DATASETS})}),
+        ({"strategies": {"topk": {"k": [8]}, "bh": {"max_k": [8], "alpha": [0.30]}}}, TABLES),
+        ({"evaluation": {"max_samples": 5}}, jobs(datasets=DATASETS)),
+        ({"evaluation": {"max_length": 256}}, jobs(datasets=("wikitext",))),
+        ({"datasets": {"lambada": {"source": "resources/datasets/lambada.jsonl", "max_samples": 5}}},
+         jobs(datasets=("lambada",))),
+        ({"null_distribution": {"kernel": "tophat"}}, jobs("fit_null_distribution")),
+        ({"null_distribution": {"calibration": {"max_tokens": 900}}}, jobs("collect_router_logits")),
+        ({"evaluation": {"batch_tokens": 1024}}, REPORT),  # decides how, and the report states it
+        ({"execution": "process"}, REPORT),
+        ({"baseline": "8experts_bh_a030"}, TABLES),
+    ],
+)  # fmt: skip
+def test_a_changed_setting_reruns_what_it_decides(study, changes, expected):
+    before = json.loads(json.dumps(study.settings))
+    study.configure(**changes)
+    plan = study.plan()
+    study.settings = before
+    study.configure()
+    assert plan == expected
+    assert study.plan() == {}
+
+
+def test_a_changed_file_of_a_data_set_reruns_its_experiments(study):
+    rows = (REPOSITORY / "resources/datasets/lambada.jsonl").read_text().splitlines()
+    source = study.folder / "lambada.jsonl"
+    source.write_text("\n".join(rows[:20]) + "\n")
+    study.configure(datasets={"lambada": {"source": "lambada.jsonl"}})
+    study.snakemake()
+    assert study.plan() == {}
+    source.write_text("\n".join(rows[5:25]) + "\n")
+    assert study.plan() == jobs(datasets=("lambada",))
+    study.snakemake()
+    assert study.plan() == {}
+
+
+def test_forced_and_named_targets(study):
+    targets = [f"results/logs/16experts_bh_a030_{dataset}.json" for dataset in DATASETS]
+    assert study.plan(*targets) == {}
+    # A configuration forced: its experiments, and in a run of everything also what follows from them.
+    assert study.plan(*targets, "--force") == {"run_experiment": 3}
+    assert study.plan("--forcerun", *targets) == jobs(experiments=of(BH[1:]))
+    assert study.plan("--forcerun", "run_experiment", "--until", "run_experiment") == {"run_experiment": 9}
+    empty = StudyFolder(study.folder / "empty", study.project)
+    counts = {"inspect_model": 1, "prepare_dataset": 1, "collect_router_logits": 1}
+    counts |= {"fit_null_distribution": 1, "run_experiment": 1}
+    assert empty.plan(targets[1]) == counts
+    assert empty.plan(targets[1].replace("16experts_bh_a030", TOP_K[0])) == {
+        "inspect_model": 1, "prepare_dataset": 1, "run_experiment": 1,
+    }  # fmt: skip
+
+
+# What a job imports, as Python itself tells. The request's files come from the finished study.
+LOADED = """
+import json, sys
+sys.path.insert(0, {folder!r})
+{body}
+print(json.dumps([name for name in sys.modules if name.split(".")[0] == "adaptive_routing"]))
+"""
+
+
+def loaded_modules(study, body):
+    """Names of the package's modules that are loaded after running `body` in the study's folder."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED.format(folder=str(FOLDER), body=body)],
+        cwd=study.folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(
+    ("configuration", "dataset", "without"),
+    [
+        (TOP_K[0], "hellaswag", ("adaptive_routing.null_distribution", "adaptive_routing.generation")),
+        (BH[0], "wikitext", ("adaptive_routing.generation",)),
+    ],
+)
+def test_the_fingerprint_of_an_experiment_covers_all_that_it_loads(study, configuration, dataset, without):
+    summary = json.loads(study.results("logs", f"{configuration}_{dataset}.json").read_text())
+    null = "results/calibration/null_distribution.safetensors" if summary["strategy"] == "bh" else None
+    request = {
+        "model": "results/model.json", "dtype": "float32", "device": "cpu", "null_distribution": null,
+        "configuration": {
+            "name": configuration, "strategy": summary["strategy"], "max_experts": summary["k_or_max_k"],
+            "parameters": summary["provenance"]["settings"]["configuration"],
+        },
+        "routing": summary["provenance"]["settings"]["routing"], "dataset": dataset,
+        "prepared": f"results/datasets/{dataset}.json", "batch_tokens": 2048, "second_pass_samples": 1, "seed": 0,
+        "outputs": {name: f"out_{name}" for name in ("summary", "internal_routing", "tensors")},
+    }  # fmt: skip
+    loaded = loaded_modules(
+        study,
+        "import contextlib\nfrom adaptive_routing.model_jobs import JOBS, Cache\n"
+        f"with contextlib.closing(Cache()) as cache:\n    JOBS['run_experiment']({request!r}, cache)",
+    )
+    covered = code_modules(
+        "run_experiment", "adaptive_routing.model_jobs.run_experiment",
+        f"adaptive_routing.routing.{summary['strategy']}", f"adaptive_routing.tasks.{dataset}", without=without,
+    )  # fmt: skip
+    unused = (*NOT_DECIDING, *without)
+    decisive = {name for name in loaded if not any(f"{name}.".startswith(f"{one}.") for one in unused)}
+    assert decisive <= set(covered)
+    assert "adaptive_routing.experiment" in decisive
+
+
+def test_the_fingerprint_of_figures_and_report_covers_all_that_they_load(study):
+    tables = [
+        f"results/bh_routing_{name}.csv" for name in ("results", "configurations", "layers", "comparisons")
+    ]
+    loaded = loaded_modules(
+        study,
+        "from adaptive_routing.panels import PANELS, describe_panel, draw_panel\n"
+        "from adaptive_routing.study import read_study\n"
+        f"study = read_study(*{tables!r}, baseline={TOP_K[0]!r})\n"
+        "for panel in PANELS:\n    draw_panel(panel, study)\n    describe_panel(panel, study)",
+    )
+    covered = set(code_modules("plot_panels", *map(panel_module, PANELS)))
+    assert loaded - set(NOT_DECIDING) <= covered
+    assert covered - {"plot_panels"} <= set(code_modules("write_report", *map(panel_module, PANELS)))
+
+
+def test_what_is_no_code_leaves_no_trace_in_a_tree():
+    one = 'def f(x):\n    """Doc."""\n    return f"{x:>{3}}"  # why\n'
+    other = "def f(\n    x,\n):\n    'Other words.'\n\n    return f'{x:>{3}}'\n"
+    changed = one.replace("3", "4")
+    dumps = [_dump(ast.parse(text)) for text in (one, other, changed, one.replace(" return", " yield"))]
+    assert dumps[0] == dumps[1]
+    assert len(set(dumps)) == 3
+
+
+def test_names_of_modules_that_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match="no module adaptive_routing.routing.bhh"):
+        code_modules("run_experiment", "adaptive_routing.routing.bhh")
+
+
+def test_every_module_belongs_to_a_row_of_the_table():
+    package = REPOSITORY / "workflow_scripts/adaptive_routing"
+    modules = [str(path.relative_to(package).with_suffix("")) for path in package.rglob("*.py")]
+    for module in modules:
+        expected_after_edit(module)
+    used = Counter(name for name in AFTER_EDIT for module in modules if f"{module}/".startswith(f"{name}/"))
+    assert set(used) == set(AFTER_EDIT)  # no row of a module that is gone
