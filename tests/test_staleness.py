@@ -51,9 +51,7 @@ def jobs(*rules, experiments=(), metrics=(), datasets=()):
 
 EVERYTHING = jobs("inspect_model")
 NOTHING = jobs()
-PASS = jobs(
-    "collect_router_logits", experiments=EXPERIMENTS
-)  # what calibration and experiments have in common
+PASS = jobs("collect_router_logits", experiments=EXPERIMENTS)  # of calibration and experiments
 METRICS = jobs(metrics=EXPERIMENTS)
 TABLES, FIGURES, REPORT = jobs("tabulate_results"), jobs("plot_panels"), jobs("write_report")
 
@@ -134,7 +132,7 @@ AFTER_EDIT_OF_SCRIPT = {
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """A finished study of 3 configurations x 3 data sets, made by a copy of the project that a test can edit."""
+    """A finished study, 3 configurations x 3 data sets, of a copy of the project that tests can edit."""
     project = tmp_path_factory.mktemp("project")
     for name in ("rules", "workflow_scripts", "schemas", "report", "profiles", "envs"):
         shutil.copytree(REPOSITORY / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -263,7 +261,8 @@ def loaded_modules(study, body):
     """Names of the package's modules that are loaded after running `body` in the study's folder."""
     done = subprocess.run(
         [sys.executable, "-c", LOADED.format(folder=str(FOLDER), body=body)],
-        cwd=study.folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+        cwd=study.folder, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return set(json.loads(done.stdout.splitlines()[-1]))
@@ -286,7 +285,8 @@ def test_the_fingerprint_of_an_experiment_covers_all_that_it_loads(study, config
             "parameters": summary["provenance"]["settings"]["configuration"],
         },
         "routing": summary["provenance"]["settings"]["routing"], "dataset": dataset,
-        "prepared": f"results/datasets/{dataset}.json", "batch_tokens": 2048, "second_pass_samples": 1, "seed": 0,
+        "prepared": f"results/datasets/{dataset}.json",
+        "batch_tokens": 2048, "second_pass_samples": 1, "seed": 0,
         "outputs": {name: f"out_{name}" for name in ("summary", "internal_routing", "tensors")},
     }  # fmt: skip
     loaded = loaded_modules(
@@ -296,7 +296,8 @@ def test_the_fingerprint_of_an_experiment_covers_all_that_it_loads(study, config
     )
     covered = code_modules(
         "run_experiment", "adaptive_routing.model_jobs.run_experiment",
-        f"adaptive_routing.routing.{summary['strategy']}", f"adaptive_routing.tasks.{dataset}", without=without,
+        f"adaptive_routing.routing.{summary['strategy']}", f"adaptive_routing.tasks.{dataset}",
+        without=without,
     )  # fmt: skip
     unused = (*NOT_DECIDING, *without)
     decisive = {name for name in loaded if not any(f"{name}.".startswith(f"{one}.") for one in unused)}
@@ -330,7 +331,7 @@ def test_what_is_no_code_leaves_no_trace_in_a_tree():
 
 
 def test_names_of_modules_that_do_not_exist_are_refused():
-    with pytest.raises(ValueError, match="no module adaptive_routing.routing.bhh"):
+    with pytest.raises(ValueError, match="no module adaptive_routing[.]routing[.]bhh"):
         code_modules("run_experiment", "adaptive_routing.routing.bhh")
 
 
