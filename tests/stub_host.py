@@ -12,13 +12,17 @@ from adaptive_routing.host import server
 
 
 class Cache:
-    def __init__(self, before_batch):
+    def __init__(self, before_batch=lambda: None):
         self.before_batch = before_batch
+
+    def close(self):
+        """Nothing runs beside this process."""
 
 
 def report(request, cache):
-    """Say which process this is."""
-    Path(request["output"]).write_text(f"{os.getpid()} {request['dtype']}")
+    """Say which process this is, and which GPU it sees."""
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
+    Path(request["output"]).write_text(f"{os.getpid()} {request['dtype']} {gpu}")
 
 
 def work(request, cache):
@@ -28,7 +32,7 @@ def work(request, cache):
         while not Path("finish").exists():
             cache.before_batch()
             time.sleep(0.01)
-        temporary.write_text(str(os.getpid()))
+        temporary.write_text(f"{os.getpid()} {request['dtype']} {os.environ.get('CUDA_VISIBLE_DEVICES')}")
 
 
 def refuse(request, cache):

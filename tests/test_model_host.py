@@ -18,7 +18,7 @@ from adaptive_routing.configurations import grid
 from adaptive_routing.data import prepared_to_json
 from adaptive_routing.errors import HostError
 from adaptive_routing.files import write_json
-from adaptive_routing.host import address, client
+from adaptive_routing.host import address, client, leases
 from conftest import ROOT
 from test_experiment import ROUTING, prepare
 from test_workflow import StudyFolder
@@ -31,6 +31,9 @@ from adaptive_routing.jobs import job
 
 name, request, config, log, server, idle_seconds = json.loads(sys.argv[1])
 client.SERVER, client.IDLE_SECONDS = server or client.SERVER, idle_seconds
+if server and config["execution"] == "process":
+    import stub_host
+    sys.modules["adaptive_routing.model_jobs"] = stub_host
 with job(types.SimpleNamespace(log=[log])):
     client.execute(name, request, config)
 print(*sys.modules)
@@ -237,6 +240,94 @@ def test_only_the_jobs_of_the_table_can_be_asked_for(place):
         status, said = place.run(name, check=False)
         assert status == 1
         assert f"KeyError: '{name}'" in said
+
+
+# Several GPUs
+
+
+def gpu_of(place, output):
+    """CUDA_VISIBLE_DEVICES in the process that did a job."""
+    return place.read(output).split()[2]
+
+
+def start_at_work(place, output, gpus, **arguments):
+    """Start a job with these GPUs visible, and wait until it is at work."""
+    process = place.start(
+        "work", output, device="auto", variables={"CUDA_VISIBLE_DEVICES": gpus}, **arguments
+    )
+    assert process.stderr.readline() == "at work\n"
+    return process
+
+
+@pytest.mark.parametrize("execution", ["host", "process"])
+def test_jobs_at_once_have_a_gpu_each_and_wait_for_one(place, execution):
+    jobs = [start_at_work(place, name, "GPU-3,5", execution=execution) for name in ("first", "second")]
+    third = place.start(
+        "work", "third", device="auto", execution=execution, variables={"CUDA_VISIBLE_DEVICES": "GPU-3,5"}
+    )
+    said = third.stderr.readline()
+    assert said == (
+        "waiting for a GPU: all 2 have jobs of this workflow; start no more at once than there are, with "
+        "--resources gpu=2\n"
+    )
+    (place.folder / "finish").touch()
+    assert [process.wait(60) for process in (*jobs, third)] == [0, 0, 0]
+    assert {gpu_of(place, "first"), gpu_of(place, "second")} == {"GPU-3", "5"}
+    assert gpu_of(place, "third") in {"GPU-3", "5"}
+    if execution == "host":
+        assert place.pid_in("first") != place.pid_in("second")
+        assert place.pid_in("third") in {place.pid_in("first"), place.pid_in("second")}
+
+
+def test_a_killed_job_gives_its_gpu_back(place):
+    killed = start_at_work(place, "killed", "0,1")
+    killed.kill()
+    killed.wait(60)
+    jobs = [start_at_work(place, name, "0,1") for name in ("first", "second")]
+    (place.folder / "finish").touch()
+    assert [process.wait(60) for process in jobs] == [0, 0]
+    assert {gpu_of(place, "first"), gpu_of(place, "second")} == {"0", "1"}
+
+
+def test_one_job_after_another_stays_on_one_gpu(place):
+    variables = {"CUDA_VISIBLE_DEVICES": "0,1"}
+    pids = {place.host_pid(f"out{i}", device="auto", variables=variables) for i in range(3)}
+    assert len(pids) == 1
+
+
+def test_another_workflow_takes_another_gpu_while_there_is_one(place):
+    variables = {"CUDA_VISIBLE_DEVICES": "0,1"}
+    for i in range(3):
+        place.start("report", f"out{i}", workflow=True, device="auto", variables=variables)
+        wait_until(lambda i=i: place.log.count("report: done") == i + 1)
+    gpus = [gpu_of(place, f"out{i}") for i in range(3)]
+    assert set(gpus[:2]) == {"0", "1"}
+    assert gpus[2] in {"0", "1"}
+    assert len({place.pid_in(f"out{i}") for i in range(3)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "expected"),
+    [
+        ("cuda:1", "0,1", "0,1"),
+        ("cpu", "0,1", "0,1"),
+        ("auto", "4", "4"),
+        ("auto", "", ""),
+        ("cuda", "-1", "-1"),
+    ],
+)
+def test_where_there_is_nothing_to_choose_the_job_sees_what_it_saw(place, device, visible, expected):
+    place.run("report", device=device, variables={"CUDA_VISIBLE_DEVICES": visible})
+    assert place.read("out").split(" ")[2] == expected
+
+
+@pytest.mark.parametrize(
+    ("allowed", "gpus"),
+    [("0,1", ["0", "1"]), (" 2 , GPU-8f ", ["2", "GPU-8f"]), ("", []), ("-1", []), ("3,-1,2", ["3"])],
+)
+def test_visible_gpus_are_read_as_cuda_reads_them(monkeypatch, allowed, gpus):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
+    assert leases.visible_gpus() == gpus
 
 
 # What a job hears

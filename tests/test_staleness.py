@@ -331,7 +331,7 @@ def test_what_is_no_code_leaves_no_trace_in_a_tree():
 
 
 def test_names_of_modules_that_do_not_exist_are_refused():
-    with pytest.raises(ValueError, match="no module adaptive_routing[.]routing[.]bhh"):
+    with pytest.raises(ValueError, match=r"no module adaptive_routing\.routing\.bhh"):
         code_modules("run_experiment", "adaptive_routing.routing.bhh")
 
 

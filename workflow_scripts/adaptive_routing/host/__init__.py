@@ -1,8 +1,8 @@
 """The model host: one process that keeps the model on its device and does the jobs that need it.
 
 `client` is what a job runs (standard library and psutil only), `server` the process with the model,
-`lifetime` its small parent, which ends it with the workflow, and `address` where they meet: a Unix
-socket in a private folder.
+`lifetime` its small parent, which ends it with the workflow, `address` where they meet (a Unix socket in a
+private folder), and `leases` gives each of several GPUs to one job.
 
 Protocol: one connection a job, JSON lines. The job sends `{"job": name, "request": {...}}`. The host answers
 

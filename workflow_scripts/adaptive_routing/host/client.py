@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from adaptive_routing.errors import HostError, InputError
-from adaptive_routing.host import address, lifetime
+from adaptive_routing.host import address, leases, lifetime
 
 PACKAGE = Path(__file__).parents[1]
 SERVER = "adaptive_routing.host.server"
@@ -38,27 +38,40 @@ def execute(name, request, config):
         SystemExit: the job failed in the host; its traceback is printed.
     """
     request = json.loads(json.dumps(request))  # the same values in either place
-    if config["execution"] == "process":
-        from adaptive_routing.model_jobs import JOBS, Cache
+    owner = lifetime.owner()
+    with leases.leased_gpu(request["device"], owner) as gpu:
+        environment = dict(os.environ) if gpu is None else {**os.environ, leases.VARIABLE: gpu}
+        if config["execution"] == "process":
+            _do_here(name, request, environment)
+        else:
+            _have_done(name, request, owner, environment, config["results"])
 
-        with contextlib.closing(Cache()) as cache:
-            JOBS[name](request, cache)
-        return
-    owner, place, content = lifetime.owner(), _place(request), _content(request)
-    log_path = Path(config["results"], "job_logs", f"model_host_{_short_hash([place, content])}.log")
+
+def _do_here(name, request, environment):
+    os.environ.update(environment)  # before torch looks
+    from adaptive_routing.model_jobs import JOBS, Cache
+
+    with contextlib.closing(Cache()) as cache:
+        JOBS[name](request, cache)
+
+
+def _have_done(name, request, owner, environment, results):
+    """Have a model host do the job."""
+    place, content = _place(request, environment), _content(request)
+    log_path = Path(results, "job_logs", f"model_host_{_short_hash([place, content])}.log")
     socket_name = address.socket_name(_short_hash([place, owner]), _short_hash(content))
     message = {"job": name, "request": request}
     # A host that ends before the job's turn (idle, or after another job's failure) leaves it to the next.
-    while not _offer(message, socket_name, owner, log_path):
+    while not _offer(message, socket_name, owner, environment, log_path):
         if not lifetime.is_alive(*owner):
             raise HostError("the workflow that this job belongs to has ended, and the model host with it")
 
 
-def _place(request):
+def _place(request, environment):
     """What a workflow has one host of at a time."""
     return {
         "device": request["device"],
-        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        leases.VARIABLE: environment.get(leases.VARIABLE),
         "folder": os.getcwd(),  # requests hold relative paths
     }
 
@@ -86,7 +99,7 @@ def _short_hash(value):
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def _offer(message, socket_name, owner, log_path):
+def _offer(message, socket_name, owner, environment, log_path):
     """Have a host do the job; False where it ended before the job began."""
     log_size = log_path.stat().st_size if log_path.exists() else 0
     with address.locked_folder() as folder:
@@ -96,7 +109,9 @@ def _offer(message, socket_name, owner, log_path):
         if is_first:
             address.sweep(folder)
             with address.listen(path) as listener:
-                lifetime.start(SERVER, listener, socket_name, owner, log_path, _environment(), IDLE_SECONDS)
+                lifetime.start(
+                    SERVER, listener, socket_name, owner, log_path, _importing(environment), IDLE_SECONDS
+                )
                 connection = address.dial(path)
     with connection:
         try:
@@ -111,9 +126,10 @@ def _offer(message, socket_name, owner, log_path):
     return is_done
 
 
-def _environment():
-    paths = [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+def _importing(environment):
+    """An environment in which Python finds this package."""
+    paths = [str(PACKAGE.parent), environment.get("PYTHONPATH")]
+    return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def _replies(connection, message):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from adaptive_routing.host import address
+from adaptive_routing.host import address, leases
 from adaptive_routing.jobs import exit_on_sigterm
 
 POLL_SECONDS = 0.5
@@ -129,6 +129,7 @@ def main(settings):
         print(f"{say} {describe_end(server.returncode)} ({now})", file=sys.stderr, flush=True)
         with address.locked_folder() as folder:
             address.sweep(folder)
+            leases.sweep(folder)
 
 
 if __name__ == "__main__":

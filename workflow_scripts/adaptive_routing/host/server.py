@@ -14,7 +14,7 @@ import time
 import traceback
 
 from adaptive_routing.errors import InputError
-from adaptive_routing.host import address
+from adaptive_routing.host import address, leases
 from adaptive_routing.jobs import Tee, exit_on_sigterm
 
 
@@ -136,8 +136,9 @@ def main(settings, jobs_module):
         threading.Thread(target=work, daemon=True).start()
     try:
         _take_over(settings["name"])
-        module = importlib.import_module(jobs_module)
-        Server(module.JOBS, module.Cache, waiting).serve(settings["idle_seconds"])
+        with leases.claimed_gpu(settings["owner"]):
+            module = importlib.import_module(jobs_module)
+            Server(module.JOBS, module.Cache, waiting).serve(settings["idle_seconds"])
     finally:
         address.withdraw(settings["name"])
 
