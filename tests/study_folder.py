@@ -73,8 +73,9 @@ class StudyFolder:
         text = output.stdout + output.stderr
         if "Nothing to be done" in text:
             return {}
-        table = text.split("Job stats:")[1].split("total")[0]
-        return {name: int(count) for name, count in re.findall(r"^(\w+)\s+(\d+)$", table, re.MULTILINE)}
+        table = text.split("Job stats")[1].split("total")[0]
+        rows = re.findall(r"^ *(\w[\w ]*?) +(\d+) *$", table, re.MULTILINE)
+        return {name.replace(" ", "_"): int(count) for name, count in rows}
 
     def results(self, *parts):
         return self.folder.joinpath("results", *parts)

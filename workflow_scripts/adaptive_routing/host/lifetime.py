@@ -35,6 +35,11 @@ def owner():
     return process.pid, _start_time(process.pid)
 
 
+def workflow_started():
+    """When this job's workflow began, in seconds since the epoch."""
+    return psutil.Process(owner()[0]).create_time()
+
+
 def _is_snakemake(process):
     try:
         command = process.cmdline()

@@ -1,0 +1,36 @@
+"""How far a study's experiments are, and how long the rest will take."""
+
+import time
+from pathlib import Path
+
+RECENT = 20  # experiments whose pace counts; they differ, and the next ones are most like the last
+
+
+def describe_progress(summaries, started, now=None):
+    """Say in words how many experiments are done, and where some are missing, how long they will take.
+
+    Args:
+        summaries: paths of the summaries of the study's experiments, of those to come as well.
+        started: when this run began, in seconds since the epoch. Older summaries say nothing of the pace; and
+            where none is missing, they may be stale ones that this run has yet to replace.
+        now: the time.
+    """
+    now = time.time() if now is None else now
+    written = sorted(path.stat().st_mtime for path in map(Path, summaries) if path.exists())
+    of_this_run = [when for when in written if when >= started]
+    left = len(summaries) - len(written)
+    if not left:
+        return f"{len(of_this_run)} experiments done in this run"
+    text, recent = f"{len(written)} of {len(summaries)} experiments done", of_this_run[-RECENT:]
+    if len(recent) > 1:
+        pace = (recent[-1] - recent[0]) / (len(recent) - 1)
+        text += f", about {_duration(max(left * pace - (now - recent[-1]), 0))} left"
+    return text
+
+
+def _duration(seconds):
+    if seconds < 90:
+        return f"{max(10 * round(seconds / 10), 10)} s"
+    if seconds < 5400:
+        return f"{round(seconds / 60)} min"
+    return f"{seconds / 3600:.1f} h"
