@@ -6,6 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow_scripts"))
 
 from adaptive_routing.code_fingerprint import code_fingerprint
+from adaptive_routing.code_version import code_version
 from adaptive_routing.errors import InputError
 from adaptive_routing.panels import PANELS, panel_module
 from adaptive_routing.settings import load_settings
@@ -20,8 +21,8 @@ CONFIGURATIONS = {one.name: one for one in SETTINGS.pop("configurations")}
 DATASETS = list(SETTINGS["datasets"])
 RESULTS = SETTINGS["results"].rstrip("/")
 # What decides how a job runs and not what comes out, as the device, is read by the scripts from `config`:
-# a change of it makes nothing stale.
-config.update(SETTINGS)
+# a change of it makes nothing stale. So is the code's version, looked up once a run.
+config.update(SETTINGS, code_version=code_version(workflow.basedir))
 
 
 wildcard_constraints:

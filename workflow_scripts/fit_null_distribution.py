@@ -30,7 +30,7 @@ with job(snakemake):
                     f"{inputs.router_logits} holds router logits of shape {router_logits.shape}; the model "
                     f"has {num_moe_layers} MoE layers of {num_experts} experts."
                 )
-            provenance |= {key: json.loads(value) for key, value in calibration.metadata.items()}
+            provenance |= {key: json.loads(value) for key, value in sorted(calibration.metadata.items())}
         null_distribution = fit_null_distribution(
             router_logits.swapaxes(0, 1), params.kernel, params.bandwidth, params.trim, provenance
         )

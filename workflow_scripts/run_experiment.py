@@ -27,6 +27,7 @@ with job(snakemake):
         "batch_tokens": config["evaluation"]["batch_tokens"],
         "second_pass_samples": params.second_pass_samples,
         "seed": config["seed"],
+        "code_version": config["code_version"],
         "outputs": dict(snakemake.output.items()),
     }
     execute("run_experiment", request, config)

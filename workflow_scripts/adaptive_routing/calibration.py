@@ -12,6 +12,7 @@ from adaptive_routing.packing import Packing, forward_packed
 from adaptive_routing.patching import RouterPatcher, find_routers
 from adaptive_routing.routing.topk import Strategy as TopK
 from adaptive_routing.scoring import make_batches
+from adaptive_routing.tensor_files import sort_metadata
 
 
 def encode_calibration_text(rows, column, tokenizer, max_tokens, max_length):
@@ -75,3 +76,4 @@ def save_router_logits(path, router_logits, metadata):
             temporary,
             metadata={key: json.dumps(value) for key, value in metadata.items()},
         )
+        sort_metadata(temporary)

@@ -1,7 +1,9 @@
 """One experiment: a routing configuration on a data set, from prepared samples to the three log files."""
 
+import platform
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import torch
 
@@ -26,7 +28,7 @@ class ExperimentFiles:
 
 def run_experiment(
     loaded, configuration, strategy, dataset, prepared, batch_tokens, second_pass_samples, settings, files,
-    log_workers=None,
+    log_workers=None, code_version=None,
 ):  # fmt: skip
     """Score every sample of a data set under a routing strategy, and log every routing decision.
 
@@ -42,10 +44,12 @@ def run_experiment(
             `max_samples`, `protocol` and `max_new_tokens` are used here.
         files: `ExperimentFiles`.
         log_workers: `LogWorkers` that make the routing log's text; by default this process does.
+        code_version: `code_version.code_version`'s result, recorded in the summary.
 
     Returns:
         The summary, as written.
     """
+    run = _run(batch_tokens, code_version)
     started = time.perf_counter()
     task, model = get_task(dataset, settings["dataset"].get("protocol")), loaded.model
     second_pass_samples = min(second_pass_samples, len(prepared))
@@ -95,6 +99,7 @@ def run_experiment(
             single = _second_pass(model, patcher, writer, prepared[:second_pass_samples], greedy_tokens)
     summary = {
         **head,
+        "provenance": head["provenance"] | {"run": run},
         "metrics": task.metrics(outcomes),
         "summary": {
             "total_samples": len(prepared),
@@ -114,6 +119,17 @@ def run_experiment(
     }
     write_json(files.summary, summary)
     return summary
+
+
+def _run(batch_tokens, code_version):
+    """What may differ between two runs of the same experiment; the routing logs hold none of it."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": platform.node(),
+        "threads": torch.get_num_threads(),
+        "batch_tokens": batch_tokens,
+        "code": code_version,
+    }
 
 
 def _head(loaded, configuration, patcher, dataset, settings):

@@ -126,6 +126,19 @@ class TensorFile:
         return self._tensors[name]
 
 
+def sort_metadata(path):
+    """Put the header's free-form strings in the order of their names, in place.
+
+    The safetensors library writes them in an order of its own, another in every process.
+    """
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        header = orjson.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        file.seek(_LENGTH_BYTES)
+        file.write(orjson.dumps(header).ljust(length))
+
+
 def bfloat16_to_float32(bits):
     """Widen bfloat16 given as uint16 bits to float32."""
     return (bits.astype(np.uint32) << 16).view(np.float32)

@@ -37,6 +37,7 @@ def run(request, cache):
         },
         ExperimentFiles(**request["outputs"]),
         cache.log_workers,
+        request.get("code_version"),
     )
     scores = ", ".join(
         f"{name} {'too large' if value is None else f'{value:.4g}'}"

@@ -30,6 +30,7 @@ def provenance(summaries):
         ("native top-k", [s["routing"].get("native_top_k") for s in summaries]),
         ("dtype", [s["provenance"].get("dtype") for s in summaries]),
         ("device", [s["provenance"].get("device") for s in summaries]),
+        ("workflow", [_code_version(s["provenance"].get("run", {}).get("code")) for s in summaries]),
     ):
         rows.append((name, words.distinct(values)))
     versions = [s["provenance"].get("versions", {}) for s in summaries]
@@ -42,6 +43,14 @@ def provenance(summaries):
     varying = [name for name, value in rows if "; " in value]
     if varying:
         yield f"Not the same in all experiments: {', '.join(varying)}. Differences may have this cause."
+
+
+def _code_version(code):
+    """The workflow's version in words."""
+    if code is None:
+        return None
+    commit = f", commit {code['commit']}" if code["commit"] else ""
+    return f"{code['version']}{commit}{', with local changes' if code['local_changes'] else ''}"
 
 
 def gaps(study, summaries):
