@@ -60,9 +60,12 @@ AFTER_EDIT = {
     "batch_routing": PASS,
     "calibration": jobs("collect_router_logits"),
     "code_fingerprint": NOTHING,
+    "code_version": NOTHING,
+    "compare": NOTHING,
     "configurations": jobs(experiments=EXPERIMENTS),
     "data": jobs("collect_router_logits", datasets=DATASETS),
     "devices": PASS,
+    "differences": NOTHING,
     "difficulty": REPORT,
     "difficulty_figure": NOTHING,  # a study without prompts
     "errors": NOTHING,

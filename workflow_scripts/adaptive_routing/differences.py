@@ -180,7 +180,9 @@ def _rows(path):
 
 
 def _cell(text):
-    """A cell as the whole number, the number or the text that it holds."""
+    """A cell as the whole number, the number or the text that it holds; None where it is empty."""
+    if text == "":
+        return None
     for number in (int, float):
         try:
             value = number(text)

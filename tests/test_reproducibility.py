@@ -1,0 +1,189 @@
+"""Equal runs give equal files, wherever and however they run, but for what a clock or the host's name says."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from adaptive_routing.code_version import code_version
+from adaptive_routing.compare import main
+from adaptive_routing.files import read_json
+from adaptive_routing.metrics import TIMING_METRICS
+from study_folder import REPOSITORY, StudyFolder
+
+STUDY = {
+    "datasets": {"wikitext": None, "hellaswag": None},
+    "evaluation": {"max_samples": 4, "second_pass_samples": 2},
+    "strategies": {"topk": {"k": [8]}, "bh": {"max_k": [16], "alpha": [0.30]}},
+    "null_distribution": {"calibration": {"max_tokens": 400}},
+}
+EXPERIMENTS = ("8experts_topk_baseline_lambada", "16experts_bh_a030_lambada")
+# What shows timings: the panel of speed and the figure with it, and the report.
+SHOWS_TIMINGS = ("comprehensive_comparison", "speed_quality", "bh_routing_report")
+
+
+def run(folder, cores, **changes):
+    """Run the study in a folder of its own; returns it."""
+    study = StudyFolder(folder, **{**STUDY, **changes})
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--snakefile", REPOSITORY / "Snakefile",
+         "--cores", cores, "--resources", "gpu=1", "--configfile", "study.yaml"],
+        cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return study
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The same study twice: beside the model host on two cores, and on one with a process a job."""
+    folder = tmp_path_factory.mktemp("runs")
+    return (
+        run(folder / "one", "2", execution="host"),
+        run(folder / "another place" / "two", "1", execution="process"),
+    )
+
+
+def files(study):
+    """The files of the results, by their path in it; what jobs said is no result."""
+    paths = (path for path in study.results().rglob("*") if path.is_file())
+    relative = {path.relative_to(study.results()).as_posix(): path for path in paths}
+    return {name: path for name, path in relative.items() if not name.startswith("job_logs/")}
+
+
+def without_timings(path):
+    """A file's content as text, its keys in their order, without the timings that it has a place for."""
+    if path.suffix == ".csv":
+        table = pd.read_csv(path, dtype=str)
+        return table.drop(columns=[name for name in TIMING_METRICS if name in table]).to_csv()
+    content = read_json(path)
+    if path.parent.name == "logs":
+        del content["timings"], content["provenance"]["run"]
+    rows = content if isinstance(content, list) else [content.get("metrics", {})]
+    for row in rows:
+        for name in TIMING_METRICS:
+            row.pop(name, None)
+    return json.dumps(content)
+
+
+def test_two_runs_write_the_same_bytes_but_for_timings(runs):
+    one, other = map(files, runs)
+    assert set(one) == set(other)
+    differ = {name for name in one if one[name].read_bytes() != other[name].read_bytes()}
+    # Files that hold nothing but results are the same to the last byte.
+    holding_timings = {f"{folder}/{name}.json" for name in EXPERIMENTS for folder in ("logs", "metrics")}
+    tables = {
+        f"bh_routing_{name}.{kind}" for name in ("results", "configurations") for kind in ("csv", "json")
+    }
+    shown = {name for name in one if any(words in name for words in SHOWS_TIMINGS)}
+    assert differ <= holding_timings | tables | shown
+    same = set(one) - differ
+    for name in EXPERIMENTS:
+        logs = f"logs/{name}_internal_routing"
+        assert {f"{logs}.json", f"{logs}.safetensors"} <= same
+    assert {f"calibration/{name}.safetensors" for name in ("null_distribution", "router_logits")} <= same
+    for name in holding_timings | tables:
+        assert without_timings(one[name]) == without_timings(other[name]), name
+
+
+def test_the_command_finds_the_two_runs_identical(runs, capsys):
+    folders = [str(study.results()) for study in runs]
+    assert main(folders) == 0
+    assert capsys.readouterr().out.startswith("identical: 2 experiments, timings left out\n")
+
+
+def test_tables_figures_and_report_are_made_anew_to_the_last_byte(runs, tmp_path):
+    """From the same metrics, timings included, in another folder."""
+    one = runs[0]
+    shutil.copytree(one.folder, tmp_path / "study", symlinks=True)
+    copy = StudyFolder(tmp_path / "study", **STUDY, execution="host")
+    before = {name: path.read_bytes() for name, path in files(copy).items()}
+    made_anew = [path for name, path in files(copy).items() if name.startswith(("bh_", "visualizations/"))]
+    assert len(made_anew) > 30
+    for path in made_anew:
+        path.unlink()
+    copy.snakemake()
+    after = {name: path.read_bytes() for name, path in files(copy).items()}
+    assert set(after) == set(before)
+    assert {name for name in before if before[name] != after[name]} == set()
+    assert all(path.stat().st_mtime > one.results("model.json").stat().st_mtime for path in made_anew)
+
+
+def test_summaries_and_report_say_which_code_ran(runs):
+    """Both runs ran this checkout's."""
+    version = code_version(REPOSITORY)
+    assert version["version"]
+    stated = [read_json(study.results("logs", f"{name}.json"))["provenance"]["run"]
+              for study in runs for name in EXPERIMENTS]  # fmt: skip
+    assert all(one["code"] == version for one in stated)
+    assert {(one["batch_tokens"], bool(one["host"])) for one in stated} == {(2048, True)}
+    report = runs[0].results("bh_routing_report.md").read_text()
+    (line,) = [line for line in report.splitlines() if line.startswith("| workflow |")]
+    assert version["version"] in line and (version["commit"] or "") in line
+
+
+# Which code
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A git checkout of a workflow with one commit; returns its folder."""
+    (tmp_path / "rules").mkdir()
+    (tmp_path / "Snakefile").write_text("rule all:\n")
+    (tmp_path / "rules/common.smk").write_text("")
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    (tmp_path / "pyproject.toml").write_text('[project]\nversion = "7.8.9"\n')
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "--quiet", "-m", "First.")
+    return tmp_path
+
+
+def git(folder, *arguments):
+    done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not here")
+
+
+@needs_git
+def test_a_checkout_has_a_commit(checkout):
+    expected = {"version": "7.8.9", "commit": git(checkout, "rev-parse", "HEAD"), "local_changes": False}
+    assert code_version(checkout) == expected
+    (checkout / "config.yaml").write_text("seed: 1\n")  # a setting
+    (checkout / "results").mkdir()
+    (checkout / "results/model.json").write_text("{}")
+    assert code_version(checkout) == expected
+
+
+@needs_git
+@pytest.mark.parametrize("path", ["Snakefile", "rules/common.smk", "rules/new.smk"])
+def test_changed_and_new_code_is_a_local_change(checkout, path):
+    (checkout / path).write_text("# changed\n")
+    assert code_version(checkout)["local_changes"] is True
+
+
+@needs_git
+def test_without_a_checkout_or_git_there_is_no_commit(checkout, monkeypatch):
+    unknown = {"version": "7.8.9", "commit": None, "local_changes": None}
+    inner = checkout / "inner"  # in somebody's repository, but not a checkout of its own
+    inner.mkdir()
+    (inner / "pyproject.toml").write_text('[project]\nversion = "7.8.9"\n')
+    assert code_version(inner) == unknown
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", str(inner))
+        assert code_version(checkout) == unknown
+    assert code_version(checkout)["commit"]
+    shutil.rmtree(checkout / ".git")
+    (checkout / ".git").mkdir()  # damaged
+    assert code_version(checkout) == unknown
+
+
+@needs_git
+def test_a_repository_without_a_commit_has_none(tmp_path):
+    git(tmp_path, "init", "--quiet")
+    assert code_version(tmp_path) == {"version": None, "commit": None, "local_changes": None}
