@@ -1,4 +1,4 @@
-"""Equal runs give equal files, wherever and however they run, but for what a clock or the host's name says."""
+"""Equal runs give equal files, wherever and however they run, but for what a clock or host's name decides."""
 
 import json
 import os
