@@ -22,7 +22,7 @@ SELECTIONS = ("selected_experts", "second_pass_selected_experts")
 # Columns that name a row of a table; a table has some of them.
 _ROW_NAMES = ("config", "dataset", "metric", "layer", "difficulty")
 # Elements of a tensor, or bytes of a file, held in memory at a time.
-_SLICE = 1 << 22
+_SLICE = 1 << 20
 
 
 @dataclass
@@ -89,44 +89,60 @@ def same_bytes(first, second):
 
 def json_differences(first, second):
     """Differences of two JSON files."""
-    return _differing(
-        _leaves(_parsed(Path(first).read_bytes(), first), _parsed(Path(second).read_bytes(), second))
-    )
+    found = {}
+    _collect(*(_parsed(Path(path).read_bytes(), path) for path in (first, second)), "", found)
+    return _differing(found)
 
 
 def routing_log_differences(first, second):
     """Differences of two routing logs in JSON, which hold a sample a line; equal lines are not parsed."""
-    return _differing(_routing_leaves(first, second))
+    found = {}
+    with open(first, "rb") as one, open(second, "rb") as other:
+        for number, lines in enumerate(itertools.zip_longest(one, other, fillvalue=b"")):
+            if lines[0] != lines[1]:
+                paths = zip(lines, (first, second), strict=True)
+                _collect(*(_routing_part(line, number, path) for line, path in paths), "", found)
+    return _differing(found)
 
 
 def table_differences(first, second):
     """Differences of two tables in CSV by columns, rows matched by what names them."""
-    return _differing(_table_leaves(_rows(first), _rows(second)))
+    found, rows, other_rows = {}, _rows(first), _rows(second)
+    for key in [*rows, *(key for key in other_rows if key not in rows)]:
+        if key in rows and key in other_rows:
+            _collect(rows[key], other_rows[key], "", found)
+        else:
+            there = [("there" if key in table else MISSING) for table in (rows, other_rows)]
+            _collect(*there, "row " + " ".join(key), found)
+    return _differing(found)
 
 
-def _leaves(first, second, name=""):
-    """Yield (name, value, value) of all leaves of two JSON values; list indices are left out of names."""
+def _collect(first, second, name, found):
+    """Add up in `found`, a `Difference` a name, the leaves of two JSON values; list indices are left out."""
     if isinstance(first, dict) and isinstance(second, dict):
         for key in [*first, *(key for key in second if key not in first)]:
             inner = f"{name}.{key}" if name else key
-            yield from _leaves(first.get(key, MISSING), second.get(key, MISSING), inner)
+            _collect(first.get(key, MISSING), second.get(key, MISSING), inner, found)
     elif isinstance(first, list) and isinstance(second, list):
         if len(first) != len(second):
-            yield f"{name}: length", len(first), len(second)
+            _collect(len(first), len(second), f"{name}: length", found)
+        inner = f"{name}[]"
+        of_elements = found.setdefault(inner, Difference(inner))
         for one, other in zip(first, second, strict=False):
-            yield from _leaves(one, other, f"{name}[]")
+            if isinstance(one, dict | list):
+                _collect(one, other, inner, found)
+            else:  # the most common by far: numbers
+                of_elements.total += 1
+                if one != other:
+                    of_elements.add(one, other)
     else:
-        yield name, first, second
+        of_name = found.setdefault(name, Difference(name))
+        of_name.total += 1
+        if first != second:
+            of_name.add(first, second)
 
 
-def _differing(leaves):
-    """Sum up (name, value, value): a `Difference` for each name that has one."""
-    found = {}
-    for name, first, second in leaves:
-        one = found.setdefault(name, Difference(name))
-        one.total += 1
-        if first != second or isinstance(first, bool) != isinstance(second, bool):
-            one.add(first, second)
+def _differing(found):
     return [one for one in found.values() if one.count]
 
 
@@ -137,15 +153,6 @@ def _parsed(text, path):
         raise InputError(f"{path} is not a whole JSON file: {error}.") from error
 
 
-def _routing_leaves(first, second):
-    with open(first, "rb") as one, open(second, "rb") as other:
-        for number, lines in enumerate(itertools.zip_longest(one, other, fillvalue=b"")):
-            if lines[0] != lines[1]:
-                paths = zip(lines, (first, second), strict=True)
-                parts = [_routing_part(line, number, path) for line, path in paths]
-                yield from _leaves(*parts)
-
-
 def _routing_part(line, number, path):
     """A line of a routing log as JSON: the head, a sample, or what follows the samples."""
     if number == 0:
@@ -153,15 +160,6 @@ def _routing_part(line, number, path):
     if line.startswith(b"]"):
         return _parsed(b"{" + line.removeprefix(b"],"), path)
     return {"samples[]": _parsed(line.rstrip(b",\n"), path)} if line else {}
-
-
-def _table_leaves(rows, other_rows):
-    for key in [*rows, *(key for key in other_rows if key not in rows)]:
-        if key in rows and key in other_rows:
-            yield from _leaves(rows[key], other_rows[key])
-        else:
-            row = "row " + " ".join(key)
-            yield (row, "there", MISSING) if key in rows else (row, MISSING, "there")
 
 
 def _rows(path):
@@ -201,17 +199,18 @@ def tensor_differences(first, second):
     Of selections token-layers are counted, of other tensors elements, of survival functions layers.
     """
     with TensorFile(first) as one, TensorFile(second) as other:
-        found = _differing(_leaves(_metadata(one), _metadata(other)))
+        by_name = {}
+        _collect(_metadata(one), _metadata(other), "", by_name)
         is_null_distribution = all("survival" in file for file in (one, other))
         for name in [*one.keys(), *(name for name in other.keys() if name not in one)]:  # noqa: SIM118
             layouts = [_layout(one, name), _layout(other, name)]
             if layouts[0] != layouts[1]:
-                found += _differing([(f"type and shape of {name}", *layouts)])
+                _collect(*layouts, f"type and shape of {name}", by_name)
             elif not (is_null_distribution and name == "survival"):
-                found += _tensor_difference(one, other, name)
+                by_name[name] = _tensor_difference(one, other, name)
         if is_null_distribution:
-            found += _survival_difference(one, other)
-    return found
+            by_name["survival functions"] = _survival_difference(one, other)
+    return _differing(by_name)
 
 
 def _layout(file, name):
@@ -244,7 +243,7 @@ def _tensor_difference(one, other, name):
                 found.add("one selection", "another", int(unequal.any(axis=-1).sum()))
             else:
                 _add_elements(found, values[unequal], others[unequal])
-    return [found] if found.count else []
+    return found
 
 
 def _add_elements(found, values, others):
@@ -276,4 +275,4 @@ def _survival_difference(one, other):
         worst = int(np.argmax(np.abs(values - others)))
         if values[worst] != others[worst]:
             found.add(float(values[worst]), float(others[worst]))
-    return [found] if found.count else []
+    return found
