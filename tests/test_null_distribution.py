@@ -402,16 +402,18 @@ def run_script(folder, num_layers, **inputs):
         folder / "model.json",
         {"shapes": {"num_moe_layers": num_layers, "num_experts": 8}, "fingerprint": "f00d"},
     )
-    snakemake = SimpleNamespace(
+    fit = SimpleNamespace(
         input=Named(model=folder / "model.json", **inputs),
         params=Named(kernel="linear", bandwidth="scott", trim=2),
-        output=Named(null_distribution=folder / "null.safetensors", figure=folder / "null.png"),
+        output=[folder / "null.safetensors"],
         log=[folder / "log.txt"],
     )
-    script = REPOSITORY / "workflow_scripts" / "fit_null_distribution.py"
+    plot = SimpleNamespace(input=fit.output, output=[folder / "null.png"], log=fit.log)
     previous = signal.getsignal(signal.SIGTERM)
     try:
-        runpy.run_path(str(script), init_globals={"snakemake": snakemake})
+        for script, snakemake in (("fit_null_distribution", fit), ("plot_null_distribution", plot)):
+            path = REPOSITORY / "workflow_scripts" / f"{script}.py"
+            runpy.run_path(str(path), init_globals={"snakemake": snakemake})
     finally:
         signal.signal(signal.SIGTERM, previous)  # a job catches it
 
