@@ -14,13 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from adaptive_routing.batches import make_batches
 from adaptive_routing.configurations import grid
 from adaptive_routing.data import encode_request, prepare_samples
 from adaptive_routing.errors import InputError
 from adaptive_routing.models import load_model
 from adaptive_routing.patching import RouterPatcher
 from adaptive_routing.routing import make_strategy
-from adaptive_routing.scoring import make_batches, score_batch
+from adaptive_routing.scoring import score_batch
 from adaptive_routing.tasks import Request, SequenceScore, get_task
 from conftest import ROOT
 from harness import REAL_DATA, make_task, rows_of

@@ -5,11 +5,12 @@ import random
 import numpy as np
 import pytest
 import torch
+from adaptive_routing.batches import make_batches
 from adaptive_routing.data import EncodedSequence, PreparedSample, encode_request
 from adaptive_routing.errors import InputError
 from adaptive_routing.patching import RouterPatcher
 from adaptive_routing.routing import bh
-from adaptive_routing.scoring import make_batches, score_batch, score_patched_batch
+from adaptive_routing.scoring import score_batch, score_patched_batch
 from adaptive_routing.tasks import Request
 from conftest import VOCABULARY, normal_null_distribution, tiny_olmoe
 

@@ -5,13 +5,14 @@ import json
 import torch
 from safetensors.torch import save_file
 
+from adaptive_routing.batches import BatchQueue
 from adaptive_routing.data import EncodedSequence, PreparedSample, encode_text
 from adaptive_routing.errors import InputError
 from adaptive_routing.files import atomic_path
+from adaptive_routing.finiteness import check_finite, finite_total
 from adaptive_routing.packing import Packing, forward_packed
 from adaptive_routing.patching import RouterPatcher, find_routers
 from adaptive_routing.routing.topk import Strategy as TopK
-from adaptive_routing.scoring import make_batches
 from adaptive_routing.tensor_files import sort_metadata
 
 
@@ -51,19 +52,31 @@ def collect_router_logits(loaded, samples, batch_tokens):
     """Router logits of every token and layer under native routing: (T, L, E) in the model's dtype.
 
     Tokens stand in the order of the samples, whatever the batches.
+
+    Raises:
+        InputError: a single sample does not fit into the device's memory, or router logits are not finite.
     """
     model = loaded.model
     native = TopK(find_routers(model)[0].top_k)
+    queue = BatchQueue(model, samples, batch_tokens, "a smaller null_distribution.calibration.max_length")
     per_sample = [None] * len(samples)
+
+    def forward(batch):
+        sequences = [samples[index].sequences[0] for index in batch]
+        packing = Packing.of([sequence.num_inputs for sequence in sequences], model.device)
+        token_ids = [token for sequence in sequences for token in sequence.token_ids]
+        forward_packed(model, torch.tensor(token_ids, device=model.device), packing)
+        routing = patcher.take_batch()
+        return routing.router_logits.cpu(), routing.lengths
+
     with RouterPatcher(model, native) as patcher:
-        for batch in make_batches(samples, batch_tokens):
-            sequences = [samples[index].sequences[0] for index in batch]
-            packing = Packing.of([sequence.num_inputs for sequence in sequences], model.device)
-            token_ids = [token for sequence in sequences for token in sequence.token_ids]
-            forward_packed(model, torch.tensor(token_ids, device=model.device), packing)
-            routing = patcher.take_batch()
-            logits = routing.router_logits.cpu().split(routing.lengths)
-            for index, own in zip(batch, logits, strict=True):
+        while queue:
+            done = queue.attempt(forward)
+            if done is None:
+                continue
+            (logits, lengths), batch = done, queue.pop()
+            check_finite([samples[index] for index in batch], logits, finite_total(logits))
+            for index, own in zip(batch, logits.split(lengths), strict=True):
                 per_sample[index] = own
     return torch.cat(per_sample)
 

@@ -50,6 +50,11 @@ class PreparedSample:
     sample: Sample
     sequences: tuple[EncodedSequence, ...]
 
+    @property
+    def num_inputs(self):
+        """Tokens that the model reads of it."""
+        return sum(sequence.num_inputs for sequence in self.sequences)
+
 
 def load_rows(source, subset=None, split=None, revision=None, name="dataset"):
     """The rows of a hub data set or a local JSONL/parquet file, in order, as dicts.

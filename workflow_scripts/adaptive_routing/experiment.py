@@ -13,7 +13,7 @@ from adaptive_routing.log_entries import LoggedSample
 from adaptive_routing.models import load_tokenizer, package_versions
 from adaptive_routing.patching import RouterPatcher
 from adaptive_routing.routing_log_writer import RoutingLogWriter
-from adaptive_routing.scoring import score_patched_batch, score_samples
+from adaptive_routing.scoring import score_alone, score_samples
 from adaptive_routing.tasks import get_task
 
 
@@ -178,8 +178,8 @@ def _second_pass(model, patcher, writer, prepared, greedy_tokens):
     seconds, tokens = [], []
     for index, one in enumerate(prepared):
         if index == 0:
-            score_patched_batch(model, one.sequences, patcher)  # new shapes are slower the first time
-        scored, routing = score_patched_batch(model, one.sequences, patcher, with_greedy_tokens=True)
+            score_alone(model, one, patcher)  # new shapes are slower the first time
+        scored, routing = score_alone(model, one, patcher, with_greedy_tokens=True)
         writer.write_second_pass(
             index,
             greedy_tokens[index].numpy(),

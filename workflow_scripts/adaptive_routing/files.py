@@ -8,6 +8,10 @@ from pathlib import Path
 import numpy as np
 import orjson
 
+from adaptive_routing.errors import InputError
+
+MADE_ANEW = "delete it and run again, which makes it anew"
+
 
 @contextlib.contextmanager
 def atomic_path(path, durable=True):
@@ -52,9 +56,24 @@ def write_json(path, value):
         temporary.write_bytes(data)
 
 
-def read_json(path):
-    """Read a JSON file."""
-    return orjson.loads(Path(path).read_bytes())
+def read_json(path, remedy=MADE_ANEW):
+    """Read a JSON file.
+
+    Raises:
+        InputError: it cannot be read, or is not JSON; the sentence ends with the remedy.
+    """
+    try:
+        return orjson.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); {remedy}") from error
+
+
+def excerpt(value):
+    """A value as JSON, on one line and in at most 80 characters."""
+    text = orjson.dumps(value, default=str).decode()
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def _refuse_non_finite(value, where):

@@ -4,6 +4,7 @@ transformers' own `generate`, one prompt at a time: a batch would go on computin
 The last new token is never read by the model, so it has no routing.
 """
 
+import functools
 from contextlib import contextmanager
 
 import torch
@@ -12,6 +13,8 @@ from transformers import GenerationConfig
 from adaptive_routing.batch_routing import BatchRouting
 from adaptive_routing.data import EncodedSequence, PreparedSample
 from adaptive_routing.devices import Clock
+from adaptive_routing.finiteness import check_finite, check_scores, finite_total
+from adaptive_routing.memory import run_alone
 from adaptive_routing.scoring import BatchResult, SampleResult, most_likely_tokens, score_positions
 from adaptive_routing.tasks import SequenceScore
 
@@ -30,6 +33,9 @@ def generate_samples(model, patcher, tokenizer, samples, max_new_tokens):
     Yields:
         (the sample with prompt and new tokens as its sequence, `BatchResult` of it alone). The score is the
         prompt's; the details hold the new text, its loss and both parts' average expert counts.
+
+    Raises:
+        InputError: a prompt does not fit into the device's memory, or what the model computes is not finite.
     """
     config = GenerationConfig(
         do_sample=False,
@@ -38,20 +44,26 @@ def generate_samples(model, patcher, tokenizer, samples, max_new_tokens):
         pad_token_id=0,  # one sequence at a time is never padded
     )
     for index, one in enumerate(samples):
-        prompt = torch.tensor([one.sequences[0].token_ids], device=model.device)
-        if index == 0:  # the first pass of a process loads code; that is not the configuration's speed
-            _generate(model, patcher, prompt, config)
-        clock = Clock(model.device)
-        token_ids, passes = _generate(model, patcher, prompt, config)
-        clock.stop()
-        hidden = torch.cat([states for states, _ in passes])
-        parts = [routing for _, routing in passes]
-        routing = BatchRouting.joined(parts, [sum(len(part.counts) for part in parts)])
-        routing = routing.replace_tensors([tensor.cpu() for tensor in routing.tensors()])
-        continued, result, token_losses = _sample_result(
-            model, tokenizer, index, one, token_ids, hidden, routing
-        )
-        yield continued, BatchResult(clock.seconds(), [result], routing, token_ids[:-1].cpu(), token_losses)
+        work = functools.partial(_continue, model, patcher, tokenizer, index, one, config)
+        yield run_alone(model, one, work, "a smaller datasets.prompts.max_new_tokens,")
+
+
+def _continue(model, patcher, tokenizer, index, one, config):
+    """Continue one prompt: what `generate_samples` yields of it."""
+    prompt = torch.tensor([one.sequences[0].token_ids], device=model.device)
+    if index == 0:  # the first pass of a process loads code; that is not the configuration's speed
+        _generate(model, patcher, prompt, config)
+    clock = Clock(model.device)
+    token_ids, passes = _generate(model, patcher, prompt, config)
+    clock.stop()
+    hidden = torch.cat([states for states, _ in passes])
+    parts = [routing for _, routing in passes]
+    routing = BatchRouting.joined(parts, [sum(len(part.counts) for part in parts)])
+    routing = routing.replace_tensors([tensor.cpu() for tensor in routing.tensors()])
+    continued, result, token_losses = _sample_result(model, tokenizer, index, one, token_ids, hidden, routing)
+    check_finite([continued], routing.router_logits, finite_total(routing.router_logits))
+    check_scores(continued, result.scores, model.dtype)
+    return continued, BatchResult(clock.seconds(), [result], routing, token_ids[:-1].cpu(), token_losses)
 
 
 def _generate(model, patcher, prompt, config):

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adaptive_routing.errors import InputError
-from adaptive_routing.files import read_json
+from adaptive_routing.files import MADE_ANEW, read_json, excerpt
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DIGEST_BYTES = 1 << 28  # hashed by one thread
+_KINDS = {str: "text", int: "a whole number", dict: "an object"}
 _HUB_FILES = ("*.json", "*.safetensors", "tokenizer*", "*.txt", "*.model")
 
 
@@ -33,12 +34,12 @@ def inspect_model(name, revision=None):
         InputError: there is no such model, no safetensors, or it is not a mixture of experts.
     """
     folder, commit = _locate(name, revision)
-    config = read_json(folder / "config.json")
+    config = _read_config(folder)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise InputError(
             f"model.name: {name} has no *.safetensors; only safetensors are read, so convert other weights "
-            "with save_pretrained(..., safe_serialization=True)"
+            "with AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
         )
     num_experts = _first(config, "num_experts", "num_local_experts", "n_routed_experts")
     native_top_k = _first(config, "num_experts_per_tok", "num_experts_per_token", "moe_topk")
@@ -47,6 +48,9 @@ def inspect_model(name, revision=None):
             f"model.name: {name} ({config.get('model_type', 'unknown type')}) is not a mixture of experts: "
             "its config.json has no num_experts and num_experts_per_tok"
         )
+    _check_config(folder, config, num_experts, native_top_k)
+    routers = _router_sizes(_tensor_shapes(folder, weights))
+    _check_routers(folder, config, num_experts, routers)
     heads = config["num_attention_heads"]
     return {
         "name": str(name),
@@ -62,7 +66,7 @@ def inspect_model(name, revision=None):
             "dense_intermediate_size": config["intermediate_size"],
             "shared_expert_intermediate_size": config.get("shared_expert_intermediate_size") or 0,
             "num_hidden_layers": config["num_hidden_layers"],
-            "num_moe_layers": _num_moe_layers(weights, config),
+            "num_moe_layers": len(routers) or config["num_hidden_layers"],
             "num_experts": num_experts,
             "num_attention_heads": heads,
             "num_key_value_heads": config.get("num_key_value_heads") or heads,
@@ -71,6 +75,39 @@ def inspect_model(name, revision=None):
         },
         "fingerprint": _fingerprint(folder, weights),
     }
+
+
+def read_model_info(path):
+    """Read the file of `inspect_model`'s result.
+
+    Raises:
+        InputError: it is damaged, or the model's folder is gone.
+    """
+    info = read_json(path)
+    expected = {
+        "name": str,
+        "folder": str,
+        "fingerprint": str,
+        "max_position_embeddings": int,
+        "shapes": dict,
+    }
+    shapes = dict.fromkeys(("num_moe_layers", "num_experts", "vocab_size"), int)
+    for content, prefix, kinds in ((info, "", whole), (_shapes_of(info), "shapes.", shapes)):
+        for key, kind in kinds.items():
+            found = content.get(key) if isinstance(content, dict) else None
+            if not isinstance(found, kind):
+                raise InputError(
+                    f"{path}: {prefix}{key} is {excerpt(found)}, but must be {_KINDS[kind]}; {MADE_ANEW}"
+                )
+    if not Path(info["folder"], "config.json").is_file():
+        raise InputError(
+            f"{path} says that the model is in {info['folder']}, where it is no longer; {MADE_ANEW}"
+        )
+    return info
+
+
+def _shapes_of(info):
+    return info.get("shapes") if isinstance(info, dict) else None
 
 
 def _locate(name, revision):
@@ -95,17 +132,77 @@ def _first(config, *keys):
     return next((config[key] for key in keys if config.get(key) is not None), None)
 
 
-def _num_moe_layers(weights, config):
-    """Layers that have a router, counted from the weights' names."""
-    from safetensors import safe_open
+def _read_config(folder):
+    path = folder / "config.json"
+    config = read_json(path, "it must be the configuration that the model came with")
+    if not isinstance(config, dict):
+        raise InputError(f"{path} must be a JSON object, but holds {excerpt(config)}")
+    return config
 
-    layers = set()
+
+def _check_config(folder, config, num_experts, native_top_k):
+    """Raise InputError unless the numbers that the workflow needs are there and fit each other."""
+    path = folder / "config.json"
+    if isinstance(num_experts, list) and len(set(map(str, num_experts))) > 1:
+        raise InputError(
+            f"{path}: layers have unequal numbers of experts, {excerpt(num_experts)}; allowed are models "
+            "whose MoE layers all have the same"
+        )
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    needed = {"the number of experts": num_experts, "the native top-k": native_top_k}
+    needed |= {size: config.get(size) for size in sizes}
+    for name, found in needed.items():
+        if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+            raise InputError(f"{path}: {name} is {excerpt(found)}, but must be a whole number from 1 up")
+    if native_top_k > num_experts:
+        raise InputError(
+            f"{path}: the model's own top-k is {native_top_k}, but it has {num_experts} experts a layer, the "
+            "most allowed"
+        )
+
+
+def _tensor_shapes(folder, weights):
+    """The shape of every tensor by name; InputError where a file is damaged or one of several is missing."""
+    from safetensors import SafetensorError, safe_open
+
+    shapes = {}
     for path in weights:
-        with safe_open(path, framework="numpy") as file:
-            for key in file.keys():  # noqa: SIM118 (not a dict)
-                if match := re.search(r"layers\.(\d+)\..*\b(gate|router)\.weight$", key):
-                    layers.add(int(match[1]))
-    return len(layers) or config["num_hidden_layers"]
+        try:
+            with safe_open(path, framework="numpy") as file:
+                for name in file.keys():  # noqa: SIM118 (not a dict)
+                    shapes[name] = tuple(file.get_slice(name).get_shape())
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path} is cut short or damaged ({error}); get the model again") from error
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        content = read_json(index, "get the model again")
+        parts = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(parts, dict):
+            raise InputError(f"{index} has no weight_map of tensors and files; get the model again")
+        missing = sorted(set(parts.values()) - {path.name for path in weights})
+        if missing:
+            raise InputError(f"{index} names {missing[0]}, which is not there; get the model again")
+    return shapes
+
+
+def _router_sizes(shapes):
+    """The number of experts of each layer that has a router, told by the weights' names."""
+    matches = ((re.search(r"layers\.(\d+)\..*\b(gate|router)\.weight$", name), name) for name in shapes)
+    return {int(match[1]): shapes[name][0] for match, name in matches if match}
+
+
+def _check_routers(folder, config, num_experts, routers):
+    for layer, size in sorted(routers.items()):
+        if size != num_experts:
+            raise InputError(
+                f"model.name: the router of layer {layer} in the weights of {folder} has {size} experts, but "
+                f"config.json says {num_experts}; allowed are models whose MoE layers all have that many"
+            )
+        if layer >= config["num_hidden_layers"]:
+            raise InputError(
+                f"model.name: the weights of {folder} have a layer {layer}, but config.json says "
+                f"num_hidden_layers: {config['num_hidden_layers']}; they must belong together"
+            )
 
 
 def _fingerprint(folder, weights):
@@ -144,8 +241,15 @@ def resolve_device(device):
 
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"model.device: {device} asked for, but torch finds no CUDA device; use cpu or auto")
+    if device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise InputError(
+                f"model.device: {device} asked for, but torch finds no CUDA device; use cpu or auto"
+            )
+        count = torch.cuda.device_count()
+        if int(device.partition(":")[2] or 0) >= count:
+            found = "cuda:0 alone" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+            raise InputError(f"model.device: {device} asked for, but torch finds {found}")
     return device
 
 
@@ -170,12 +274,14 @@ def load_model(info, dtype, device):
         info: its result.
         dtype: float32, bfloat16 or float16.
         device: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        InputError: there is no such device, it has too little memory, or the weights are not those that the
+            model's configuration describes.
     """
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    from adaptive_routing.experts import ALL_SLOTS
     from adaptive_routing.packing import check_packing
 
     logging.disable_progress_bar()
@@ -183,21 +289,92 @@ def load_model(info, dtype, device):
     if device == "cpu":
         # The job holds the whole device; Snakemake's --cores would leave it one thread of it.
         torch.set_num_threads(cpu_count())
-    model = AutoModelForCausalLM.from_pretrained(
-        info["folder"],
-        dtype=getattr(torch, dtype),
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-        attn_implementation="sdpa",
-        experts_implementation=ALL_SLOTS,
-        # Straight to the GPU, not by way of host memory.
-        device_map=None if device == "cpu" else {"": device},
-    )
+    model = _load_weights(info, dtype, device)
     model.eval().requires_grad_(False)
-    check_packing(model)
+    _in_memory(lambda: check_packing(model), info, dtype, device)
     name = torch.cuda.get_device_name(model.device) if device != "cpu" else "cpu"
     return LoadedModel(model, info, name)
+
+
+def _load_weights(info, dtype, device):
+    """The model on its device; InputError where its weights are not those of its configuration."""
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    from adaptive_routing.experts import ALL_SLOTS
+
+    def load():
+        return AutoModelForCausalLM.from_pretrained(
+            info["folder"],
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            attn_implementation="sdpa",
+            experts_implementation=ALL_SLOTS,
+            # Straight to the GPU, not by way of host memory.
+            device_map=None if device == "cpu" else {"": device},
+            # What is missing or has another shape transformers draws at random; the report tells, see below.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+
+    folder, failures = info["folder"], _allocation_failures(device)
+    try:
+        model, report = _in_memory(load, info, dtype, device)
+    except InputError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        raise InputError(f"model.name: the model in {folder} cannot be loaded ({reason})") from error
+    except RuntimeError as error:
+        # Whatever goes wrong while tensors are converted is only printed, in a table.
+        if "conversion" not in str(error):
+            raise
+        if _allocation_failures(device) > failures:
+            raise _too_large(info, dtype, device, "while tensors were converted") from None
+        raise InputError(
+            f"model.name: the weights in {folder} cannot be brought into the form that config.json "
+            "describes; the table above says which"
+        ) from None
+    faults = {
+        "lack": sorted(report["missing_keys"]),
+        "have another shape for": sorted(key for key, *_ in report["mismatched_keys"]),
+    }
+    for fault, keys in faults.items():
+        if keys:
+            more = f" and {len(keys) - 2} more" if len(keys) > 2 else ""
+            raise InputError(
+                f"model.name: the weights in {folder} {fault} {', '.join(keys[:2])}{more}; they must be "
+                "those that config.json describes"
+            )
+    return model
+
+
+def _in_memory(work, info, dtype, device):
+    """The result of work; InputError where the device has too little memory for the model."""
+    from adaptive_routing.memory import unless_out_of_memory
+
+    result, said = unless_out_of_memory(work)
+    if said:
+        raise _too_large(info, dtype, device, said)
+    return result
+
+
+def _too_large(info, dtype, device, said):
+    narrower = "model.dtype: bfloat16 or " if dtype == "float32" else ""
+    return InputError(
+        f"model.device: {device} has too little memory for {info['name']} in {dtype} ({said}); set "
+        f"{narrower}a device with more memory, or end what else is using this one"
+    )
+
+
+def _allocation_failures(device):
+    """How often this process has asked a GPU for memory in vain."""
+    import torch
+
+    return 0 if device == "cpu" else torch.cuda.memory_stats(device).get("num_ooms", 0)
 
 
 def cpu_count():
@@ -206,15 +383,25 @@ def cpu_count():
 
 
 def load_tokenizer(info):
-    """The model's tokenizer."""
+    """The model's tokenizer; InputError where it is missing or damaged."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(
-        info["folder"],
-        local_files_only=True,
-        trust_remote_code=False,
-        model_max_length=sys.maxsize,  # texts are cut, and long ones need no warning
-    )
+    folder, remedy = info["folder"], "get the model again, with tokenizer.json and tokenizer_config.json"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            model_max_length=sys.maxsize,  # texts are cut, and long ones need no warning
+        )
+    except Exception as error:  # the tokenizers library raises nothing more specific
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(
+            f"model.name: the tokenizer in {folder} cannot be read ({reason}); {remedy}"
+        ) from error
+    if len(tokenizer) <= len(tokenizer.added_tokens_decoder):  # transformers makes one with nothing but those
+        raise InputError(f"model.name: {folder} holds no tokenizer; {remedy}")
+    return tokenizer
 
 
 def package_versions():

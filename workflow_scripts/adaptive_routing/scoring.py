@@ -11,11 +11,15 @@ import numpy as np
 import torch
 
 from adaptive_routing.batch_routing import BatchRouting
+from adaptive_routing.batches import BatchQueue
 from adaptive_routing.devices import Clock, HostCopies, to_device
+from adaptive_routing.finiteness import check_finite, check_scores, finite_total
+from adaptive_routing.memory import run_alone
 from adaptive_routing.packing import Packing, forward_packed
 from adaptive_routing.tasks import SequenceScore
 
 _warm = weakref.WeakSet()  # models that have run in this process
+_SHORTER = "for wikitext rows a smaller evaluation.max_length,"
 _HEAD_ROWS = 2048  # positions whose logits are in memory at once: 2048 x 50,304 float32 are 0.4 GB
 
 
@@ -79,7 +83,8 @@ class BatchResult:
 def score_samples(model, patcher, samples, batch_tokens, num_with_greedy_tokens):
     """Score samples batch by batch under a patcher in force.
 
-    A batch is handed over once the next one is under way, so that a GPU always has work.
+    A batch is handed over once the next one is under way, so that a GPU always has work. A batch for which
+    the device has too little memory is done in smaller ones.
 
     Args:
         model: a causal language model of transformers.
@@ -90,21 +95,39 @@ def score_samples(model, patcher, samples, batch_tokens, num_with_greedy_tokens)
 
     Yields:
         `BatchResult`, batch by batch.
+
+    Raises:
+        InputError: a single sample does not fit into the device's memory, or what the model computes is not
+            finite.
     """
-    batches = make_batches(samples, batch_tokens)
+    queue = BatchQueue(model, samples, batch_tokens, _SHORTER)
+
+    def begin(batch):
+        return _Pass(model, _sequences(samples, batch), patcher, min(batch) < num_with_greedy_tokens)
+
     if model not in _warm:
         # The first pass of a process loads code and claims memory; that is not the configuration's speed.
-        score_patched_batch(model, _sequences(samples, batches[0]), patcher)
+        while queue.attempt(lambda batch: begin(batch).finish()) is None:
+            pass
         _warm.add(model)
     # Nor is what a strategy finds once, such as thresholds.
-    score_patched_batch(model, samples[batches[-1][-1]].sequences, patcher)
+    score_alone(model, queue.last_sample(), patcher)
     before = None
-    for batch in batches:
-        under_way = _Pass(model, _sequences(samples, batch), patcher, min(batch) < num_with_greedy_tokens)
+    while queue:
+        under_way = queue.attempt(begin, is_alone=before is None)
         if before:
             yield _batch_result(*before, samples, num_with_greedy_tokens)
-        before = batch, under_way
+        before = (queue.pop(), under_way) if under_way else None
     yield _batch_result(*before, samples, num_with_greedy_tokens)
+
+
+def score_alone(model, sample, patcher, with_greedy_tokens=False):
+    """`score_patched_batch` of one `data.PreparedSample`; InputError where memory does not suffice for it."""
+
+    def score():
+        return score_patched_batch(model, sample.sequences, patcher, with_greedy_tokens)
+
+    return run_alone(model, sample, score, _SHORTER)
 
 
 def _sequences(samples, batch):
@@ -119,30 +142,11 @@ def _batch_result(batch, forward_pass, samples, num_with_greedy_tokens):
         greedy_tokens = torch.cat(scored.greedy_tokens[own]) if index < num_with_greedy_tokens else None
         results.append(SampleResult(index, scored.scores[own], greedy_tokens, routing.lengths[own], {}))
         first = own.stop
+    check_finite([samples[index] for index in batch], routing.router_logits, forward_pass.logits_total)
+    for result in results:
+        check_scores(samples[result.index], result.scores, routing.router_logits.dtype)
     token_losses = torch.cat(scored.token_losses)
     return BatchResult(scored.seconds, results, routing, forward_pass.token_ids, token_losses)
-
-
-def make_batches(samples, batch_tokens):
-    """Group sample indices into batches of at most `batch_tokens` tokens.
-
-    Samples are sorted by their longest sequence, longest first: the sequences of a batch are alike, and a
-    batch that is too large shows at once. A sample's sequences stay together; one that is too large on its
-    own is a batch of its own.
-    """
-
-    def longest(index):
-        return max(sequence.num_inputs for sequence in samples[index].sequences)
-
-    batches, tokens = [], 0
-    for index in sorted(range(len(samples)), key=lambda index: (-longest(index), index)):
-        own = sum(sequence.num_inputs for sequence in samples[index].sequences)
-        if not batches or tokens + own > batch_tokens:
-            batches.append([])
-            tokens = 0
-        batches[-1].append(index)
-        tokens += own
-    return batches
 
 
 def score_batch(model, sequences, with_greedy_tokens=False):
@@ -181,11 +185,13 @@ class _Pass:
         self._clock.stop()
         greedy = most_likely_tokens(model, hidden) if with_greedy_tokens else None
         self._routing = patcher.take_batch() if patcher else None
-        self._copies = HostCopies([*scored, greedy, *(self._routing.tensors() if patcher else ())])
+        total = finite_total(self._routing.router_logits) if patcher else None
+        routing = self._routing.tensors() if patcher else ()
+        self._copies = HostCopies([*scored, greedy, total, *routing])
 
     def finish(self):
         """Wait for the pass: (`BatchScores`, `BatchRouting` on the CPU or None)."""
-        log_probabilities, is_greedy, greedy, *routing = self._copies.wait()
+        log_probabilities, is_greedy, greedy, self.logits_total, *routing = self._copies.wait()
         predicted = [sequence.num_predicted_tokens for sequence in self._sequences]
         starts = np.cumsum([0, *predicted[:-1]])
         totals = np.add.reduceat(log_probabilities.double().numpy(), starts).tolist()
