@@ -400,7 +400,13 @@ def run_script(folder, num_layers, **inputs):
     """Run the rule's script with what Snakemake would give it."""
     write_json(
         folder / "model.json",
-        {"shapes": {"num_moe_layers": num_layers, "num_experts": 8}, "fingerprint": "f00d"},
+        {
+            "name": "a_model",
+            "folder": "a_model",
+            "max_position_embeddings": 64,
+            "shapes": {"num_moe_layers": num_layers, "num_experts": 8, "vocab_size": 96},
+            "fingerprint": "f00d",
+        },
     )
     fit = SimpleNamespace(
         input=Named(model=folder / "model.json", **inputs),

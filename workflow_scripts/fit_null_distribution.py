@@ -4,18 +4,16 @@ From the calibration text's router logits (`input.router_logits`), or from a tab
 (`input.table`).
 """
 
-import json
-
 from adaptive_routing.errors import InputError
-from adaptive_routing.files import read_json
 from adaptive_routing.jobs import job
+from adaptive_routing.model_info import read_model_info
 from adaptive_routing.null_distribution import NullDistribution
 from adaptive_routing.null_distribution.estimate import fit_null_distribution
 from adaptive_routing.tensor_files import TensorFile
 
 with job(snakemake):
     inputs, params, output = snakemake.input, snakemake.params, snakemake.output
-    model = read_json(inputs.model)
+    model = read_model_info(inputs.model)
     num_moe_layers, num_experts = model["shapes"]["num_moe_layers"], model["shapes"]["num_experts"]
     provenance = {"model_fingerprint": model["fingerprint"]}
     if "table" in inputs.keys():  # noqa: SIM118 -- Snakemake's named list
@@ -30,7 +28,7 @@ with job(snakemake):
                     f"{inputs.router_logits} holds router logits of shape {router_logits.shape}; the model "
                     f"has {num_moe_layers} MoE layers of {num_experts} experts."
                 )
-            provenance |= {key: json.loads(value) for key, value in sorted(calibration.metadata.items())}
+            provenance |= {key: calibration.metadata_json(key) for key in sorted(calibration.metadata)}
         null_distribution = fit_null_distribution(
             router_logits.swapaxes(0, 1), params.kernel, params.bandwidth, params.trim, provenance
         )

@@ -1,10 +1,10 @@
 """Draw the figure of expert counts by difficulty of the prompt."""
 
-import pandas as pd
+from adaptive_routing.difficulty import LEVEL_COLUMNS
 from adaptive_routing.difficulty_figure import DPI, draw_difficulty_figure
 from adaptive_routing.jobs import job
 from adaptive_routing.panels.style import save
-from adaptive_routing.study import read_study
+from adaptive_routing.study import read_study, read_table
 
 with job(snakemake):
     inputs, output = snakemake.input, snakemake.output
@@ -15,6 +15,6 @@ with job(snakemake):
         inputs.comparisons,
         baseline=snakemake.params.baseline,
     )
-    figure = draw_difficulty_figure(study, pd.read_csv(inputs.difficulty))
+    figure = draw_difficulty_figure(study, read_table(inputs.difficulty, LEVEL_COLUMNS))
     for path in output:
         save(figure, path, DPI)

@@ -3,15 +3,16 @@
 Output: results/datasets/{dataset}.json, all that the experiments need of the data set.
 """
 
-from adaptive_routing.data import load_rows, prepare_samples, prepared_to_json, skipped_rows
+from adaptive_routing.data import check_vocabulary, load_rows, prepare_samples, prepared_to_json, skipped_rows
 from adaptive_routing.errors import InputError
-from adaptive_routing.files import read_json, write_json
+from adaptive_routing.files import write_json
 from adaptive_routing.jobs import job
+from adaptive_routing.model_info import read_model_info
 from adaptive_routing.models import load_tokenizer
 
 with job(snakemake):
     dataset, settings = snakemake.wildcards.dataset, snakemake.params.settings
-    model = read_json(snakemake.input.model)
+    model = read_model_info(snakemake.input.model)
     source = {key: settings[key] for key in ("source", "subset", "split", "revision")}
     # What is generated has to fit beside the prompt.
     readable = model["max_position_embeddings"] - settings.get("max_new_tokens", 0)
@@ -29,5 +30,6 @@ with job(snakemake):
         readable,
         settings.get("protocol"),
     )
+    check_vocabulary(prepared, model["shapes"]["vocab_size"], f"datasets.{dataset}")
     settings = settings | {"skipped_rows": skipped_rows(prepared)}
     write_json(snakemake.output[0], prepared_to_json(dataset, prepared, settings))

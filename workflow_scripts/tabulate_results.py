@@ -3,19 +3,24 @@
 import gc
 
 from adaptive_routing import tables
-from adaptive_routing.files import read_json
+from adaptive_routing.files import blaming, read_json
 from adaptive_routing.jobs import job
 
 with job(snakemake):
     output = snakemake.output
-    experiments = [read_json(path) for path in snakemake.input.metrics]
-    tables.write_table(tables.experiments_table(experiments), output.experiments_csv, output.experiments_json)
-    tables.write_table(
-        tables.configurations_table(experiments), output.configurations_csv, output.configurations_json
-    )
-    tables.write_table(tables.layers_table(experiments), output.layers_csv)
-
-    summaries = [read_json(path) for path in snakemake.input.summaries]
-    gc.freeze()  # statsmodels collects garbage in every correction: 20 ms each over all that is loaded
-    comparisons = tables.comparisons_table(summaries, snakemake.params.baseline)
-    tables.write_table(comparisons, output.comparisons_csv, output.comparisons_json)
+    with blaming("metrics", *snakemake.input.metrics):
+        experiments = [read_json(path) for path in snakemake.input.metrics]
+        tables.check_distinct(snakemake.input.metrics, experiments)
+        made = {
+            "experiments": tables.experiments_table(experiments),
+            "configurations": tables.configurations_table(experiments),
+            "layers": tables.layers_table(experiments),
+        }
+    with blaming("summary", *snakemake.input.summaries):
+        summaries = [read_json(path) for path in snakemake.input.summaries]
+        tables.check_distinct(snakemake.input.summaries, summaries)
+        gc.freeze()  # statsmodels collects garbage in every correction: 20 ms each over all that is loaded
+        made["comparisons"] = tables.comparisons_table(summaries, snakemake.params.baseline)
+    for name, table in made.items():
+        json_path = None if name == "layers" else getattr(output, f"{name}_json")
+        tables.write_table(table, getattr(output, f"{name}_csv"), json_path)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from adaptive_routing.errors import InputError
-from adaptive_routing.files import read_json
+from adaptive_routing.files import MADE_ANEW, read_json
 from adaptive_routing.tasks import Request, Sample, get_task
 
 LOCAL_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -252,19 +252,59 @@ def prepared_to_json(dataset, prepared, settings):
 
 
 def read_prepared(path):
-    """Read a prepared data set: (settings, list of `PreparedSample`)."""
+    """Read a prepared data set: (settings, list of `PreparedSample`).
+
+    Raises:
+        InputError: the file is not one that `prepared_to_json` made.
+    """
     content = read_json(path)
-    samples = [
-        PreparedSample(
-            one["sample_id"],
-            Sample(
-                one["text"],
-                tuple(Request(**request) for request in one["requests"]),
-                one["gold"],
-                one["attributes"],
-            ),
-            tuple(EncodedSequence(**sequence) for sequence in one["sequences"]),
-        )
-        for one in content["samples"]
-    ]
-    return content["settings"], samples
+    try:
+        samples = [
+            PreparedSample(
+                one["sample_id"],
+                Sample(
+                    one["text"],
+                    tuple(Request(**request) for request in one["requests"]),
+                    one["gold"],
+                    one["attributes"],
+                ),
+                tuple(EncodedSequence(**sequence) for sequence in one["sequences"]),
+            )
+            for one in content["samples"]
+        ]
+        settings = content["settings"]
+    except (KeyError, TypeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise InputError(f"{path} is not a prepared data set: {reason}; {MADE_ANEW}") from error
+    if not samples or not isinstance(settings, dict):
+        raise InputError(f"{path} is not a prepared data set: it has no samples or settings; {MADE_ANEW}")
+    for one in samples:
+        if not one.sequences or not all(map(_is_whole, one.sequences)):
+            raise InputError(f"{path}: the token sequences of {one.sample_id} do not fit; {MADE_ANEW}")
+    return settings, samples
+
+
+def _is_whole(sequence):
+    """Whether a sequence that was read from a file has token ids, and as many as it says."""
+    token_ids, context, inputs = sequence.token_ids, sequence.num_context_tokens, sequence.num_inputs
+    return (
+        isinstance(token_ids, list)
+        and all(type(number) is int for number in (*token_ids, context, inputs))
+        and 1 <= context < len(token_ids)
+        and context <= inputs <= len(token_ids)
+    )
+
+
+def check_vocabulary(samples, vocab_size, name):
+    """Raise InputError where `PreparedSample`s hold a token that the model does not know.
+
+    On a GPU such a token would end the process, and with it the work of others.
+    """
+    for one in samples:
+        for sequence in one.sequences:
+            if min(sequence.token_ids) < 0 or max(sequence.token_ids) >= vocab_size:
+                wrong = next(token for token in sequence.token_ids if not 0 <= token < vocab_size)
+                raise InputError(
+                    f"{name}: {one.sample_id} holds token {wrong}, but the model knows 0 to "
+                    f"{vocab_size - 1}; the tokenizer must be the model's own"
+                )

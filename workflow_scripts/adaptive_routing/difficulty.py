@@ -18,6 +18,10 @@ from adaptive_routing.tasks.uncertainty import mean_with_stderr
 HEAD = ["config", "strategy", "k_or_max_k", "alpha"]
 AVERAGED = ["loss", "avg_experts_prompt", "avg_experts_new"]
 CORRELATED = ["avg_experts_prompt", "loss"]
+_AVERAGES = [column for name in AVERAGED for column in (name, f"{name}_stderr")]
+_TRENDS = [f"{name}_{suffix}" for name in CORRELATED for suffix in ("rho", "p_value", "p_holm")]
+LEVEL_COLUMNS = [*HEAD, "difficulty", "samples", *_AVERAGES]
+TREND_COLUMNS = [*HEAD, "samples", *_TRENDS]
 RESAMPLES = 99_999
 SEED = 0
 
@@ -37,9 +41,7 @@ def difficulty_table(summaries):
                 if values:
                     row[name], row[f"{name}_stderr"] = mean_with_stderr(values)
             rows.append(row)
-    averages = [column for name in AVERAGED for column in (name, f"{name}_stderr")]
-    table = pd.DataFrame(rows, columns=[*HEAD, "difficulty", "samples", *averages])
-    return table.astype(dict.fromkeys(["alpha", *averages], float))
+    return pd.DataFrame(rows, columns=LEVEL_COLUMNS).astype(dict.fromkeys(["alpha", *_AVERAGES], float))
 
 
 def difficulty_trend(summaries):
@@ -61,9 +63,7 @@ def difficulty_trend(summaries):
         corrected = corrected_p_values([row[f"{name}_p_value"] for row in bh], "holm")
         for row, p_value in zip(bh, corrected, strict=True):
             row[f"{name}_p_holm"] = p_value
-    columns = [f"{name}_{suffix}" for name in CORRELATED for suffix in ("rho", "p_value", "p_holm")]
-    table = pd.DataFrame(rows, columns=[*HEAD, "samples", *columns])
-    return table.astype(dict.fromkeys(["alpha", *columns], float))
+    return pd.DataFrame(rows, columns=TREND_COLUMNS).astype(dict.fromkeys(["alpha", *_TRENDS], float))
 
 
 def _rank_correlation(x, y):

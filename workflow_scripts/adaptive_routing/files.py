@@ -70,6 +70,46 @@ def read_json(path, remedy=MADE_ANEW):
         raise InputError(f"{path} is not JSON ({error}); {remedy}") from error
 
 
+@contextlib.contextmanager
+def blaming(schema, *paths):
+    """Do work with JSON files; where it fails and one of them violates their schema, say that instead.
+
+    The files are checked only then: checking takes longer than most of the work.
+
+    Args:
+        schema: "summary" or "metrics", for schemas/{schema}.schema.json.
+        paths: of the files.
+
+    Raises:
+        InputError: a sentence that names the file, and what is wrong in it.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        fault = _first_violation(schema, paths)
+        if fault is None:
+            raise
+        raise InputError(fault) from error
+
+
+def _first_violation(schema, paths):
+    import jsonschema  # takes long, and is seldom needed
+
+    schema_path = Path(__file__).parents[2] / "schemas" / f"{schema}.schema.json"
+    validator = jsonschema.Draft202012Validator(read_json(schema_path))
+    for path in paths:
+        content = read_json(path)
+        violation = jsonschema.exceptions.best_match(validator.iter_errors(content))
+        if violation is not None:
+            found = excerpt(violation.instance)
+            # The message of jsonschema starts with the whole of what was found.
+            allowed = violation.message.removeprefix(repr(violation.instance)).strip()
+            return f"{path}: {violation.json_path} is {found}: {allowed}; {MADE_ANEW}"
+    return None
+
+
 def excerpt(value):
     """A value as JSON, on one line and in at most 80 characters."""
     text = orjson.dumps(value, default=str).decode()

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adaptive_routing.errors import InputError
-from adaptive_routing.files import MADE_ANEW, read_json, excerpt
+from adaptive_routing.files import excerpt, read_json
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DIGEST_BYTES = 1 << 28  # hashed by one thread
-_KINDS = {str: "text", int: "a whole number", dict: "an object"}
 _HUB_FILES = ("*.json", "*.safetensors", "tokenizer*", "*.txt", "*.model")
 
 
@@ -77,37 +76,13 @@ def inspect_model(name, revision=None):
     }
 
 
-def read_model_info(path):
-    """Read the file of `inspect_model`'s result.
-
-    Raises:
-        InputError: it is damaged, or the model's folder is gone.
-    """
-    info = read_json(path)
-    expected = {
-        "name": str,
-        "folder": str,
-        "fingerprint": str,
-        "max_position_embeddings": int,
-        "shapes": dict,
-    }
-    shapes = dict.fromkeys(("num_moe_layers", "num_experts", "vocab_size"), int)
-    for content, prefix, kinds in ((info, "", whole), (_shapes_of(info), "shapes.", shapes)):
-        for key, kind in kinds.items():
-            found = content.get(key) if isinstance(content, dict) else None
-            if not isinstance(found, kind):
-                raise InputError(
-                    f"{path}: {prefix}{key} is {excerpt(found)}, but must be {_KINDS[kind]}; {MADE_ANEW}"
-                )
+def _check_folder(info):
+    """Raise InputError where the model was removed after it had been inspected, as from the hub's cache."""
     if not Path(info["folder"], "config.json").is_file():
         raise InputError(
-            f"{path} says that the model is in {info['folder']}, where it is no longer; {MADE_ANEW}"
+            f"model.name: {info['name']} is no longer in {info['folder']}; delete model.json in the results "
+            "folder and run again, which looks for it anew"
         )
-    return info
-
-
-def _shapes_of(info):
-    return info.get("shapes") if isinstance(info, dict) else None
 
 
 def _locate(name, revision):
@@ -284,6 +259,7 @@ def load_model(info, dtype, device):
 
     from adaptive_routing.packing import check_packing
 
+    _check_folder(info)
     logging.disable_progress_bar()
     device = resolve_device(device)
     if device == "cpu":
@@ -386,6 +362,7 @@ def load_tokenizer(info):
     """The model's tokenizer; InputError where it is missing or damaged."""
     from transformers import AutoTokenizer
 
+    _check_folder(info)
     folder, remedy = info["folder"], "get the model again, with tokenizer.json and tokenizer_config.json"
     try:
         tokenizer = AutoTokenizer.from_pretrained(

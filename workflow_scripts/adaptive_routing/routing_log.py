@@ -3,12 +3,13 @@
 Formats: docs/architecture.md.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from adaptive_routing.errors import InputError
+from adaptive_routing.files import MADE_ANEW
 from adaptive_routing.null_distribution import NullDistribution
 from adaptive_routing.routing.base import ExpertWeighting
 from adaptive_routing.tensor_files import TensorFile
@@ -25,15 +26,28 @@ class RoutingLog:
         path: the `_internal_routing.safetensors` file; the summary stands beside it.
         null_distribution: `NullDistribution` the run used; needed for p-values only, and read from the
             study's `calibration/` folder when not given.
+
+    Raises:
+        InputError: the file is missing, cut short or not that of an experiment.
     """
 
     def __init__(self, path, null_distribution=None):
         self.path = Path(path)
         self.tensors = TensorFile(path)
-        self.head = json.loads(self.tensors.metadata["head"])
-        self.sample_offsets = self.tensors.read("sample_offsets")
-        self.sequence_offsets = self.tensors.read("sequence_offsets")
+        try:
+            self.head = self.tensors.metadata_json("head")
+            self.sample_offsets = self._offsets("sample_offsets")
+            self.sequence_offsets = self._offsets("sequence_offsets")
+        except BaseException:
+            self.tensors.close()
+            raise
         self._null_distribution = null_distribution
+
+    def _offsets(self, name):
+        offsets, tokens = self.tensors.read(name), self.tensors.shape("router_logits")[0]
+        if not (len(offsets) and offsets[0] == 0 and offsets[-1] == tokens and (np.diff(offsets) >= 0).all()):
+            raise InputError(f"{self.path}: {name} do not divide its {tokens} tokens; {MADE_ANEW}.")
+        return offsets
 
     def __enter__(self):
         return self

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from adaptive_routing.errors import InputError
+from adaptive_routing.files import MADE_ANEW
 from adaptive_routing.tables import PERPLEXITIES, averaged_datasets
 
 SIGNIFICANCE_LEVEL = 0.05  # of Holm-corrected p-values
@@ -19,6 +20,9 @@ REQUIRED_COLUMNS = {
     "layers": ("config", "dataset", "layer", "avg_experts"),
     "comparisons": ("config", "dataset", "metric", "difference", "ci_low", "ci_high", "p_holm"),
 }
+
+TEXT_COLUMNS = {"config", "strategy", "dataset", "datasets", "metric", "test"}
+NEVER_EMPTY = {"config", "strategy", "dataset", "metric", "k_or_max_k", "num_experts", "layer", "difficulty"}
 
 
 @dataclass(frozen=True)
@@ -165,9 +169,7 @@ def make_study(experiments, configurations, layers, comparisons, baseline):
         "comparisons": comparisons,
     }
     for name, table in tables.items():
-        missing = [column for column in REQUIRED_COLUMNS[name] if column not in table]
-        if missing:
-            raise InputError(f"the table of {name} has no column {', '.join(missing)}")
+        _check_columns(table, REQUIRED_COLUMNS[name], f"the table of {name}")
         # A study of the baseline alone has nothing to compare; the other tables must hold something.
         if table.empty and name != "comparisons":
             raise InputError(f"the table of {name} is empty: there is nothing to show")
@@ -182,13 +184,47 @@ def make_study(experiments, configurations, layers, comparisons, baseline):
 def read_study(experiments, configurations, layers, comparisons, baseline):
     """Read the four CSV files into a `Study`."""
     paths = (experiments, configurations, layers, comparisons)
-    return make_study(*(_read_csv(path) for path in paths), baseline)
+    return make_study(*map(read_table, paths, REQUIRED_COLUMNS.values()), baseline)
 
 
-def _read_csv(path):
+def read_table(path, required):
+    """Read a CSV table that the workflow made.
+
+    Args:
+        path: the file.
+        required: columns that it must have.
+
+    Raises:
+        InputError: it is missing or no table, a column is missing, or holds a text in place of a number.
+    """
     if not Path(path).is_file():
         raise InputError(f"{path} does not exist")
     try:
-        return pd.read_csv(path)
+        table = pd.read_csv(path)
     except pd.errors.EmptyDataError:
-        raise InputError(f"{path} is empty: there is nothing to show") from None
+        raise InputError(f"{path} is empty: there is nothing to show; {MADE_ANEW}") from None
+    except ValueError as error:  # a row too long, or no UTF-8
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{path} is not a table of comma-separated values ({reason}); {MADE_ANEW}"
+        ) from error
+    _check_columns(table, required, f"{path}, a table that the workflow made,")
+    for column in table:
+        values = table[column]
+        fault = values.isna() & (column in NEVER_EMPTY)
+        allowed = "not be empty"
+        if column not in TEXT_COLUMNS:
+            fault |= values.notna() & pd.to_numeric(values, errors="coerce").isna()
+            allowed = "be a number"
+        if fault.any():
+            row = int(np.flatnonzero(fault)[0])
+            found = "empty" if pd.isna(values[row]) else repr(values[row])
+            # Line 1 holds the names.
+            raise InputError(f"{path}: line {row + 2}: {column} is {found}, but must {allowed}; {MADE_ANEW}")
+    return table
+
+
+def _check_columns(table, required, name):
+    missing = [column for column in required if column not in table]
+    if missing:
+        raise InputError(f"{name} has no column {', '.join(missing)}")

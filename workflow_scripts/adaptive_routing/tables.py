@@ -7,6 +7,7 @@ null in JSON.
 import pandas as pd
 
 from adaptive_routing import statistics
+from adaptive_routing.errors import InputError
 from adaptive_routing.files import atomic_path, write_json
 from adaptive_routing.metrics import EXTRA_METRICS, HEAD, METRICS
 
@@ -59,6 +60,19 @@ _SMALLEST, _LARGEST = {"min_experts"}, {"max_experts"}
 # Not of a configuration, or computed from sums.
 _UNNORMALIZED = {"accuracy_unnormalized", "accuracy_unnormalized_stderr"}
 _NOT_COMBINED = _UNNORMALIZED | {"tokens_per_second"}
+
+
+def check_distinct(paths, contents):
+    """Raise InputError where two files (paths, and their contents) are of the same experiment."""
+    seen = {}
+    for path, content in zip(paths, contents, strict=True):
+        experiment = content["config"], content["dataset"]
+        if experiment in seen:
+            raise InputError(
+                f"{path} and {seen[experiment]} are both of {' on '.join(experiment)}; delete the one that "
+                "has another's name and run again"
+            )
+        seen[experiment] = path
 
 
 def experiments_table(experiments):

@@ -13,6 +13,7 @@ import numpy as np
 import orjson
 
 from adaptive_routing.errors import InputError
+from adaptive_routing.files import MADE_ANEW
 
 _DTYPES = {
     "BOOL": "?",
@@ -44,7 +45,7 @@ class TensorFile:
         try:
             self._file = open(self.path, "rb")  # noqa: SIM115 -- closed by `close`
         except OSError as error:
-            raise InputError(f"{self.path} cannot be read: {error.strerror}.") from error
+            raise InputError(f"{self.path} cannot be read: {error.strerror}; {MADE_ANEW}.") from error
         try:
             self._read_header()
         except BaseException:
@@ -56,26 +57,36 @@ class TensorFile:
         length = int.from_bytes(self._file.read(_LENGTH_BYTES), "little")
         self._data_start = _LENGTH_BYTES + length
         if size < _LENGTH_BYTES or self._data_start > size:
-            raise InputError(f"{self.path} is not a whole safetensors file: it ends within its header.")
+            raise self._damaged("it ends within its header")
         try:
             header = orjson.loads(self._file.read(length))
-            self.metadata = header.pop("__metadata__", {})
+            self.metadata = dict(header.pop("__metadata__", {}))
             self._tensors = {
                 name: (entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
                 for name, entry in header.items()
             }
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"{self.path} is not a safetensors file: its header is unreadable.") from error
+            raise self._damaged("its header is unreadable") from error
         for name, (dtype, shape, start, stop) in self._tensors.items():
             if dtype not in _DTYPES:
-                raise InputError(
-                    f"{self.path}: tensor {name!r} has dtype {dtype}; known are {', '.join(_DTYPES)}."
-                )
+                raise self._damaged(f"tensor {name!r} has dtype {dtype}; known are {', '.join(_DTYPES)}")
             if stop - start != math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize:
-                raise InputError(f"{self.path} is damaged: tensor {name!r} does not have the size it states.")
+                raise self._damaged(f"tensor {name!r} does not have the size it states")
         expected = self._data_start + max((stop for *_, stop in self._tensors.values()), default=0)
         if size != expected:
-            raise InputError(f"{self.path} is damaged: it has {size} bytes, its header states {expected}.")
+            raise self._damaged(f"it has {size} bytes, its header states {expected}")
+
+    def _damaged(self, fault):
+        return InputError(f"{self.path} is not a whole safetensors file: {fault}; {MADE_ANEW}.")
+
+    def metadata_json(self, key):
+        """The value that the metadata hold as JSON under a key; InputError where there is none."""
+        try:
+            return orjson.loads(self.metadata[key])
+        except KeyError:
+            raise InputError(f"{self.path} has no {key!r} in its metadata; {MADE_ANEW}.") from None
+        except ValueError as error:
+            raise InputError(f"{self.path}: {key!r} in its metadata is no JSON; {MADE_ANEW}.") from error
 
     def __enter__(self):
         return self
@@ -122,7 +133,9 @@ class TensorFile:
 
     def _entry(self, name):
         if name not in self._tensors:
-            raise InputError(f"{self.path} has no tensor {name!r}; it has {', '.join(self._tensors)}.")
+            raise InputError(
+                f"{self.path} has no tensor {name!r}; it has {', '.join(self._tensors)}; {MADE_ANEW}."
+            )
         return self._tensors[name]
 
 

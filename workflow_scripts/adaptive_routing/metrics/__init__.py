@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from adaptive_routing.errors import InputError
+from adaptive_routing.files import excerpt
 from adaptive_routing.metrics.behaviour import (
     adaptive_range,
     native_similarity,
@@ -125,7 +127,9 @@ def compute_metrics(summary, tensors):
     """Compute all metrics of one experiment from its summary and its tensors (an open `TensorFile`).
 
     Returns the head, `metrics` (name to number or None) and `per_layer` (lists with an entry a layer).
+    Raises InputError where the two are not of one run.
     """
+    _check_same_run(summary, tensors)
     dataset, scores, totals = summary["dataset"], summary["metrics"], summary["summary"]
     routing, timings = summary["routing"], summary["timings"]
     num_experts, k_or_max_k = summary["num_experts"], summary["k_or_max_k"]
@@ -199,6 +203,20 @@ def compute_metrics(summary, tensors):
         "expert_usage": usage.tolist(),
     }
     return {**{key: summary[key] for key in HEAD}, "metrics": values, "per_layer": per_layer}
+
+
+def _check_same_run(summary, tensors):
+    tokens, experts = summary["summary"]["total_tokens"], summary["num_experts"]
+    shape = tensors.shape("router_logits")
+    stated = tensors.metadata_json("head") | {"total_tokens": shape[0], "num_experts": shape[2]}
+    expected = {key: summary.get(key) for key in stated} | {"total_tokens": tokens, "num_experts": experts}
+    for key, found in stated.items():
+        if found != expected[key]:
+            raise InputError(
+                f"{tensors.path} is not of the run that the summary of {summary['config']} on "
+                f"{summary['dataset']} tells of: {key} is {excerpt(found)} there and "
+                f"{excerpt(expected[key])} in the summary; delete both and run again"
+            )
 
 
 def _usage_and_native_overlap(tensors, num_experts, native_top_k):

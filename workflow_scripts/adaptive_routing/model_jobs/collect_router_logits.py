@@ -1,14 +1,14 @@
 """Router logits of calibration text under the model's own routing."""
 
 from adaptive_routing.calibration import collect_router_logits, encode_calibration_text, save_router_logits
-from adaptive_routing.data import load_rows
-from adaptive_routing.files import read_json
+from adaptive_routing.data import check_vocabulary, load_rows
+from adaptive_routing.model_info import read_model_info
 from adaptive_routing.models import load_tokenizer
 
 
 def run(request, cache):
     """Do the job: `request` and `cache` as in `model_jobs`."""
-    text, info = request["calibration"], read_json(request["model"])
+    text, info = request["calibration"], read_model_info(request["model"])
     source = {key: text[key] for key in ("source", "subset", "split", "revision")}
     samples = encode_calibration_text(
         load_rows(**source, name="null_distribution.calibration"),
@@ -17,6 +17,7 @@ def run(request, cache):
         text["max_tokens"],
         text["max_length"],
     )
+    check_vocabulary(samples, info["shapes"]["vocab_size"], "null_distribution.calibration")
     loaded = cache.model(info, request["dtype"], request["device"])
     router_logits = collect_router_logits(loaded, samples, request["batch_tokens"])
     save_router_logits(request["output"], router_logits, {"calibration": text, "dtype": request["dtype"]})

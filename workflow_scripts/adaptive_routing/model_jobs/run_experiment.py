@@ -3,22 +3,25 @@
 import sys
 
 from adaptive_routing.configurations import Configuration
-from adaptive_routing.data import read_prepared
+from adaptive_routing.data import check_vocabulary, read_prepared
 from adaptive_routing.experiment import ExperimentFiles, run_experiment
-from adaptive_routing.files import read_json
+from adaptive_routing.model_info import read_model_info
 from adaptive_routing.null_distribution import NullDistribution
 from adaptive_routing.routing import make_strategy
 
 
 def run(request, cache):
     """Do the job: `request` and `cache` as in `model_jobs`."""
+    info = read_model_info(request["model"])
     configuration = Configuration(**request["configuration"])
     null_distribution = None
     if request["null_distribution"]:
         null_distribution = cache.read(NullDistribution.load, request["null_distribution"])
+        null_distribution.expect_model(info, request["null_distribution"])
     strategy = make_strategy(configuration, request["routing"], null_distribution)
     dataset_settings, prepared = cache.read(read_prepared, request["prepared"])
-    loaded = cache.model(read_json(request["model"]), request["dtype"], request["device"])
+    check_vocabulary(prepared, info["shapes"]["vocab_size"], request["prepared"])
+    loaded = cache.model(info, request["dtype"], request["device"])
     summary = run_experiment(
         loaded,
         configuration,

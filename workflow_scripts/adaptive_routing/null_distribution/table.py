@@ -4,7 +4,6 @@ A p-value is S_l(z) = 1 − CDF_l(z), linearly interpolated (as numpy.interp doe
 with multiples of α/E, which lower precision does not resolve.
 """
 
-import json
 import zipfile
 import zlib
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import torch
 from safetensors.numpy import save_file
 
 from adaptive_routing.errors import InputError
-from adaptive_routing.files import atomic_path, to_json
+from adaptive_routing.files import MADE_ANEW, atomic_path, to_json
 from adaptive_routing.tensor_files import TensorFile
 
 ROUNDING = 1e-9  # a cumulative distribution may step down, or leave [0, 1], by this much; it is repaired
@@ -67,6 +66,19 @@ class NullDistribution:
                 "they must be equal."
             )
 
+    def expect_model(self, info, path):
+        """Raise InputError unless the file at `path`, read as this, was made for the model.
+
+        info: result of `models.inspect_model`.
+        """
+        self.expect_layers(info["shapes"]["num_moe_layers"], path)
+        made_for = self.metadata.get("model_fingerprint", info["fingerprint"])
+        if made_for != info["fingerprint"]:
+            raise InputError(
+                f"{path} was made for another model than {info['name']}: its fingerprint is {made_for}, the "
+                f"model's {info['fingerprint']}; {MADE_ANEW}"
+            )
+
     def save(self, path):
         """Write a safetensors file: the three tensors, and the metadata as JSON in its header."""
         tensors = {"x0": self.x0, "dx": self.dx, "survival": self.survival}
@@ -84,7 +96,7 @@ class NullDistribution:
                     "needed are dx, survival and x0, and the settings in the header."
                 )
             tensors = {name: file.read(name) for name in file.keys()}  # noqa: SIM118 -- not a mapping
-            metadata = json.loads(file.metadata["null_distribution"])
+            metadata = file.metadata_json("null_distribution")
         problem = _table_problem(**tensors)
         if problem:
             raise InputError(f"{path} is not a null distribution: {problem}.")
