@@ -45,8 +45,8 @@ ROUTING = {"min_k": 1, "temperature": 1.0, "weights": "native"}
 BH, TOPK = grid({"bh": {"max_k": [8], "alpha": [0.5]}, "topk": {"k": [8]}})
 ADVICE = " If reserved but unallocated memory is large try setting PYTORCH_ALLOC_CONF."
 CUDA_SAYS = (
-    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB of which 1.00 GiB "
-    "is free. Including non-PyTorch memory, this process has 7.00 GiB memory in use." + ADVICE
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB of which "
+    "1.00 GiB is free. Including non-PyTorch memory, this process has 7.00 GiB memory in use." + ADVICE
 )
 
 
@@ -166,19 +166,17 @@ def test_a_batch_too_large_for_memory_is_done_in_smaller_ones(capsys, configurat
         found, smaller = scored(fresh, samples, 120, configuration)
     assert_same(found, expected)
     assert max(smaller) <= 45 and sum(smaller) == sum(LENGTHS)
-    # 111 tokens, then 55; no batch after that is tried with more than fit before.
-    assert device.failures == 2
-    assert device.passes[:2] == [111, 54] and max(device.passes[2:]) <= 45
-    said = capsys.readouterr().err.splitlines()
-    assert said == [
+    # 110 tokens, then 50: what did not fit once is not tried again for every batch.
+    assert [tokens for tokens in device.passes if tokens > 45] == [110, 50] and device.failures == 2
+    assert capsys.readouterr().err.splitlines() == [
         f"out of memory on cpu in a batch of {number} samples, {tokens} tokens (CUDA out of memory; Tried to "
         "allocate 2.00 GiB; GPU 0 has a total capacity of 8.00 GiB of which 1.00 GiB is free); going on with "
         f"at most {tokens // 2} tokens in a batch"
-        for number, tokens in ((4, 111), (2, 54))
+        for number, tokens in ((4, 110), (2, 50))
     ]
 
 
-@pytest.mark.parametrize("fail_at", [(3,), (1,), (2, 3), (4, 5)])
+@pytest.mark.parametrize("fail_at", [(3,), (1,), (4, 6)])
 def test_memory_that_runs_out_in_the_middle_loses_no_batch(capsys, fail_at):
     """Pass 0 is the shortest sample's. While pass 3 fails, the batch before is still to be handed over."""
     model, samples = tiny_olmoe(), make_samples(LENGTHS)
@@ -224,10 +222,10 @@ def test_a_sample_that_does_not_fit_alone_is_one_sentence(lengths):
         with pytest.raises(InputError) as error:
             scored(model, samples, 64)
         assert re.fullmatch(
-            rf"wikitext_{longest} alone \({max(lengths)} tokens, sequences: 1\) does not fit into the memory of "
-            r"cpu beside the model in float32 \(CUDA out of memory; .* 1\.00 GiB is free\); set model\.dtype: "
-            r"bfloat16, for wikitext rows a smaller evaluation\.max_length, or a model\.device with more "
-            r"memory; evaluation\.batch_tokens does not help here",
+            rf"wikitext_{longest} alone \({max(lengths)} tokens, sequences: 1\) does not fit into the memory "
+            r"of cpu beside the model in float32 \(CUDA out of memory; .* 1\.00 GiB is free\); set "
+            r"model\.dtype: bfloat16, for wikitext rows a smaller evaluation\.max_length, or a "
+            r"model\.device with more memory; evaluation\.batch_tokens does not help here",
             str(error.value),
         )
         assert error.value.__cause__ is None and error.value.__context__ is None
@@ -238,7 +236,7 @@ def test_a_sample_that_does_not_fit_alone_is_one_sentence(lengths):
 def test_an_experiment_short_of_memory_writes_the_same_log(tmp_path, capsys):
     model, samples = tiny_olmoe(), make_samples(LENGTHS)
     expected, expected_files = experiment(tmp_path / "whole", model, samples, batch_tokens=100)
-    with ShortOfMemory(model, most_tokens=40) as device:
+    with ShortOfMemory(model, most_tokens=37) as device:
         summary, files = experiment(tmp_path / "halved", model, samples, batch_tokens=100)
     assert device.failures == 2 and capsys.readouterr().err.count("going on with at most") == 2
     for one, other in zip(summary["samples"], expected["samples"], strict=True):
@@ -447,7 +445,7 @@ UNUSABLE = {
         split_without_a_part,
         r"index\.json names model-00002-of-00002\.safetensors, which is",
     ),
-    "pickled": (only_pickled, r"only safetensors are read.* save_pretrained\(new_folder\)"),
+    "pickled": (only_pickled, r"only safetensors are read.*\.save_pretrained\(new_folder\)"),
     "no JSON": (write("config.json", "{"), r"config\.json is not JSON \(.*\); it must be the configuration"),
     "a list": (write("config.json", "[3]"), r"config\.json must be a JSON object, but holds \[3\]"),
     "dense": (change_config(num_experts=None), r"\(olmoe\) is not a mixture of experts"),
@@ -569,7 +567,7 @@ def test_a_missing_or_damaged_tokenizer_is_refused(model_folder, change, sentenc
     ("count", "device", "sentence"),
     [
         (0, "cuda", r"cuda asked for, but torch finds no CUDA device; use cpu or auto"),
-        (0, "cuda:1", r"cuda:1 asked for, but torch finds no CUDA device"),
+        (0, "cuda:1", r"cuda:1 asked for, but torch finds no CUDA device; use cpu or auto"),
         (1, "cuda:1", r"cuda:1 asked for, but torch finds cuda:0 alone"),
         (4, "cuda:7", r"cuda:7 asked for, but torch finds cuda:0 to cuda:3"),
     ],
@@ -658,7 +656,7 @@ DAMAGES = {
     ),
     "null distribution of another model": (
         other_null_distribution(3, model_fingerprint="f00d"),
-        rf"null\.safetensors was made for another model than .*: its fingerprint is f00d, the model's \w+{ANEW}",
+        rf"null\.safetensors was made for another model than .*: its fingerprint is f00d, the \S+ \w+{ANEW}",
     ),
     "null distribution cut": (cut("null.safetensors", -4), rf"null\.safetensors is not a whole .*{ANEW}"),
     "model.json no JSON": (write("model.json", "{'a': 1}"), rf"model\.json is not JSON \(.*\){ANEW}"),
@@ -698,7 +696,7 @@ DAMAGES = {
     ),
     "tokens of another tokenizer": (
         damaged("wikitext.json", *TOKENS, 5, value=VOCABULARY),
-        rf"wikitext\.json: wikitext_0 holds token {VOCABULARY}, but the model knows 0 to {VOCABULARY - 1}; the",
+        rf"wikitext\.json: wikitext_0 holds token {VOCABULARY}, but the model knows 0 to {LAST}; the",
     ),
 }
 
@@ -757,11 +755,11 @@ def metrics_of(summary, tensors):
 
 
 SUMMARY_EDITS = [
-    (("metrics",), ..., r"summary\.json: \$ is .*'metrics' is a required property"),
-    (("num_experts",), "64", r'summary\.json: \$\.num_experts is "64": is not of type'),
-    (("summary", "total_tokens"), None, r"summary\.json: \$\.summary\.total_tokens is null: "),
-    (("timings", "forward_seconds"), "fast", r'summary\.json: \$\.timings\.forward_seconds is "fast": '),
-    (("routing",), [], r"summary\.json: \$\.routing is \[\]: is not of type 'object'"),
+    (("metrics",), ..., r"\$: 'metrics' is a required property"),
+    (("routing", "native_top_k"), "4", r"""\$\.routing\.native_top_k: "4" is not of type 'integer'"""),
+    (("summary", "total_sequences"), None, r"\$\.summary\.total_sequences: null is not of type 'integer'"),
+    (("timings", "forward_seconds"), "fast", r"""\$\.timings\.forward_seconds: "fast" is not of type"""),
+    (("routing",), [], r"\$\.routing: \[\] is not of type 'object'"),
 ]
 
 
@@ -769,7 +767,7 @@ SUMMARY_EDITS = [
 def test_a_summary_edited_by_hand_is_named(experiment_files, keys, value, sentence):
     summary, tensors = experiment_files
     edit(summary, *keys, value=value)
-    with pytest.raises(InputError, match=sentence + ".*" + ANEW) as error:
+    with pytest.raises(InputError, match=rf"summary\.json: {sentence}.*{ANEW}") as error:
         metrics_of(summary, tensors)
     assert len(str(error.value)) < 600 and "\n" not in str(error.value)
 
@@ -813,13 +811,17 @@ def test_a_damaged_routing_log_is_one_sentence(experiment_files):
             {"sample_offsets": np.array([0, 3])},
             r"sample_offsets do not divide its \d+ tokens",
         ),
-        ({"head": head}, {"sequence_offsets": np.zeros(0, int)}, "sequence_offsets do not divide"),
+        (
+            {"head": head},
+            {"sequence_offsets": np.zeros(0, int)},
+            r"sequence_offsets do not divide its \d+ tokens",
+        ),
     ):
         save_file(tensors | change, path, metadata=metadata)
         with pytest.raises(InputError, match=rf"tensors\.safetensors.*{sentence}{ANEW}"):
             RoutingLog(path)
     save_file({"sample_offsets": np.zeros(1, int)}, path, metadata={"head": head})
-    with pytest.raises(InputError, match=rf"has no tensor 'router_logits', only sample_offsets{ANEW}"):
+    with pytest.raises(InputError, match=rf"has no tensor 'router_logits'; it has sample_offsets{ANEW}"):
         RoutingLog(path)
 
 
@@ -843,10 +845,10 @@ def tabulated(paths):
 @pytest.mark.parametrize(
     ("keys", "value", "sentence"),
     [
-        (("metrics", "avg_experts"), "four", r'\$\.metrics\.avg_experts is "four": is not'),
-        (("metrics", "total_tokens"), ..., r"\$\.metrics is .*'total_tokens' is a required property"),
-        (("per_layer",), ..., r"\$ is .*'per_layer' is a required property"),
-        (("config",), ..., r"\$ is .*'config' is a required property"),
+        (("metrics", "avg_experts"), "four", r'\$\.metrics\.avg_experts: "four" is not'),
+        (("metrics", "total_tokens"), ..., r"\$\.metrics: 'total_tokens' is a required property"),
+        (("per_layer",), ..., r"\$: 'per_layer' is a required property"),
+        (("config",), ..., r"\$: 'config' is a required property"),
     ],
 )
 def test_metrics_edited_by_hand_are_named(metrics_files, keys, value, sentence):
@@ -881,9 +883,9 @@ TABLES = {
     ("table", "found", "replaced", "sentence"),
     [
         ("configurations", "4.5", "about 4", "line 3: avg_experts is 'about 4', but must be a number"),
-        ("configurations", "bh,8", "bh,", "line 3: k_or_max_k is empty, but must not be empty"),
+        ("configurations", "bh,8", "bh,", "line 3: k_or_max_k is empty, but must be a number"),
         ("experiments", "topk,8", "topk,eight", "line 2: k_or_max_k is 'eight', but must be a number"),
-        ("experiments", "wikitext", "", "line 2: dataset is empty, but must not be empty"),
+        ("experiments", "wikitext", "", "line 2: dataset is empty, but must be filled"),
         ("layers", "layer,", "layers,", r"has no column layer$"),
         ("layers", "0,8", '0,8,9,"', "is not a table of comma-separated values"),
         ("layers", "topk", "t\xf6pk", "is not a table of comma-separated values"),

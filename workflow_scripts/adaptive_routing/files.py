@@ -103,10 +103,11 @@ def _first_violation(schema, paths):
         content = read_json(path)
         violation = jsonschema.exceptions.best_match(validator.iter_errors(content))
         if violation is not None:
-            found = excerpt(violation.instance)
-            # The message of jsonschema starts with the whole of what was found.
-            allowed = violation.message.removeprefix(repr(violation.instance)).strip()
-            return f"{path}: {violation.json_path} is {found}: {allowed}; {MADE_ANEW}"
+            # Some messages start with the whole of what was found.
+            message, found = violation.message, repr(violation.instance)
+            if message.startswith(found):
+                message = excerpt(violation.instance) + message.removeprefix(found)
+            return f"{path}: {violation.json_path}: {message}; {MADE_ANEW}"
     return None
 
 

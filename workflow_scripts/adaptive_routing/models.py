@@ -38,7 +38,7 @@ def inspect_model(name, revision=None):
     if not weights:
         raise InputError(
             f"model.name: {name} has no *.safetensors; only safetensors are read, so convert other weights "
-            "with AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+            "with transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
         )
     num_experts = _first(config, "num_experts", "num_local_experts", "n_routed_experts")
     native_top_k = _first(config, "num_experts_per_tok", "num_experts_per_token", "moe_topk")

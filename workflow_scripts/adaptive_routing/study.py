@@ -212,7 +212,7 @@ def read_table(path, required):
     for column in table:
         values = table[column]
         fault = values.isna() & (column in NEVER_EMPTY)
-        allowed = "not be empty"
+        allowed = "be filled"
         if column not in TEXT_COLUMNS:
             fault |= values.notna() & pd.to_numeric(values, errors="coerce").isna()
             allowed = "be a number"
