@@ -77,6 +77,7 @@ def dataset_task(wildcards):
 LOADING = (
     "adaptive_routing.devices",
     "adaptive_routing.experts",
+    "adaptive_routing.memory",
     "adaptive_routing.packing",
 )
 # Settings that are wrong end a job; they decide nothing beside what its parameters say.

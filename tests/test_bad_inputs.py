@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import synthetic
 import torch
-from adaptive_routing import model_jobs, models, tables
+from adaptive_routing import models, tables
 from adaptive_routing.calibration import collect_router_logits
 from adaptive_routing.configurations import grid
 from adaptive_routing.data import (
@@ -29,7 +29,9 @@ from adaptive_routing.files import blaming, read_json, write_json
 from adaptive_routing.finiteness import check_finite, finite_total
 from adaptive_routing.generation import generate_samples
 from adaptive_routing.metrics import compute_metrics
-from adaptive_routing.models import LoadedModel, inspect_model, load_model, load_tokenizer, read_model_info
+from adaptive_routing.model_info import read_model_info
+from adaptive_routing.model_jobs import JOBS, Cache
+from adaptive_routing.models import LoadedModel, inspect_model, load_model, load_tokenizer
 from adaptive_routing.null_distribution import NullDistribution
 from adaptive_routing.patching import RouterPatcher
 from adaptive_routing.routing import make_strategy
@@ -707,17 +709,17 @@ def test_a_job_with_a_damaged_file_ends_before_the_model_is_loaded(
 ):
     damage, sentence = DAMAGES[name]
     damage(tmp_path)
-    monkeypatch.setattr(model_jobs, "load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(Cache, "model", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(InputError, match=sentence) as error:
-        model_jobs.run_experiment(request_of_a_job, model_jobs.Cache())
+        JOBS["run_experiment"](request_of_a_job, Cache())
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "logs").exists()
 
 
 def test_the_same_job_with_whole_files_is_done(tmp_path, request_of_a_job):
-    cache = model_jobs.Cache()
+    cache = Cache()
     try:
-        model_jobs.run_experiment(request_of_a_job, cache)
+        JOBS["run_experiment"](request_of_a_job, cache)
     finally:
         cache.close()
         torch.set_num_threads(1)
