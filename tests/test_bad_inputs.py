@@ -532,20 +532,26 @@ def test_a_whole_model_is_loaded_and_one_that_is_gone_is_refused(model_folder):
             load()
 
 
-def test_a_model_too_large_for_the_device_is_one_sentence(model_folder, monkeypatch):
-    info = inspect_model(str(model_folder))
+@pytest.mark.parametrize("where", ["claiming", "converting"])
+def test_a_model_too_large_for_the_device_is_one_sentence(model_folder, monkeypatch, where):
+    """While it converts tensors, transformers takes a lack of memory for a fault of the weights."""
+    info, failures = inspect_model(str(model_folder)), []
 
     def fail(*args, **kwargs):
-        raise torch.OutOfMemoryError(CUDA_SAYS)
+        failures.append(CUDA_SAYS)
+        if where == "claiming":
+            raise torch.OutOfMemoryError(CUDA_SAYS)
+        raise RuntimeError("We encountered some issues during automatic conversion of the weights.")
 
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fail)
+    monkeypatch.setattr(models, "resolve_device", lambda device: device)
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {"num_ooms": len(failures)})
     with pytest.raises(
         InputError,
-        match=r"model\.device: cpu has too little memory for .* in float32 \(CUDA out of memory; .*\); set "
-        r"model\.dtype: bfloat16 or a device with more memory",
+        match=r"model\.device: cuda has too little memory for .* in float32 \((CUDA out of memory; .*|while "
+        r"tensors were converted)\); set model\.dtype: bfloat16 or a device with more memory",
     ):
-        load_model(info, "float32", "cpu")
-    torch.set_num_threads(1)
+        load_model(info, "float32", "cuda")
 
 
 @pytest.mark.parametrize(
