@@ -68,12 +68,25 @@ def make_samples(lengths, dataset="wikitext", seed=0):
     return samples
 
 
+SHAPES = {
+    "hidden_size": 32,
+    "intermediate_size": 16,
+    "dense_intermediate_size": 16,
+    "shared_expert_intermediate_size": 0,
+    "num_hidden_layers": 3,
+    "num_moe_layers": 3,
+    "num_experts": 16,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": VOCABULARY,
+}
 LENGTHS = [17, 30, 9, 24, 12, 30, 8, 21, 15, 26, 11, 5]
 
 
 def experiment(folder, model, prepared, batch_tokens=64, configuration=BH, **of_dataset):
     """Run one experiment with a model that is in memory; returns (summary, its files)."""
-    info = {"name": "tiny", "folder": "nowhere", "shapes": {}}
+    info = {"name": "tiny", "folder": "nowhere", "shapes": SHAPES}
     stem = folder / "logs" / configuration.name
     files = ExperimentFiles(f"{stem}.json", f"{stem}_routing.json", f"{stem}_routing.safetensors")
     summary = run_experiment(
@@ -797,6 +810,17 @@ def test_tensors_of_another_run_are_refused(experiment_files, study):
     edit(summary, "summary", "total_tokens", value=7)
     with pytest.raises(InputError, match=r"total_tokens is \d+ there and 7 in the summary"):
         metrics_of(summary, tensors)
+
+
+def test_the_files_of_a_run_belong_together_and_those_of_another_do_not(tmp_path):
+    model, samples = tiny_olmoe(), make_samples(LENGTHS)
+    _, files = experiment(tmp_path / "one", model, samples)
+    _, others = experiment(tmp_path / "other", model, samples, protocol="rows")
+    # What a run writes into its summary alone, as the time, makes no other run of it.
+    for own in (files, others):
+        assert metrics_of(own.summary, own.tensors)["metrics"]["total_samples"] == len(LENGTHS)
+    with pytest.raises(InputError, match=r"settings is .* there and .* in the summary; delete both and run"):
+        metrics_of(files.summary, others.tensors)
 
 
 def test_a_damaged_routing_log_is_one_sentence(experiment_files):

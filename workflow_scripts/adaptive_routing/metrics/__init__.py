@@ -206,16 +206,17 @@ def compute_metrics(summary, tensors):
 
 
 def _check_same_run(summary, tensors):
-    tokens, experts = summary["summary"]["total_tokens"], summary["num_experts"]
-    shape = tensors.shape("router_logits")
-    stated = tensors.metadata_json("head") | {"total_tokens": shape[0], "num_experts": shape[2]}
-    expected = {key: summary.get(key) for key in stated} | {"total_tokens": tokens, "num_experts": experts}
+    head, shape = tensors.metadata_json("head"), tensors.shape("router_logits")
+    provenance = head.pop("provenance", {})
+    stated = head | provenance | {"total_tokens": shape[0], "num_experts": shape[2]}
+    # The summary's provenance says more: when, where and by which code it was made.
+    expected = summary | summary["provenance"] | {"total_tokens": summary["summary"]["total_tokens"]}
     for key, found in stated.items():
-        if found != expected[key]:
+        if found != expected.get(key):
             raise InputError(
                 f"{tensors.path} is not of the run that the summary of {summary['config']} on "
                 f"{summary['dataset']} tells of: {key} is {excerpt(found)} there and "
-                f"{excerpt(expected[key])} in the summary; delete both and run again"
+                f"{excerpt(expected.get(key))} in the summary; delete both and run again"
             )
 
 
