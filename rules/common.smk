@@ -9,6 +9,7 @@ from adaptive_routing.code_fingerprint import code_fingerprint
 from adaptive_routing.code_version import code_version
 from adaptive_routing.errors import InputError
 from adaptive_routing.panels import PANELS, panel_module
+from adaptive_routing.processes import identity
 from adaptive_routing.settings import load_settings
 from adaptive_routing.tasks import task_module
 
@@ -21,8 +22,13 @@ CONFIGURATIONS = {one.name: one for one in SETTINGS.pop("configurations")}
 DATASETS = list(SETTINGS["datasets"])
 RESULTS = SETTINGS["results"].rstrip("/")
 # What decides how a job runs and not what comes out, as the device, is read by the scripts from `config`:
-# a change of it makes nothing stale. So is the code's version, looked up once a run.
-config.update(SETTINGS, code_version=code_version(workflow.basedir))
+# a change of it makes nothing stale. So is the code's version, looked up once a run; and this process, with which
+# jobs end, however it ends.
+config.update(
+    SETTINGS,
+    code_version=code_version(workflow.basedir),
+    workflow_process=identity(),
+)
 
 
 wildcard_constraints:

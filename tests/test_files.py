@@ -12,6 +12,7 @@ import pytest
 from adaptive_routing.errors import InputError
 from adaptive_routing.files import atomic_path, read_json, to_json, write_json
 from adaptive_routing.jobs import job
+from adaptive_routing.processes import identity
 
 
 def test_a_file_gets_its_name_only_when_whole(tmp_path):
@@ -51,7 +52,7 @@ def test_json_takes_numpy_and_refuses_what_json_cannot_hold(tmp_path):
 
 
 def snakemake_object(tmp_path):
-    return SimpleNamespace(log=[tmp_path / "logs" / "job.log"])
+    return SimpleNamespace(log=[tmp_path / "logs" / "job.log"], config={"workflow_process": identity()})
 
 
 def test_a_job_says_input_errors_in_one_sentence(tmp_path, capsys):
@@ -81,7 +82,8 @@ def test_a_terminated_job_leaves_no_temporary_file(tmp_path):
         from adaptive_routing.files import atomic_path
         from adaptive_routing.jobs import job
 
-        with job(SimpleNamespace(log=[{str(tmp_path / "job.log")!r}])):
+        config = {{"workflow_process": {identity()}}}
+        with job(SimpleNamespace(log=[{str(tmp_path / "job.log")!r}], config=config)):
             with atomic_path({str(tmp_path / "out" / "result")!r}) as temporary:
                 temporary.write_text("half")
                 print("ready", flush=True)

@@ -19,6 +19,7 @@ from adaptive_routing.data import prepared_to_json
 from adaptive_routing.errors import HostError
 from adaptive_routing.files import write_json
 from adaptive_routing.host import address, client, leases
+from adaptive_routing.processes import identity
 from conftest import ROOT
 from test_experiment import ROUTING, prepare
 from test_workflow import StudyFolder
@@ -34,7 +35,7 @@ client.SERVER, client.IDLE_SECONDS = server or client.SERVER, idle_seconds
 if server and config["execution"] == "process":
     import stub_host
     sys.modules["adaptive_routing.model_jobs"] = stub_host
-with job(types.SimpleNamespace(log=[log])):
+with job(types.SimpleNamespace(log=[log], config=config)):
     client.execute(name, request, config)
 print(*sys.modules)
 """
@@ -78,7 +79,7 @@ class Place:
         variables=None, **request,
     ):  # fmt: skip
         """Start a job, below a process called snakemake if asked to."""
-        config = {"execution": execution, "results": "results"}
+        config = {"execution": execution, "results": "results", "workflow_process": identity()}
         request = {"model": "model.json", "dtype": "float32", "device": "cpu", "output": output, **request}
         arguments = json.dumps([name, request, config, f"{output}.log", server, idle_seconds])
         process = subprocess.Popen(

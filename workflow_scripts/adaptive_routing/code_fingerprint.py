@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parents[1]  # scripts and the package stand in it
 PACKAGE = "adaptive_routing"
 
 # How a job is run and how its errors are worded; no result depends on it.
-NOT_DECIDING = tuple(f"{PACKAGE}.{name}" for name in ("errors", "host", "jobs", "progress"))
+NOT_DECIDING = tuple(f"{PACKAGE}.{name}" for name in ("errors", "host", "jobs", "processes", "progress"))
 
 
 def code_fingerprint(script, *by_name, without=()):

@@ -9,5 +9,12 @@ class InputError(ValueError):
     """
 
 
+class OutputError(RuntimeError):
+    """An output cannot be written; the message is one sentence that names the file and says why."""
+
+
 class HostError(RuntimeError):
-    """The model host cannot be reached or has ended; the message is one sentence that says why."""
+    """A process that a job relies on (the model host, a log worker) cannot be reached or has ended.
+
+    The message is one sentence that says which and why.
+    """

@@ -1,16 +1,19 @@
 """Outputs that appear whole or not at all, and JSON that any reader takes."""
 
 import contextlib
+import errno
 import math
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import orjson
 
-from adaptive_routing.errors import InputError
+from adaptive_routing.errors import InputError, OutputError
 
 MADE_ANEW = "delete it and run again, which makes it anew"
+_NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 
 
 @contextlib.contextmanager
@@ -21,11 +24,18 @@ def atomic_path(path, durable=True):
     a format by the suffix (matplotlib) work; it is the same each time, so that what a killed process
     left behind is overwritten by the next. A `durable` file is on the disk before it gets its name, so
     that it is whole even after a power failure.
+
+    Raises:
+        OutputError: the file cannot be made, or the disk is full.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp_{path.name}")
-    temporary.write_bytes(b"")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(b"")
+    except OSError as error:
+        reason = _NO_ROOM.get(error.errno, error.strerror)
+        raise OutputError(f"{path} cannot be written: {reason}") from error
     try:
         yield temporary
         # Some writers make private files; results get the permissions any other new file would have.
@@ -36,8 +46,20 @@ def atomic_path(path, durable=True):
             with open(temporary, "rb") as handle:
                 os.fsync(handle.fileno())
         os.replace(temporary, path)
+    except Exception as error:
+        if reason := _NO_ROOM.get(_error_number(error)):
+            raise OutputError(f"{path} cannot be written: {reason}") from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _error_number(error):
+    """The system's number of an error; safetensors, written in Rust, has it in its message only."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def to_json(value, indent=True):

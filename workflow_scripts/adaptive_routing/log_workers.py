@@ -21,8 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
+from adaptive_routing.errors import HostError
 from adaptive_routing.log_entries import LoggedRouting, LoggedSample, RoutingStatistics, format_samples
 from adaptive_routing.models import cpu_count
+from adaptive_routing.processes import describe_end
 
 MOST_WORKERS = 4
 _CORES_FOR_OTHERS = 2  # the process with the model, and what Snakemake runs beside it
@@ -140,10 +142,12 @@ class _Worker:
             except OSError:
                 reply = b""
         if not reply:
-            raise RuntimeError(f"a log worker ended with exit status {self._process.wait()}")
+            end = describe_end(self._process.wait())
+            raise HostError(f"a log worker (process {self._process.pid}) {end}")
         answer = json.loads(reply)
         if "error" in answer:
-            raise RuntimeError(f"a log worker failed:\n{answer['error']}")
+            message = f"a log worker failed:\n{answer['error']}"
+            raise OSError(answer["errno"], message) if answer["errno"] else RuntimeError(message)
         statistics = RoutingStatistics(*portion.routing.first_logits.shape[1:])
         statistics.count_histogram[:] = answer["count_histogram"]
         statistics.expert_usage[:] = answer["expert_usage"]
@@ -212,8 +216,8 @@ def _serve(connection):
                     "count_histogram": statistics.count_histogram.tolist(),
                     "expert_usage": statistics.expert_usage.tolist(),
                 }
-            except Exception:
-                answer = {"error": traceback.format_exc()}
+            except Exception as error:
+                answer = {"error": traceback.format_exc(), "errno": getattr(error, "errno", None)}
         connection.sendall(json.dumps(answer).encode() + b"\n")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from adaptive_routing.errors import HostError, InputError
 from adaptive_routing.host import address, leases, lifetime
+from adaptive_routing.processes import is_alive
 
 PACKAGE = Path(__file__).parents[1]
 SERVER = "adaptive_routing.host.server"
@@ -63,7 +64,7 @@ def _have_done(name, request, owner, environment, results):
     message = {"job": name, "request": request}
     # A host that ends before the job's turn (idle, or after another job's failure) leaves it to the next.
     while not _offer(message, socket_name, owner, environment, log_path):
-        if not lifetime.is_alive(*owner):
+        if not is_alive(*owner):
             raise HostError("the workflow that this job belongs to has ended, and the model host with it")
 
 

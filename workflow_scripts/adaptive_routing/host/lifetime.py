@@ -6,7 +6,6 @@ ended in whatever way, and leaves in the host's log how it ended, which only a p
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,8 +15,8 @@ import psutil
 
 from adaptive_routing.host import address, leases
 from adaptive_routing.jobs import exit_on_sigterm
+from adaptive_routing.processes import POLL_SECONDS, describe_end, identity, is_alive
 
-POLL_SECONDS = 0.5
 GRACE_SECONDS = 10.0  # to clean up; a server that takes longer is killed
 
 
@@ -32,7 +31,7 @@ def owner():
     is_orphan = not parents or parents[0].pid == 1 or os.getsid(parents[0].pid) != os.getsid(0)
     otherwise = job if is_orphan else parents[0]
     process = next((one for one in reversed(parents) if _is_snakemake(one)), otherwise)
-    return process.pid, _start_time(process.pid)
+    return identity(process.pid)
 
 
 def workflow_started():
@@ -48,29 +47,6 @@ def _is_snakemake(process):
     # `snakemake ...`, `python .../bin/snakemake ...`, `python -X dev -m snakemake ...`
     names = [Path(word).name for word in command[:5]]
     return "snakemake" in names and (names[0] == "snakemake" or "python" in names[0].lower())
-
-
-def _start_time(pid):
-    # Linux counts from its own start, so that a clock that is set changes nothing; psutil adds the clock.
-    status = Path(f"/proc/{pid}/stat")
-    if status.exists():
-        return status.read_text().rpartition(")")[2].split()[19]
-    return str(psutil.Process(pid).create_time())
-
-
-def is_alive(pid, start_time):
-    """Whether that very process still runs."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and _start_time(pid) == start_time
-    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def describe_end(returncode):
-    """How a process ended, in words."""
-    if returncode < 0:
-        return f"ended by {signal.Signals(-returncode).name}"
-    return f"ended with exit status {returncode}"
 
 
 def start(server, listener, name, owner, log_path, environment, idle_seconds):

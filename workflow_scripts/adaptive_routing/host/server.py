@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 
-from adaptive_routing.errors import InputError
+from adaptive_routing.errors import HostError, InputError, OutputError
 from adaptive_routing.host import address, leases
 from adaptive_routing.jobs import Tee, exit_on_sigterm
 
@@ -114,8 +114,11 @@ class Server:
             self.jobs[connection.message["job"]](connection.message["request"], self.cache)
         except Cancelled:
             return "cancelled", None
-        except InputError as error:
+        except (InputError, OutputError) as error:
             return "input_error", str(error)
+        except HostError as error:
+            print(f"error: {error}", file=sys.stderr)  # to the client as well
+            return "failed", None
         except Exception:
             traceback.print_exc()  # to the client as well
             return "failed", None

@@ -8,6 +8,8 @@ does not import matplotlib, so that the workflow can read the list of panels at 
 import importlib
 import multiprocessing
 
+from adaptive_routing.processes import ending_with, identity
+
 TITLES = {
     "1_perplexity": "Perplexity",
     "2_task_accuracy": "Task accuracy",
@@ -57,13 +59,13 @@ def save_drawings(study, files, processes=1):
     shares = [[first], *(rest[i :: processes - 1] for i in range(processes - 1))]
     own, *others = shares if processes > 1 else [[first, *rest]]
     # Copies of this process, which have the study, and matplotlib without importing it again. Each knows its
-    # share from the start and waits for nothing, so that it ends also when this process is killed.
+    # share from the start and waits for nothing.
     importlib.import_module(f"{__name__}.style")
     context = multiprocessing.get_context("fork")
     started = []
     try:
         for names in filter(None, others):
-            worker = context.Process(target=_save, args=(study, files, names))
+            worker = context.Process(target=_save_beside, args=(identity(), study, files, names))
             worker.start()
             started.append(worker)
         _save(study, files, own)
@@ -75,6 +77,12 @@ def save_drawings(study, files, processes=1):
             worker.join()
     if any(worker.exitcode for worker in started):
         raise RuntimeError("a process that draws panels failed; its error stands above")
+
+
+def _save_beside(parent, *drawings):
+    """Draw in another process, which ends with its parent even if that is killed."""
+    with ending_with(*parent, "the process that this one draws for"):
+        _save(*drawings)
 
 
 def _save(study, files, names):
