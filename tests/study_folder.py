@@ -43,17 +43,22 @@ class StudyFolder:
                 self.settings[section] = values
         (self.folder / "study.yaml").write_text(yaml.safe_dump(self.settings))
 
-    def begin(self, *arguments):
-        """Start Snakemake in a process group of its own; returns the process."""
+    def begin(self, *arguments, output=subprocess.PIPE, **variables):
+        """Start Snakemake in a process group of its own; returns the process.
+
+        Args:
+            output: where what it prints goes.
+            variables: of its environment, besides this process's own.
+        """
         # Targets come first: --resources and --configfile take all words that follow them.
         command = [sys.executable, "-m", "snakemake", *arguments, "--snakefile", self.project / "Snakefile"]
         command += ["--cores", "2", "--resources", "gpu=2", "--configfile", "study.yaml"]
         return subprocess.Popen(
             command,
             cwd=self.folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
+            stdout=output,
+            stderr=output,
             text=True,
             process_group=0,
         )
@@ -78,4 +83,4 @@ class StudyFolder:
         return {name.replace(" ", "_"): int(count) for name, count in rows}
 
     def results(self, *parts):
-        return self.folder.joinpath("results", *parts)
+        return self.folder.joinpath(self.settings.get("results", "results"), *parts)

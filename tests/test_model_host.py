@@ -21,8 +21,8 @@ from adaptive_routing.files import write_json
 from adaptive_routing.host import address, client, leases
 from adaptive_routing.processes import identity
 from conftest import ROOT
+from study_folder import StudyFolder
 from test_experiment import ROUTING, prepare
-from test_workflow import StudyFolder
 
 SCRIPTS = ROOT / "workflow_scripts"
 JOB = """

@@ -8,6 +8,7 @@ does not import matplotlib, so that the workflow can read the list of panels at 
 import importlib
 import multiprocessing
 
+from adaptive_routing.errors import OutputError
 from adaptive_routing.processes import ending_with, identity
 
 TITLES = {
@@ -62,10 +63,11 @@ def save_drawings(study, files, processes=1):
     # share from the start and waits for nothing.
     importlib.import_module(f"{__name__}.style")
     context = multiprocessing.get_context("fork")
+    failures = context.SimpleQueue()  # of the others: sentences
     started = []
     try:
         for names in filter(None, others):
-            worker = context.Process(target=_save_beside, args=(identity(), study, files, names))
+            worker = context.Process(target=_save_beside, args=(identity(), failures, study, files, names))
             worker.start()
             started.append(worker)
         _save(study, files, own)
@@ -75,14 +77,19 @@ def save_drawings(study, files, processes=1):
         for worker in started:
             worker.terminate()
             worker.join()
+    if not failures.empty():
+        raise OutputError(failures.get())
     if any(worker.exitcode for worker in started):
         raise RuntimeError("a process that draws panels failed; its error stands above")
 
 
-def _save_beside(parent, *drawings):
+def _save_beside(parent, failures, *drawings):
     """Draw in another process, which ends with its parent even if that is killed."""
     with ending_with(*parent, "the process that this one draws for"):
-        _save(*drawings)
+        try:
+            _save(*drawings)
+        except OutputError as error:
+            failures.put(str(error))
 
 
 def _save(study, files, names):
