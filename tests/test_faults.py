@@ -13,6 +13,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 import uuid
@@ -25,7 +26,7 @@ import psutil
 import pytest
 from PIL import Image
 from safetensors import safe_open
-from study_folder import StudyFolder
+from study_folder import REPOSITORY, StudyFolder
 
 RESULTS = "results d'une étude, β"  # spaces, an apostrophe, letters beyond ASCII
 EXPERIMENTS = [
@@ -48,6 +49,7 @@ OUTPUTS = {
     "plot_panels": ["visualizations/panel_1_perplexity.png", "visualizations/panel_9_speed_quality.svg"],
     "write_report": ["bh_routing_report.md", "bh_routing_report.html"],
 }
+MARK = "ADAPTIVE_ROUTING_FAULTS"
 SPEED = ("tokens_per_second", "latency_ms_per_token", "forward_seconds")  # differ from run to run
 # A machine of three cores, so that the model host has one log worker.
 THREE_CORES = "import os; os.sched_getaffinity = lambda pid: {0, 1, 2}"
@@ -80,7 +82,6 @@ MOMENTS = [
     Moment("collect_router_logits", "snakemake"),
     Moment("fit_null_distribution", "snakemake"),
     Moment("fit_null_distribution", "job"),
-    Moment("run_experiment", "snakemake"),
     Moment("run_experiment", "snakemake", writing=True),
     Moment("run_experiment", "host", writing=True),
     Moment("run_experiment", "parent", writing=True),
@@ -107,6 +108,16 @@ def wait_until(condition, seconds=60):
     return value
 
 
+def marked(mark):
+    """The living processes that were started with a mark in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == mark:
+                found.append(process)
+    return found
+
+
 class Run:
     """A run of Snakemake, and all processes that it started: a mark in their environment tells them."""
 
@@ -115,9 +126,8 @@ class Run:
         self.before = self._temporary_files()
         with tempfile.TemporaryFile() as output:
             self._output = os.dup(output.fileno())
-            self.process = study.begin(
-                *arguments, output=output, FAULTS=self.mark, TMPDIR=str(study.temporary), PYTHONPATH=str(study.site)
-            )  # fmt: skip
+            variables = {MARK: self.mark, "TMPDIR": str(study.temporary), "PYTHONPATH": str(study.site)}
+            self.process = study.begin(*arguments, output=output, **variables)
 
     def _temporary_files(self):
         found = {}
@@ -133,13 +143,7 @@ class Run:
 
     def processes(self):
         """Everything of this run that still lives."""
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                is_dead = process.status() == psutil.STATUS_ZOMBIE
-                if not is_dead and process.environ().get("FAULTS") == self.mark:
-                    found.append(process)
-        return found
+        return marked(self.mark)
 
     def find(self, victim, rule):
         """A process by its part in the run, or None."""
@@ -157,6 +161,10 @@ class Run:
                     return process
         return None
 
+    def is_over(self):
+        """Whether Snakemake has ended."""
+        return self.process.poll() is not None
+
     def has_come(self, moment):
         """Whether a moment has come."""
         if not moment.writing:
@@ -167,11 +175,10 @@ class Run:
 
     def strike(self, moment, delay):
         """Strike so many seconds after a moment has come; False if the run ended before."""
-        is_over = lambda: self.process.poll() is not None  # noqa: E731
-        wait_until(lambda: self.has_come(moment) or is_over(), seconds=300)
+        wait_until(lambda: self.has_come(moment) or self.is_over(), seconds=300)
         time.sleep(delay)
-        victim = wait_until(lambda: is_over() or self.find(moment.victim, moment.rule))
-        if is_over():
+        victim = wait_until(lambda: self.is_over() or self.find(moment.victim, moment.rule))
+        if self.is_over():
             return False
         if moment.signal == signal.SIGINT:
             os.killpg(victim.pid, moment.signal)
@@ -180,9 +187,13 @@ class Run:
                 victim.send_signal(moment.signal)
         return True
 
+    def end_of_snakemake(self):
+        """Wait for the end of Snakemake, and return its exit status."""
+        return self.process.wait(300)
+
     def end(self):
         """Wait for the end of Snakemake and then, a grace time, of everything that it started."""
-        status = self.process.wait(300)
+        status = self.end_of_snakemake()
         wait_until(lambda: not self.processes())
         return status
 
@@ -229,7 +240,7 @@ def copy(undisturbed, tmp_path, temporary):
 
 
 def content(path):
-    """What must be the same in a file of two runs: all but speed, and of figures and report that they are whole."""
+    """What must be the same in a file of two runs: all but speed; figures and report must be whole."""
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name).view(-1).numpy().tobytes() for name in file.keys()}  # noqa: SIM118
@@ -291,40 +302,177 @@ def errors(run):
 
 
 SENTENCES = {
-    "host": r"error: the model host \(process \d+\) ended by SIGKILL (during this job|before it took the job); its log is .*",
-    "parent": r"error: the model host ended without a word during this job; its log is .*",
+    "host": r"error: the model host \(process \d+\) ended by SIGKILL (during this|before it took the) job; .*",
+    "parent": r"error: the model host ended without a word during this job; .*",
     "worker": r"error: a log worker \(process \d+\) ended by SIGKILL",
 }
 
 
 def test_whatever_is_killed_and_when_nothing_is_lost(tmp_path, undisturbed, temporary):
     """One study, struck again and again on its way, then finished."""
-    study = make_study(tmp_path / "killed", temporary)
+    study = make_study(tmp_path / "struck", temporary)
     chance = random.Random(20)
     for moment in MOMENTS:
         study.configure(execution=moment.execution)
         delay = chance.uniform(0, 0.3)
-        run = None
-        while run is None or not run.strike(moment, delay):
-            if run is not None:
-                assert run.end() == 0, run.said
-                delay /= 2
-            made = [path for path in OUTPUTS[moment.rule] if study.results(path).exists()]
-            if made == OUTPUTS[moment.rule]:
-                study.results(chance.choice(made)).unlink()
-            run = Run(study)
+        run = begin_with(study, moment.rule, chance)
+        while not run.strike(moment, delay):  # the job was quicker
+            assert run.end() == 0, run.said
+            delay /= 2
+            run = begin_with(study, moment.rule, chance)
         status = run.end()
-        print(moment, f"{delay:.3f} s: status {status}", *errors(run), sep="\n  ")
-        if moment.victim in SENTENCES:
-            assert [re.fullmatch(SENTENCES[moment.victim], one) is not None for one in errors(run)] == [True]
+        print(f"{moment} {delay:.3f} s: status {status}", *errors(run), sep="\n  ")  # for who reads a failure
         assert status != 0
         assert_whole(study, undisturbed)
-        if moment.signal != signal.SIGKILL or moment.victim != "snakemake":
-            assert not is_locked(study)
-        else:
-            assert is_locked(study)
+        if moment.victim in SENTENCES:
+            (said,) = errors(run)
+            assert re.fullmatch(SENTENCES[moment.victim], said)
+        # Only Snakemake killed outright leaves its lock, which says no word of whose it is.
+        assert is_locked(study) == (moment.victim == "snakemake" and moment.signal == signal.SIGKILL)
+        if is_locked(study):
             study.snakemake("--unlock")
     study.configure(execution="host")
     run = Run(study)
     assert run.end() == 0, run.said
     assert_complete(study, undisturbed)
+
+
+def begin_with(study, rule, chance):
+    """Begin a run in which a rule has something to do."""
+    made = [path for path in OUTPUTS[rule] if study.results(path).exists()]
+    if made == OUTPUTS[rule]:
+        study.results(chance.choice(made)).unlink()
+    return Run(study)
+
+
+DRAWING = """
+import sys, time
+from adaptive_routing import panels
+
+panels._save = lambda *_: time.sleep(600)
+panels.save_drawings(None, {"figure": [], "1_perplexity": [], "2_task_accuracy": []}, processes=3)
+"""
+
+
+def test_processes_that_draw_end_with_their_job(temporary):
+    mark = uuid.uuid4().hex
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "workflow_scripts"), MARK: mark}
+    job = subprocess.Popen([sys.executable, "-c", DRAWING], env=environment)
+    try:
+        wait_until(lambda: len(marked(mark)) == 3)
+    finally:
+        job.kill()
+        job.wait()
+    wait_until(lambda: not marked(mark))
+
+
+def test_two_runs_at_once(copy, undisturbed):
+    """The second is told so and ends; the first does not notice."""
+    target = copy.results("metrics", f"{EXPERIMENTS[0]}.json")
+    target.unlink()
+    first = Run(copy, target.relative_to(copy.folder))
+    job = wait_until(lambda: first.find("job", "compute_metrics"))
+    job.suspend()
+    try:
+        second = Run(copy)
+        assert second.end_of_snakemake() != 0
+    finally:
+        job.resume()
+    assert second.said.count("Directory cannot be locked") == 1
+    assert not errors(second) and "Traceback" not in second.said
+    assert first.end() == 0, first.said
+    assert_whole(copy, undisturbed)
+    assert target.exists()
+
+
+def mount(folder, options):
+    """Mount a file system in memory on a folder, or skip the test where that is not permitted."""
+    if not shutil.which("mount"):
+        pytest.skip("there is no mount command")
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted: {done.stderr.strip()}")
+
+
+@pytest.fixture
+def small_disk(copy):
+    """The copy, with its results on a disk of their own; gives it and a function that sets the free bytes."""
+    folder, aside = copy.results(), copy.folder / "aside"
+    folder.rename(aside)
+    folder.mkdir()
+    mount(folder, "size=1g")
+
+    def leave(free):
+        disk = os.statvfs(folder)
+        size = (disk.f_blocks - disk.f_bfree) * disk.f_frsize + free
+        subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
+
+    try:
+        shutil.copytree(aside, folder, dirs_exist_ok=True)
+        yield copy, leave
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        # Written by a log worker, and by the safetensors library.
+        {
+            "run_experiment": ["logs/8experts_topk_baseline_lambada_internal_routing.safetensors"],
+            "collect_router_logits": ["calibration/router_logits.safetensors"],
+        },
+        # Drawn by several processes.
+        {"plot_panels": ["visualizations/bh_comprehensive_comparison.png"]},
+    ],
+    ids=lambda targets: "+".join(targets),
+)
+def test_a_full_disk_is_one_sentence_and_with_room_the_rest_is_done(small_disk, undisturbed, targets):
+    study, leave = small_disk
+    paths = [study.results(path) for files in targets.values() for path in files]
+    for path in paths:
+        path.unlink()
+    leave(free=65536)
+    arguments = ["--keep-going", *(path.relative_to(study.folder) for path in paths)]
+    run = Run(study, *arguments)
+    assert run.end() == 1
+    said = errors(run)
+    assert len(said) == len(targets), run.said
+    for folder in {path.parent.name for path in paths}:
+        pattern = rf"error: {RESULTS}/{folder}/\S+ cannot be written: the disk is full"
+        assert len([one for one in said if re.fullmatch(pattern, one)]) == 1, said
+    assert "Traceback" not in run.said
+    assert not list(study.results().rglob(".tmp_*"))
+    assert not any(path.exists() for path in paths)
+    assert_whole(study, undisturbed)
+    leave(free=1 << 26)
+    run = Run(study, *arguments)
+    assert run.end() == 0, run.said
+    assert all(path.exists() for path in paths)
+    assert_whole(study, undisturbed)
+
+
+def assert_refused(study, words):
+    run = Run(study)
+    assert run.end() != 0
+    (said,) = errors(run)
+    assert words in said
+    assert "Traceback" not in run.said and "rule " not in run.said
+
+
+def test_results_that_are_a_file_are_refused_before_any_job(tmp_path, temporary):
+    study = make_study(tmp_path, temporary)
+    study.results().write_text("mine")
+    assert_refused(study, "is a file; it must be a folder")
+    assert study.results().read_text() == "mine"
+
+
+def test_results_that_cannot_be_written_are_refused_before_any_job(tmp_path, temporary):
+    study = make_study(tmp_path, temporary)
+    study.results().mkdir()
+    mount(study.results(), "ro")
+    try:
+        assert_refused(study, "cannot be written to; choose another")
+    finally:
+        subprocess.run(["umount", str(study.results())], check=True)

@@ -1,15 +1,18 @@
 """Outputs appear whole or not at all, and JSON is JSON."""
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from adaptive_routing.errors import InputError
+from adaptive_routing.errors import InputError, OutputError
 from adaptive_routing.files import atomic_path, read_json, to_json, write_json
 from adaptive_routing.jobs import job
 from adaptive_routing.processes import identity
@@ -74,7 +77,8 @@ def test_a_job_logs_what_it_says_and_where_it_failed(tmp_path, capsys):
     assert "working" in capsys.readouterr().err
 
 
-def test_a_terminated_job_leaves_no_temporary_file(tmp_path):
+def start_job(tmp_path, workflow):
+    """Start a job below the workflow of a pid; returns it, amid writing, and the folder it writes to."""
     script = textwrap.dedent(
         f"""
         import time
@@ -82,7 +86,7 @@ def test_a_terminated_job_leaves_no_temporary_file(tmp_path):
         from adaptive_routing.files import atomic_path
         from adaptive_routing.jobs import job
 
-        config = {{"workflow_process": {identity()}}}
+        config = {{"workflow_process": {identity(workflow)}}}
         with job(SimpleNamespace(log=[{str(tmp_path / "job.log")!r}], config=config)):
             with atomic_path({str(tmp_path / "out" / "result")!r}) as temporary:
                 temporary.write_text("half")
@@ -96,6 +100,61 @@ def test_a_terminated_job_leaves_no_temporary_file(tmp_path):
     )
     assert process.stdout.readline() == "ready\n"
     assert len(list((tmp_path / "out").iterdir())) == 1
+    return process, tmp_path / "out"
+
+
+def test_a_job_ends_with_its_workflow_even_if_that_is_killed(tmp_path):
+    workflow = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    process, output = start_job(tmp_path, workflow.pid)
+    workflow.kill()
+    workflow.wait()
+    assert process.wait(timeout=30) == 143
+    assert list(output.iterdir()) == []
+    assert (
+        (tmp_path / "job.log")
+        .read_text()
+        .startswith("error: the workflow that this job belongs to has ended")
+    )
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    path = tmp_path / "out.txt"
+    with pytest.raises(OutputError, match=f"{path} cannot be written: the disk is full"), atomic_path(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with (
+        pytest.raises(OutputError, match=f"{path} cannot be written: the disk quota is used up"),
+        atomic_path(path),
+    ):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+    with pytest.raises(FileNotFoundError), atomic_path(path):
+        (tmp_path / "gone").read_text()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(OutputError, match=r"file/out\.txt cannot be written: "),
+        atomic_path(tmp_path / "file/out.txt"),
+    ):
+        pytest.fail("made it")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+def test_a_log_that_cannot_be_written_does_not_end_the_job(tmp_path, capsys):
+    snakemake = snakemake_object(tmp_path)
+    snakemake.log[0].parent.mkdir()
+    snakemake.log[0].symlink_to("/dev/full")
+    with job(snakemake):
+        print("working", file=sys.stderr)
+    assert capsys.readouterr().err == "working\n"
+    with pytest.raises(SystemExit), job(snakemake):
+        raise OutputError("out.txt cannot be written: the disk is full")
+    assert capsys.readouterr().err == "error: out.txt cannot be written: the disk is full\n"
+
+
+def test_a_terminated_job_leaves_no_temporary_file(tmp_path):
+    process, output = start_job(tmp_path, os.getpid())
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 143
-    assert list((tmp_path / "out").iterdir()) == []
+    assert list(output.iterdir()) == []
