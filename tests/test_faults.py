@@ -302,8 +302,8 @@ def errors(run):
 
 
 SENTENCES = {
-    "host": r"error: the model host \(process \d+\) ended by SIGKILL (during this|before it took the) job; .*",
-    "parent": r"error: the model host ended without a word during this job; .*",
+    "host": r"error: the model host \(process \d+\) ended by SIGKILL (during|before) .+",
+    "parent": r"error: the model host ended without a word during this job; .+",
     "worker": r"error: a log worker \(process \d+\) ended by SIGKILL",
 }
 
