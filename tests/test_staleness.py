@@ -84,6 +84,7 @@ AFTER_EDIT = {
     "null_distribution_figure": jobs("plot_null_distribution"),
     "packing": PASS,
     "patching": PASS,
+    "processes": NOTHING,
     "progress": NOTHING,
     "routing_log": NOTHING,
     "routing_log_writer": jobs(experiments=EXPERIMENTS),
