@@ -126,8 +126,14 @@ class Run:
         self.before = self._temporary_files()
         with tempfile.TemporaryFile() as output:
             self._output = os.dup(output.fileno())
-            variables = {MARK: self.mark, "TMPDIR": str(study.temporary), "PYTHONPATH": str(study.site)}
-            self.process = study.begin(*arguments, output=output, **variables)
+            self.process = study.begin(
+                *arguments,
+                output=output,
+                **{MARK: self.mark},
+                TMPDIR=str(study.temporary),
+                PYTHONPATH=str(study.site),
+                OMP_THREAD_LIMIT="1",  # whatever torch asks for: there may be only one core
+            )
 
     def _temporary_files(self):
         found = {}
