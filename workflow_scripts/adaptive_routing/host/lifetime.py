@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from adaptive_routing.host import address, leases
-from adaptive_routing.jobs import exit_on_sigterm
+from adaptive_routing.jobs import Tee, exit_on_sigterm
 from adaptive_routing.processes import POLL_SECONDS, describe_end, identity, is_alive
 
 GRACE_SECONDS = 10.0  # to clean up; a server that takes longer is killed
@@ -84,6 +84,7 @@ def start(server, listener, name, owner, log_path, environment, idle_seconds):
 def main(settings):
     """Start the server and watch over it."""
     exit_on_sigterm()
+    sys.stderr = Tee(sys.stderr)  # a log on a full disk does not keep it from its work
     server = subprocess.Popen(
         [sys.executable, "-P", "-m", settings["server"], json.dumps(settings)],
         pass_fds=[settings["listener"]],
