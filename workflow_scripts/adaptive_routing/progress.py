@@ -16,7 +16,7 @@ def describe_progress(summaries, started, now=None):
         now: the time.
     """
     now = time.time() if now is None else now
-    written = sorted(path.stat().st_mtime for path in map(Path, summaries) if path.exists())
+    written = sorted(when for when in map(_written, summaries) if when is not None)
     of_this_run = [when for when in written if when >= started]
     left = len(summaries) - len(written)
     if not left:
@@ -26,6 +26,14 @@ def describe_progress(summaries, started, now=None):
         pace = (recent[-1] - recent[0]) / (len(recent) - 1)
         text += f", about {_duration(max(left * pace - (now - recent[-1]), 0))} left"
     return text
+
+
+def _written(path):
+    """When a file was written; None where there is none: Snakemake removes stale ones at any time."""
+    try:
+        return Path(path).stat().st_mtime
+    except FileNotFoundError:
+        return None
 
 
 def _duration(seconds):
