@@ -132,6 +132,7 @@ class Run:
                 **{MARK: self.mark},
                 TMPDIR=str(study.temporary),
                 PYTHONPATH=str(study.site),
+                COLUMNS="1000",  # no line is broken
                 OMP_THREAD_LIMIT="1",  # whatever torch asks for: there may be only one core
             )
 
@@ -259,6 +260,7 @@ def content(path):
     if path.suffix == ".json" and path.parent.name in ("logs", "metrics") and "_internal" not in path.name:
         value = json.loads(data)
         value.pop("timings", None)
+        value.get("provenance", {}).pop("run", None)
         value["metrics"] = {name: one for name, one in value["metrics"].items() if name not in SPEED}
         return value
     if path.name.startswith("bh_routing") and path.suffix in (".csv", ".json"):
@@ -307,8 +309,8 @@ def is_locked(study):
 
 
 def errors(run):
-    """The sentences of a run's jobs."""
-    return [line for line in run.said.splitlines() if line.startswith("error: ")]
+    """The sentences of a run's jobs, each once: Snakemake's logger may repeat the log of a job that failed."""
+    return list(dict.fromkeys(line.rstrip() for line in run.said.splitlines() if line.startswith("error: ")))
 
 
 SENTENCES = {
