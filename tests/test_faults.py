@@ -309,7 +309,7 @@ def is_locked(study):
 
 
 def errors(run):
-    """The sentences of a run's jobs, each once: Snakemake's logger may repeat the log of a job that failed."""
+    """The sentences of a run's jobs, each once: Snakemake's logger may repeat a failed job's log."""
     return list(dict.fromkeys(line.rstrip() for line in run.said.splitlines() if line.startswith("error: ")))
 
 
