@@ -6,7 +6,8 @@ rule compute_metrics:
         summary=results("logs/{config}_{dataset}.json"),
         tensors=results("logs/{config}_{dataset}_internal_routing.safetensors"),
     output:
-        results("metrics/{config}_{dataset}.json"),
+        metrics=results("metrics/{config}_{dataset}.json"),
+        atlas=results("atlas/{config}_{dataset}.safetensors"),
     log:
         job_log("compute_metrics/{config}_{dataset}"),
     conda:

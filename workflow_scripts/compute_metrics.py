@@ -1,12 +1,16 @@
-"""Make metrics/{config}_{dataset}.json from an experiment's summary and tensors."""
+"""Make metrics/{config}_{dataset}.json and atlas/{config}_{dataset}.safetensors of one experiment."""
 
+from adaptive_routing.atlas.summary import summarize_routing, write_summary
 from adaptive_routing.files import blaming, read_json, write_json
 from adaptive_routing.jobs import job
-from adaptive_routing.metrics import compute_metrics
+from adaptive_routing.metrics import HEAD, compute_metrics
 from adaptive_routing.tensor_files import TensorFile
 
 with job(snakemake):
-    path = snakemake.input.summary
+    path, output = snakemake.input.summary, snakemake.output
     with TensorFile(snakemake.input.tensors) as tensors, blaming("summary", path):
-        metrics = compute_metrics(read_json(path), tensors)
-    write_json(snakemake.output[0], metrics)
+        summary = read_json(path)
+        metrics = compute_metrics(summary, tensors)
+        arrays, shown = summarize_routing(tensors, summary["samples"])
+    write_summary(output.atlas, {key: summary[key] for key in HEAD}, arrays, shown)
+    write_json(output.metrics, metrics)
