@@ -14,7 +14,7 @@ from adaptive_routing.files import atomic_path
 from adaptive_routing.tensor_files import TensorFile
 
 # Unpacked bits of the selection held at a time: few enough to stay in the processor's cache.
-BLOCK_ELEMENTS = 1 << 21
+BLOCK_ELEMENTS = 1 << 20
 SHOWN_SAMPLES = 8
 SHOWN_TOKENS = 400  # of each sample
 FEWEST_OCCURRENCES = 5  # of a token's type: the mean of fewer says little
@@ -23,16 +23,16 @@ MOST_TYPES = 2000
 POSITION_EDGES = np.array([0, 1, 2, 3] + [edge << i for i in range(22) for edge in (4, 6)], dtype=np.int64)
 
 
-def summarize_routing(tensors, sample_ids):
+def summarize_routing(tensors, samples):
     """Condense an experiment's tensors (an open `TensorFile`) into a dict of arrays.
 
-    sample_ids: names of the S samples. Returns (arrays, names of the samples whose tokens are kept).
+    samples: those of the summary. Returns (arrays, ids of the samples whose tokens are kept).
     """
     num_layers, num_experts = tensors.shape("router_logits")[1:]
     counts, token_ids = tensors.read("expert_counts"), tensors.read("token_ids")  # (T, L), (T,)
     losses, sequences = tensors.read("token_losses"), tensors.read("sequence_offsets")
     histogram = np.stack([np.bincount(layer, minlength=num_experts + 1) for layer in counts.T])
-    shown = shown_samples(len(sample_ids))
+    shown = shown_samples(samples)
     arrays = {
         "count_histogram": histogram.astype(np.uint32),
         "co_selection": co_selection(tensors, num_layers, num_experts),
@@ -41,7 +41,7 @@ def summarize_routing(tensors, sample_ids):
         **losses_by_count(counts, losses, sequences, num_experts),
         **sample_tokens(shown, tensors.read("sample_offsets"), sequences, token_ids, losses, counts),
     }
-    return arrays, [sample_ids[i] for i in shown]
+    return arrays, [samples[i]["sample_id"] for i in shown]
 
 
 def co_selection(tensors, num_layers, num_experts):
@@ -112,10 +112,14 @@ def losses_by_count(counts, losses, sequence_offsets, num_experts):
     }
 
 
-def shown_samples(num_samples):
-    """List the samples whose tokens are kept: spread evenly, the same for every configuration."""
-    shown = min(SHOWN_SAMPLES, num_samples)
-    return [i * num_samples // shown for i in range(shown)]
+def shown_samples(samples):
+    """List the samples whose tokens are kept: the longest of each of `SHOWN_SAMPLES` equal parts of the data set.
+
+    What was generated does not count as length, so that all configurations have the same ones.
+    """
+    lengths = np.array([sample.get("num_prompt_tokens", sample["num_tokens"]) for sample in samples])
+    parts = np.array_split(np.arange(len(samples)), min(SHOWN_SAMPLES, len(samples)))
+    return [int(part[np.argmax(lengths[part])]) for part in parts]
 
 
 def sample_tokens(shown, sample_offsets, sequence_offsets, token_ids, losses, counts):

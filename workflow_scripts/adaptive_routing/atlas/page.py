@@ -1,0 +1,206 @@
+"""The page routing_atlas.html: every experiment's routing, to look at in a browser without a network.
+
+The page holds plotly.js, a script of its own (`page/atlas.js`) and each experiment as a compressed safetensors
+file, which the script reads when the experiment is chosen.
+"""
+
+import base64
+import importlib.resources
+import json
+import string
+import zlib
+from html import escape
+
+import numpy as np
+from plotly.offline import get_plotlyjs
+from safetensors.numpy import save
+
+from adaptive_routing.atlas.curves import (
+    COUNT_STARTS,
+    loss_correlations,
+    loss_curves,
+    mean_count,
+    position_means,
+    ranges_within,
+)
+from adaptive_routing.atlas.summary import read_summary
+from adaptive_routing.atlas.tokens import token_texts
+from adaptive_routing.errors import InputError
+
+EXTREME_TYPES = 15  # tokens with most experts, and as many with fewest
+# Pairs of experts in all experiments. Beyond it, the page would be too large for a mail, and slow to open.
+MOST_PAIRS = 8_000_000
+NEVER, NEUTRAL_LIFT, LIFT_STEPS = 1, 128, 10  # codes of lift; steps a doubling
+LOSS_UNITS = 1000  # a nat
+NOT_SCORED = 65535
+
+
+def make_page(paths, model, baseline):
+    """Make the page of the experiments whose summaries are in `paths`.
+
+    Args:
+        model: content of model.json.
+        baseline: the configuration that is shown first.
+
+    Returns:
+        the page, a string of HTML.
+    """
+    heads, means, experiments, used_tokens = {}, {}, {}, set()
+    paths = list(paths)
+    if not paths:
+        raise InputError("the routing atlas has nothing to show: there is no summary of any experiment.")
+    for path in paths:
+        head, arrays, sample_ids = read_summary(path)
+        num_layers, num_experts, _ = arrays["co_selection"].shape
+        with_pairs = len(paths) * num_layers * num_experts * (num_experts - 1) // 2 <= MOST_PAIRS
+        data = page_data(arrays, with_pairs)
+        used_tokens.update(np.unique(data["token_ids"]).tolist(), np.unique(data["type_ids"]).tolist())
+        experiments.setdefault(head["config"], {})[head["dataset"]] = _pack(data, sample_ids)
+        heads[head["config"]] = head
+        means.setdefault(head["config"], []).append(float(mean_count(arrays["count_histogram"].sum(axis=0))))
+    configurations = sorted(heads.values(), key=_place)
+    texts = token_texts(model["folder"], sorted(used_tokens))
+    first, second = chosen_first(configurations, means, baseline)
+    content = {
+        "model": model["name"],
+        "num_layers": num_layers,
+        "num_experts": num_experts,
+        "count_starts": ranges_within(COUNT_STARTS, num_experts + 1),
+        "configurations": [{"name": one["config"], "label": label(one)} for one in configurations],
+        "datasets": list(dict.fromkeys(name for of_config in experiments.values() for name in of_config)),
+        "baseline": baseline,
+        "first": first,
+        "second": second,
+        "tokens": texts,
+        "experiments": experiments,
+    }
+    # In a script element only "<" could end the element.
+    data = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return string.Template(_resource("atlas.html")).substitute(
+        title=f"Routing atlas of {escape(model['name'])}",
+        scope=_scope(content),
+        style=_resource("atlas.css"),
+        plotly=get_plotlyjs(),
+        data=data,
+        script=_resource("atlas.js"),
+    )
+
+
+def page_data(arrays, with_pairs):
+    """Turn a summary's arrays into what the page draws, in types that a browser reads and in few bytes."""
+    histogram, together = arrays["count_histogram"], arrays["co_selection"]
+    num_tokens = int(histogram[0].sum())
+    largest = int(np.flatnonzero(histogram.any(axis=0))[-1])
+    data = {
+        "count_histogram": histogram[:, : largest + 1],
+        "usage": np.einsum("lee->le", together),
+        "position_edges": arrays["position_edges"],
+        "position_tokens": arrays["position_tokens"],
+        "position_means": position_means(arrays).astype(np.float32),
+        **extreme_types(arrays["type_ids"], arrays["type_tokens"], arrays["type_count_sums"]),
+        "loss_correlation": loss_correlations(arrays).astype(np.float32),
+        "token_losses": _loss_units(arrays["token_losses"]),
+    }
+    for name in ("sample_offsets", "sample_sizes", "sequence_starts", "token_ids", "expert_counts"):
+        data[name] = arrays[name]
+    for name in ("loss", "mean_loss"):
+        tokens, values, errors = loss_curves(arrays, name)
+        data[f"{name}_tokens"] = tokens.astype(np.uint32)
+        data[f"{name}_means"], data[f"{name}_errors"] = _loss_units(values), _loss_units(errors)
+    if with_pairs:
+        data["pair_lift"] = lift_codes(together, num_tokens)
+    return data
+
+
+def lift_codes(together, num_tokens):
+    """Code the lift of every pair of experts, i < j, in a byte: (L, E·(E − 1)/2).
+
+    Lift is how much more often two experts are chosen together than if they were independent,
+    P(i, j) / (P(i)·P(j)) (Brin, Motwani, Ullman & Tsur, SIGMOD 1997, as interest). The code is
+    128 + 10·log₂(lift); 1: never together; 0: one of the two is never chosen.
+    """
+    first, second = np.triu_indices(together.shape[1], k=1)
+    usage = np.einsum("lee->le", together).astype(float)
+    both, independent = together[:, first, second], usage[:, first] * usage[:, second] / num_tokens
+    with np.errstate(divide="ignore", invalid="ignore"):
+        code = NEUTRAL_LIFT + np.rint(LIFT_STEPS * np.log2(both / independent))
+    code = np.where(both == 0, NEVER, np.clip(code, NEVER + 1, 255))
+    return np.where(independent == 0, 0, code).astype(np.uint8)
+
+
+def extreme_types(ids, tokens, count_sums):
+    """Find the token types with most and with fewest experts: rows for the mean over layers, then each layer.
+
+    Each row lists up to `EXTREME_TYPES` with most experts, most first, then as many with fewest, fewest first.
+    """
+    by_layer = count_sums / tokens[:, None]
+    means = np.column_stack([by_layer.mean(axis=1), by_layer])  # (M, 1 + L)
+    listed = min(EXTREME_TYPES, len(ids) // 2)
+    order = np.argsort(means, axis=0, kind="stable").T  # (1 + L, M)
+    rows = np.concatenate([order[:, len(ids) - listed :][:, ::-1], order[:, :listed]], axis=1)
+    shown = np.take_along_axis(means.T, rows, axis=1)
+    return {
+        "type_ids": ids[rows].astype(np.int32),
+        "type_tokens": tokens[rows].astype(np.int32),
+        "type_means": shown.astype(np.float32),
+    }
+
+
+def chosen_first(configurations, means, baseline):
+    """Choose the two configurations that the page shows first: the baseline and the BH that is most like it.
+
+    That is the one whose mean count is closest to the baseline's. None where there is no second one.
+    """
+    names = [one["config"] for one in configurations]
+    first = baseline if baseline in names else names[0]
+    others = [one for one in configurations if one["config"] != first]
+    others = [one for one in others if one["strategy"] == "bh"] or others
+    if not others:
+        return first, None
+    reference = np.mean(means[first])
+    return first, min(
+        (one["config"] for one in others), key=lambda name: abs(np.mean(means[name]) - reference)
+    )
+
+
+def _scope(content):
+    """Say in a few words what there is to choose from."""
+    parts = {
+        "configuration": len(content["configurations"]),
+        "data set": len(content["datasets"]),
+        "MoE layer": content["num_layers"],
+        "expert": content["num_experts"],
+    }
+    one, two, three, four = (f"{n} {name}{'' if n == 1 else 's'}" for name, n in parts.items())
+    return f"{one}, {two}; {three} of {four}"
+
+
+def label(head):
+    """Name a configuration as a reader would."""
+    if head["strategy"] == "topk":
+        return f"top-{head['k_or_max_k']}"
+    return f"{head['strategy'].upper()} max_k {head['k_or_max_k']}, α {head['alpha']:.4g}"
+
+
+def _place(head):
+    """Top-k first, by k; then by max_k and alpha."""
+    return head["strategy"] != "topk", head["strategy"], head["k_or_max_k"], head["alpha"] or 0.0
+
+
+def _loss_units(losses):
+    """Losses in thousandths of a nat as uint16, the largest of them for "not scored"."""
+    units = np.clip(np.rint(LOSS_UNITS * np.nan_to_num(losses)), 0, NOT_SCORED - 1)
+    return np.where(np.isfinite(losses), units, NOT_SCORED).astype(np.uint16)
+
+
+def _pack(data, sample_ids):
+    """A compressed safetensors file as text; contiguous arrays, since safetensors writes buffers as they lie."""
+    arrays = {name: np.ascontiguousarray(array) for name, array in data.items()}
+    file = save(arrays, metadata={"sample_ids": json.dumps(sample_ids)})
+    return base64.b64encode(zlib.compress(file, 6)).decode("ascii")
+
+
+def _resource(name):
+    return (
+        importlib.resources.files("adaptive_routing.atlas").joinpath("page", name).read_text(encoding="utf-8")
+    )

@@ -1,0 +1,58 @@
+"""The text of single tokens, from the tokenizer in the model's folder (transformers would take seconds to import)."""
+
+import unicodedata
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+_REPLACEMENT = "\ufffd"  # what stands for bytes that are no whole character
+_SHOWN_BY_PAGE = "\n\t\r"
+
+
+def token_texts(model_folder, token_ids):
+    """Map token ids to text in which every character can be seen or is white space.
+
+    Bytes that are a part of a character are written ⟨E2 80⟩, characters without a look ⟨U+200B⟩. Where the folder
+    has no tokenizer.json, or the vocabulary no such token, a token is its number, ⟨#17⟩.
+    """
+    path = Path(model_folder) / "tokenizer.json"
+    if not path.is_file():
+        return {token_id: f"⟨#{token_id}⟩" for token_id in token_ids}
+    tokenizer = Tokenizer.from_file(str(path))
+    return {token_id: _text(tokenizer, token_id) for token_id in token_ids}
+
+
+def _text(tokenizer, token_id):
+    piece = tokenizer.id_to_token(token_id)
+    if piece is None:
+        return f"⟨#{token_id}⟩"
+    # Some decoders drop the space before a text's first token, so a token's text is what it adds to another.
+    once, twice = (tokenizer.decode([token_id] * n, skip_special_tokens=False) for n in (1, 2))
+    text = twice.removeprefix(once) if once and twice.startswith(once) else once
+    if not text or _REPLACEMENT in text:
+        return _bytes(piece)
+    return "".join(map(_visible, text))
+
+
+def _bytes(piece):
+    """Write a piece of a byte-level vocabulary as its bytes; another one, such as <0xE2>, as it is."""
+    try:
+        return f"⟨{' '.join(f'{_BYTE_OF[character]:02X}' for character in piece)}⟩"
+    except KeyError:
+        return piece
+
+
+def _visible(character):
+    if character not in _SHOWN_BY_PAGE and unicodedata.category(character) in ("Cc", "Cf", "Cn", "Co", "Cs"):
+        return f"⟨U+{ord(character):04X}⟩"
+    return character
+
+
+def _byte_alphabet():
+    """The characters that stand for bytes in byte-level vocabularies (Radford et al., 2019; their `encoder.py`)."""
+    themselves = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in themselves]
+    return {chr(b): b for b in themselves} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()
