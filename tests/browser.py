@@ -1,6 +1,6 @@
-"""A headless Chromium, driven through the pipe that its DevTools protocol offers: no network, no further package.
+"""A headless Chromium, driven through the pipe of its DevTools protocol: no network, no further package.
 
-Protocol: https://chromedevtools.github.io/devtools-protocol/, JSON messages that end with a zero byte.
+The protocol: https://chromedevtools.github.io/devtools-protocol/, JSON messages that end with a zero byte.
 """
 
 import base64
@@ -14,9 +14,9 @@ from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 OPTIONS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-    "--remote-debugging-pipe",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic",
+    "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--hide-scrollbars",     "--remote-debugging-pipe",
 )  # fmt: skip
 SECONDS = 120  # until an answer; far more than a slow machine needs
 
@@ -27,7 +27,7 @@ def find_chromium():
 
 
 class Browser:
-    """One tab; a context manager. `problems` gathers exceptions and errors on the console, `requests` URLs."""
+    """One tab; a context manager. `problems` gathers exceptions and console errors, `requests` URLs."""
 
     def __init__(self, profile):
         self.problems, self.requests = [], []

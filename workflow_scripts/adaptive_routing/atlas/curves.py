@@ -7,8 +7,8 @@ import numpy as np
 
 # The first counts of the ranges that are shown as one: each count alone up to 8, then two ranges a doubling.
 COUNT_STARTS = [*range(9), *(start for i in range(12) for start in ((8 << i) + 1, (12 << i) + 1))]
-# The same for twice the mean over layers: halves up to 8.
-HALF_STARTS = [*range(17), *(2 * start - 1 for start in COUNT_STARTS[9:])]
+# Ranges of the mean over layers, in halves: two a doubling from 1 on.
+HALF_STARTS = [0, *(start for i in range(14) for start in (2 << i, 3 << i))]
 
 
 def ranges_within(starts, length):
@@ -28,21 +28,25 @@ def position_means(arrays):
 
 
 def loss_curves(arrays, name):
-    """Mean loss over ranges of counts, with standard errors: (tokens, means, errors), each (2, ..., ranges).
+    """Mean loss over ranges of counts: (tokens, counts, means, errors), each (2, ..., ranges).
 
     name: "loss", by a layer's count and in the ranges of `COUNT_STARTS`; or "mean_loss", by the mean over
-    layers in those of `HALF_STARTS`. The errors take tokens for independent. NaN: too few tokens.
+    layers in those of `HALF_STARTS`. `counts` is the mean count of a range's tokens; the standard errors take
+    tokens for independent. NaN: too few tokens.
     """
-    starts = COUNT_STARTS if name == "loss" else HALF_STARTS
-    starts = ranges_within(starts, arrays[f"{name}_tokens"].shape[-1])
+    starts, unit = (COUNT_STARTS, 1.0) if name == "loss" else (HALF_STARTS, 0.5)
+    by_count = arrays[f"{name}_tokens"]
+    starts = ranges_within(starts, by_count.shape[-1])
     tokens, sums, squares = (
         np.add.reduceat(arrays[f"{name}_{part}"].astype(float), starts, axis=-1)
         for part in ("tokens", "sums", "square_sums")
     )
+    counts = np.add.reduceat(by_count * (unit * np.arange(by_count.shape[-1])), starts, axis=-1)
     means = ratio(sums, tokens)
     variances = np.maximum(ratio(squares - sums * means, tokens - 1), 0)
     errors = np.sqrt(ratio(variances, tokens))
-    return tokens, np.where(tokens > 0, means, np.nan), np.where(tokens > 1, errors, np.nan)
+    means[tokens == 0] = errors[tokens < 2] = np.nan
+    return tokens, ratio(counts, tokens), means, errors
 
 
 def loss_correlations(arrays):

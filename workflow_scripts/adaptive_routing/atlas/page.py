@@ -1,7 +1,7 @@
 """The page routing_atlas.html: every experiment's routing, to look at in a browser without a network.
 
-The page holds plotly.js, a script of its own (`page/atlas.js`) and each experiment as a compressed safetensors
-file, which the script reads when the experiment is chosen.
+The page holds plotly.js, a script of its own (`page/atlas.js`) and each experiment as a compressed
+safetensors file, which the script reads when the experiment is chosen.
 """
 
 import base64
@@ -78,6 +78,7 @@ def make_page(paths, model, baseline):
     data = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     return string.Template(_resource("atlas.html")).substitute(
         title=f"Routing atlas of {escape(model['name'])}",
+        heading=f"Routing atlas of {escape(model['name']).replace('/', '/<wbr>')}",
         scope=_scope(content),
         style=_resource("atlas.css"),
         plotly=get_plotlyjs(),
@@ -104,8 +105,8 @@ def page_data(arrays, with_pairs):
     for name in ("sample_offsets", "sample_sizes", "sequence_starts", "token_ids", "expert_counts"):
         data[name] = arrays[name]
     for name in ("loss", "mean_loss"):
-        tokens, values, errors = loss_curves(arrays, name)
-        data[f"{name}_tokens"] = tokens.astype(np.uint32)
+        tokens, counts, values, errors = loss_curves(arrays, name)
+        data[f"{name}_tokens"], data[f"{name}_counts"] = tokens.astype(np.uint32), counts.astype(np.float32)
         data[f"{name}_means"], data[f"{name}_errors"] = _loss_units(values), _loss_units(errors)
     if with_pairs:
         data["pair_lift"] = lift_codes(together, num_tokens)
@@ -131,13 +132,15 @@ def lift_codes(together, num_tokens):
 def extreme_types(ids, tokens, count_sums):
     """Find the token types with most and with fewest experts: rows for the mean over layers, then each layer.
 
-    Each row lists up to `EXTREME_TYPES` with most experts, most first, then as many with fewest, fewest first.
+    Each row lists up to `EXTREME_TYPES` with most experts, most first, then as many with fewest, fewest
+    first.
     """
     by_layer = count_sums / tokens[:, None]
     means = np.column_stack([by_layer.mean(axis=1), by_layer])  # (M, 1 + L)
     listed = min(EXTREME_TYPES, len(ids) // 2)
-    order = np.argsort(means, axis=0, kind="stable").T  # (1 + L, M)
-    rows = np.concatenate([order[:, len(ids) - listed :][:, ::-1], order[:, :listed]], axis=1)
+    # Of equal means the more frequent type counts, which stands first.
+    most, fewest = (np.argsort(sign * means, axis=0, kind="stable")[:listed].T for sign in (-1, 1))
+    rows = np.concatenate([most, fewest], axis=1)  # (1 + L, 2 · listed)
     shown = np.take_along_axis(means.T, rows, axis=1)
     return {
         "type_ids": ids[rows].astype(np.int32),
@@ -194,7 +197,8 @@ def _loss_units(losses):
 
 
 def _pack(data, sample_ids):
-    """A compressed safetensors file as text; contiguous arrays, since safetensors writes buffers as they lie."""
+    """A compressed safetensors file as text."""
+    # safetensors writes a buffer as it lies.
     arrays = {name: np.ascontiguousarray(array) for name, array in data.items()}
     file = save(arrays, metadata={"sample_ids": json.dumps(sample_ids)})
     return base64.b64encode(zlib.compress(file, 6)).decode("ascii")

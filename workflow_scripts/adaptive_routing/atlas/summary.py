@@ -1,6 +1,6 @@
 """What the atlas shows of one experiment, from its tensors: atlas/{config}_{dataset}.safetensors.
 
-Everything is a sum over tokens, so that nothing larger than a block of the selection is held. Names, shapes and
+Almost everything is a sum over tokens, and of the selection a block at a time is read. Names, shapes and
 dtypes: docs/architecture.md.
 """
 
@@ -45,7 +45,7 @@ def summarize_routing(tensors, samples):
 
 
 def co_selection(tensors, num_layers, num_experts):
-    """Count the tokens that chose both experts of each pair: (L, E, E) uint32; the diagonal is expert usage."""
+    """Count the tokens that chose both experts of each pair: (L, E, E) uint32; the diagonal is usage."""
     num_tokens = tensors.shape("selected_experts")[0]
     together = np.zeros((num_layers, num_experts, num_experts), dtype=np.uint32)
     block = max(1, BLOCK_ELEMENTS // (num_layers * num_experts))
@@ -53,7 +53,7 @@ def co_selection(tensors, num_layers, num_experts):
         packed = tensors.read("selected_experts", start, min(start + block, num_tokens))
         bits = np.unpackbits(packed, axis=-1, bitorder="little")  # (block, L, 8·⌈E/8⌉)
         for layer in range(num_layers):
-            # A product of floats is what processors do fastest, and exact: a block has far fewer than 2²⁴ tokens.
+            # Processors are fastest with floats, which are exact here: a block has fewer than 2²⁴ tokens.
             chosen = bits[:, layer, :num_experts].astype(np.float32)
             together[layer] += (chosen.T @ chosen).astype(np.uint32)
     return together
@@ -113,7 +113,7 @@ def losses_by_count(counts, losses, sequence_offsets, num_experts):
 
 
 def shown_samples(samples):
-    """List the samples whose tokens are kept: the longest of each of `SHOWN_SAMPLES` equal parts of the data set.
+    """List the samples whose tokens are kept: the longest in each of `SHOWN_SAMPLES` parts of the data set.
 
     What was generated does not count as length, so that all configurations have the same ones.
     """

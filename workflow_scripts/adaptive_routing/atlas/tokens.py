@@ -1,4 +1,4 @@
-"""The text of single tokens, from the tokenizer in the model's folder (transformers would take seconds to import)."""
+"""The text of single tokens, from the tokenizer in the model's folder; transformers would take seconds."""
 
 import unicodedata
 from pathlib import Path
@@ -12,8 +12,8 @@ _SHOWN_BY_PAGE = "\n\t\r"
 def token_texts(model_folder, token_ids):
     """Map token ids to text in which every character can be seen or is white space.
 
-    Bytes that are a part of a character are written ⟨E2 80⟩, characters without a look ⟨U+200B⟩. Where the folder
-    has no tokenizer.json, or the vocabulary no such token, a token is its number, ⟨#17⟩.
+    Bytes that are a part of a character are written ⟨E2 80⟩, characters without a look ⟨U+200B⟩. Where the
+    folder has no tokenizer.json, or the vocabulary no such token, a token is its number, ⟨#17⟩.
     """
     path = Path(model_folder) / "tokenizer.json"
     if not path.is_file():
@@ -49,7 +49,7 @@ def _visible(character):
 
 
 def _byte_alphabet():
-    """The characters that stand for bytes in byte-level vocabularies (Radford et al., 2019; their `encoder.py`)."""
+    """The characters that stand for bytes in byte-level vocabularies (`encoder.py` of GPT-2, 2019)."""
     themselves = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in themselves]
     return {chr(b): b for b in themselves} | {chr(256 + i): b for i, b in enumerate(others)}

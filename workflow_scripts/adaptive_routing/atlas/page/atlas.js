@@ -396,31 +396,25 @@ function drawPosition(sides) {
         `${tokens.data[i].toLocaleString("en")} tokens`), hovertemplate: "%{text}<extra></extra>" };
   });
   draw("position", traces, { showlegend: true,
-    xaxis: { title: "place in the sequence (1: first token; logarithmic)", type: "log",
+    xaxis: { title: "place in the sequence (1: first; log)", type: "log",
       tickvals: range(16).map((i) => 2 ** i) },
     yaxis: { title: "experts per token", rangemode: "tozero" } });
 }
 
-// Ranges of the mean over layers: halves up to 8, then those of the counts. In experts.
-const MEAN_STARTS = [...range(17).map((i) => i / 2), ...STARTS.slice(9).map((start) => start - 0.5)];
-
 function drawLoss(sides) {
   const which = Number(state.loss), present = sides.filter((side) => side.data), overLayers = state.layer === ALL;
-  const starts = overLayers ? MEAN_STARTS : STARTS, step = overLayers ? 0.5 : 1;
-  const last = (i) => (starts[i + 1] ?? starts[i] + step) - step;
-  const name = (i) => (last(i) > starts[i] ? `${starts[i]} to ${last(i)}` : `${starts[i]}`);
   const traces = present.map((side) => {
-    const [tokens, means, errors] = ["tokens", "means", "errors"].map((part) => (overLayers
+    const [tokens, counts, means, errors] = ["tokens", "counts", "means", "errors"].map((part) => (overLayers
       ? row(side.data[`mean_loss_${part}`], which) : row(side.data[`loss_${part}`], which, Number(state.layer))));
     const bins = range(tokens.length).filter((i) => tokens[i] >= FEWEST), most = Math.max(...bins.map((i) => tokens[i]));
     const r = row(side.data.loss_correlation, which)[layerRow()];
     return { type: "scatter", mode: "lines+markers", name: `${title(side)}${Number.isNaN(r) ? "" : ` (r = ${number(r)})`}`,
-      x: bins.map((i) => place((starts[i] + last(i)) / 2)), y: bins.map((i) => means[i] / LOSS_UNITS),
+      x: bins.map((i) => place(counts[i])), y: bins.map((i) => means[i] / LOSS_UNITS),
       error_y: { array: bins.map((i) => errors[i] / LOSS_UNITS), thickness: 1.2, width: 0 },
       line: { color: COLOURS[side.key], dash: DASHES[side.key], width: 1 }, marker: { symbol: SYMBOLS[side.key],
         size: bins.map((i) => 5 + 13 * Math.sqrt(tokens[i] / most)), opacity: 0.85, line: { color: "#fff", width: 1 } },
-      text: bins.map((i) => `${name(i)} experts: loss ${number(means[i] / LOSS_UNITS)} nats, ${tokens[i].toLocaleString("en")} tokens`),
-      hovertemplate: "%{text}<extra></extra>" };
+      text: bins.map((i) => `${number(counts[i])} experts: loss ${number(means[i] / LOSS_UNITS)} nats, ` +
+        `${tokens[i].toLocaleString("en")} tokens`), hovertemplate: "%{text}<extra></extra>" };
   }).filter((trace) => trace.x.length);
   if (!traces.length) { explain("loss", present.length ? "no count has enough scored tokens" : missing(sides[0])); return; }
   draw("loss", traces, { showlegend: true, yaxis: { title: "loss (nats)", rangemode: "tozero" },
