@@ -18,6 +18,7 @@ include: "rules/calibration.smk"
 include: "rules/experiments.smk"
 include: "rules/metrics.smk"
 include: "rules/figures.smk"
+include: "rules/atlas.smk"
 include: "rules/report.smk"
 
 
@@ -27,4 +28,5 @@ rule all:
         experiment_files(),
         result_tables(),
         study_figures(),
+        atlas_files(),
         report_files(),

@@ -1,5 +1,6 @@
 # Settings, paths and the helper functions of all rules. No rules here.
 
+import hashlib
 import sys
 from pathlib import Path
 
@@ -172,6 +173,18 @@ def per_experiment(pattern):
     return expand(results(pattern), config=CONFIGURATIONS, dataset=DATASETS)
 
 
+# The routing atlas
+
+
+def atlas_page_fingerprint():
+    """A fingerprint of what the atlas's page is made with and is not Python: its script and its looks."""
+    folder = Path(workflow.basedir) / "workflow_scripts" / "adaptive_routing/atlas/page"
+    content = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        content.update(path.read_bytes())
+    return content.hexdigest()[:16]
+
+
 # Targets
 
 
@@ -247,6 +260,19 @@ def result_tables():
 def panel_files(suffix):
     """Every panel alone."""
     return [results(f"visualizations/panel_{panel}.{suffix}") for panel in PANELS]
+
+
+def atlas_figures(suffix):
+    """The pictures of the routing atlas."""
+    return [
+        results(f"visualizations/atlas_{name}.{suffix}")
+        for name in ("counts", "usage", "position_loss")
+    ]
+
+
+def atlas_files():
+    """The routing atlas: the page and the pictures."""
+    return [results("routing_atlas.html"), *atlas_figures("png"), *atlas_figures("svg")]
 
 
 def study_figures():

@@ -191,8 +191,8 @@ def _range_name(starts, i, largest):
 
 
 def _maps(rows, columns):
-    width, height = style.PAGE
-    figure = style.new_figure((width, min(height, 2.0 * rows + 1.0)))
+    width, _ = style.PAGE
+    figure = style.new_figure((width, 2.0 * rows + 1.0))
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for ax in axes.flat:
         ax.grid(False)

@@ -1,0 +1,11 @@
+"""Make the interactive page of the routing atlas from the summaries of all experiments."""
+
+from adaptive_routing.atlas.page import make_page
+from adaptive_routing.files import atomic_path, read_json
+from adaptive_routing.jobs import job
+
+with job(snakemake):
+    inputs = snakemake.input
+    page = make_page(inputs.atlas, read_json(inputs.model), snakemake.params.baseline)
+    with atomic_path(snakemake.output[0]) as temporary:
+        temporary.write_text(page, encoding="utf-8")
