@@ -9,6 +9,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,6 +20,15 @@ OPTIONS = (
     "--hide-scrollbars",     "--remote-debugging-pipe",
 )  # fmt: skip
 SECONDS = 120  # until an answer; far more than a slow machine needs
+
+# Chromium reads its file descriptor 3 and writes to 4; either number may belong to the other pipe at first.
+LAUNCH = """
+import fcntl, os, sys
+pipes = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
+for number, pipe in zip((3, 4), pipes):
+    os.dup2(pipe, number)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 def find_chromium():
@@ -34,9 +44,8 @@ class Browser:
         self._number, self._unread, self._session = 0, b"", None
         to_browser, self._out = os.pipe()
         self._in, from_browser = os.pipe()
-        # Chromium reads its file descriptor 3 and writes to 4; a shell puts the pipes there.
         self._process = subprocess.Popen(
-            ["sh", "-c", f'exec "$@" 3<&{to_browser} 4>&{from_browser}', "sh", find_chromium(), *OPTIONS,
+            [sys.executable, "-c", LAUNCH, str(to_browser), str(from_browser), find_chromium(), *OPTIONS,
              f"--user-data-dir={profile}", "about:blank"],
             pass_fds=(to_browser, from_browser), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip

@@ -375,7 +375,7 @@ def overlaps(figure):
                 ticks = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=False)
                 texts += [label for place, label in ticks if low <= place <= high]
             texts += [t for t in axes.texts if isinstance(t, Annotation) and t.xycoords == "axes fraction"]
-        texts += figure.legends[0].get_texts()
+        texts += [text for legend in figure.legends for text in legend.get_texts()]
         boxes = []
         for text in texts:
             if text.get_text() and text.get_visible():

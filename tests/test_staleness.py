@@ -38,9 +38,9 @@ def jobs(*rules, experiments=(), metrics=(), datasets=()):
     experiments |= of(datasets=datasets)
     metrics = experiments | set(metrics)
     if metrics:
-        rules |= {"tabulate_results"}
+        rules |= {"tabulate_results", "draw_routing_atlas"}
     if "tabulate_results" in rules:
-        rules |= {"plot_panels"}
+        rules |= {"plot_panels", "plot_routing_atlas"}
     if "plot_panels" in rules:
         rules |= {"write_report"}
     if rules:
@@ -53,10 +53,18 @@ EVERYTHING = jobs("inspect_model")
 NOTHING = jobs()
 PASS = jobs("collect_router_logits", experiments=EXPERIMENTS)  # of calibration and experiments
 METRICS = jobs(metrics=EXPERIMENTS)
-TABLES, FIGURES, REPORT = jobs("tabulate_results"), jobs("plot_panels"), jobs("write_report")
+TABLES, REPORT = jobs("tabulate_results"), jobs("write_report")
+PANELS_ALONE, FIGURES = jobs("plot_panels"), jobs("plot_panels", "plot_routing_atlas")
+ATLAS_PAGE, ATLAS_PICTURES = jobs("draw_routing_atlas"), jobs("plot_routing_atlas")
 
 AFTER_EDIT = {
     "__init__": EVERYTHING,
+    "atlas/__init__": METRICS,
+    "atlas/curves": jobs("draw_routing_atlas", "plot_routing_atlas"),
+    "atlas/figures": ATLAS_PICTURES,
+    "atlas/page": ATLAS_PAGE,
+    "atlas/summary": METRICS,
+    "atlas/tokens": ATLAS_PAGE,
     "batch_routing": PASS,
     "batches": PASS,
     "calibration": jobs("collect_router_logits"),
@@ -105,7 +113,9 @@ AFTER_EDIT = {
     "null_distribution/estimate": jobs("fit_null_distribution"),
     "null_distribution/kernels": jobs("fit_null_distribution"),
     "null_distribution/table": jobs("fit_null_distribution"),
-    "panels": FIGURES,
+    "panels": PANELS_ALONE,
+    "panels/__init__": FIGURES,
+    "panels/style": FIGURES,
     "report": REPORT,
     "routing/__init__": PASS,
     "routing/base": PASS,
@@ -132,7 +142,9 @@ AFTER_EDIT_OF_SCRIPT = {
     "compute_metrics": METRICS,
     "tabulate_results": TABLES,
     "plot_null_distribution": jobs("plot_null_distribution"),
-    "plot_panels": FIGURES,
+    "plot_panels": PANELS_ALONE,
+    "draw_routing_atlas": ATLAS_PAGE,
+    "plot_routing_atlas": ATLAS_PICTURES,
     "plot_difficulty": NOTHING,
     "tabulate_difficulty": NOTHING,
     "write_report": REPORT,
@@ -183,6 +195,14 @@ def test_an_edit_of_any_module_reruns_what_it_decides(study):
     assert study.plan() == {}
 
 
+@pytest.mark.parametrize("name", ["atlas.js", "atlas.css", "atlas.html"])
+def test_an_edit_of_what_the_page_is_made_with_makes_the_page_anew(study, name):
+    put_back = append(study.project / "workflow_scripts/adaptive_routing/atlas/page" / name, "\n")
+    assert study.plan() == ATLAS_PAGE
+    put_back()
+    assert study.plan() == {}
+
+
 def test_comments_and_docstrings_change_nothing(study):
     put_back = []
     for path in sorted((study.project / "workflow_scripts").rglob("*.py")):
@@ -206,7 +226,8 @@ def test_comments_and_docstrings_change_nothing(study):
     [
         ({"strategies": {"topk": {"k": [8]}, "bh": {"max_k": [8, 16], "alpha": [0.30, 0.40]}}},
          {**jobs(experiments={(f"{k}experts_bh_a040", one) for k in (8, 16) for one in DATASETS})}),
-        ({"strategies": {"topk": {"k": [8]}, "bh": {"max_k": [8], "alpha": [0.30]}}}, TABLES),
+        ({"strategies": {"topk": {"k": [8]}, "bh": {"max_k": [8], "alpha": [0.30]}}},
+         jobs("tabulate_results", "draw_routing_atlas")),
         ({"evaluation": {"max_samples": 5}}, jobs(datasets=DATASETS)),
         ({"evaluation": {"max_length": 256}}, jobs(datasets=("wikitext",))),
         ({"datasets": {"lambada": {"source": "resources/datasets/lambada.jsonl", "max_samples": 5}}},
@@ -215,7 +236,7 @@ def test_comments_and_docstrings_change_nothing(study):
         ({"null_distribution": {"calibration": {"max_tokens": 900}}}, jobs("collect_router_logits")),
         ({"evaluation": {"batch_tokens": 1024}}, REPORT),  # decides how, and the report states it
         ({"execution": "process"}, REPORT),
-        ({"baseline": "8experts_bh_a030"}, TABLES),
+        ({"baseline": "8experts_bh_a030"}, jobs("tabulate_results", "draw_routing_atlas")),
     ],
 )  # fmt: skip
 def test_a_changed_setting_reruns_what_it_decides(study, changes, expected):

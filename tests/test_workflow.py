@@ -30,6 +30,7 @@ def test_a_run_makes_every_output_of_the_study(study):
             for suffix in (".json", "_internal_routing.json", "_internal_routing.safetensors"):
                 assert study.results("logs", f"{config}_{dataset}{suffix}").stat().st_size > 0
             assert study.results("metrics", f"{config}_{dataset}.json").exists()
+            assert study.results("atlas", f"{config}_{dataset}.safetensors").exists()
     assert len(list(study.results("logs").iterdir())) == 27  # nothing besides: no temporary file
     table = pd.read_csv(study.results("bh_routing_results.csv"))
     assert len(table) == 9
@@ -37,6 +38,8 @@ def test_a_run_makes_every_output_of_the_study(study):
     assert study.results("visualizations", "bh_comprehensive_comparison.png").stat().st_size > 10_000
     assert study.results("visualizations", "bh_comprehensive_comparison.svg").exists()
     assert len(list(study.results("visualizations").glob("panel_*.png"))) == 9
+    assert len(list(study.results("visualizations").glob("atlas_*.png"))) == 3
+    assert all(name in study.results("routing_atlas.html").read_text() for name in CONFIGURATIONS)
     report = study.results("bh_routing_report.md").read_text()
     assert "8experts_topk_baseline" in report
     assert study.results("bh_routing_report.html").exists()
@@ -105,7 +108,9 @@ def test_a_deleted_output_reruns_its_experiment_and_what_follows(study, suffix):
         "run_experiment": 1,
         "compute_metrics": 1,
         "tabulate_results": 1,
+        "draw_routing_atlas": 1,
         "plot_panels": 1,
+        "plot_routing_atlas": 1,
         "write_report": 1,
     }
 

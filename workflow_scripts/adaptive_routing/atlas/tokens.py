@@ -1,5 +1,6 @@
 """The text of single tokens, from the tokenizer in the model's folder; transformers would take seconds."""
 
+import re
 import unicodedata
 from pathlib import Path
 
@@ -35,7 +36,9 @@ def _text(tokenizer, token_id):
 
 
 def _bytes(piece):
-    """Write a piece of a byte-level vocabulary as its bytes; another one, such as <0xE2>, as it is."""
+    """Write a piece that is a part of a character, <0xE2> or of a byte-level vocabulary, as its bytes."""
+    if byte := re.fullmatch("<0x([0-9A-F]{2})>", piece):
+        return f"⟨{byte[1]}⟩"
     try:
         return f"⟨{' '.join(f'{_BYTE_OF[character]:02X}' for character in piece)}⟩"
     except KeyError:
