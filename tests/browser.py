@@ -116,9 +116,13 @@ class Browser:
         for kind in ("keyDown", "keyUp"):
             self._call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
 
+    def point(self, x, y):
+        """Move the mouse to a point of what is seen."""
+        self._call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
     def click(self, x, y):
-        """Click at a point of what is seen."""
-        for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+        """Click where the mouse is."""
+        for kind in ("mousePressed", "mouseReleased"):
             self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def screenshot(self, path):

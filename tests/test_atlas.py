@@ -557,12 +557,14 @@ def test_the_text_is_shaded_and_read_with_the_keyboard(browser, page, made_up):
 
 def test_a_click_on_a_layer_chooses_it_and_the_address_keeps_it(browser, page):
     browser.size(1400, 1000)
-    shown(browser, page, dataset="hellaswag")
+    shown(browser, page, dataset="hellaswag", b="16experts_bh_a030")
     x, y = browser.run(
         "(() => { const plot = document.getElementById('counts-b'), box = plot.getBoundingClientRect();"
         "const { xaxis, yaxis } = plot._fullLayout;"
         "return [box.x + xaxis._offset + xaxis.l2p(1), box.y + yaxis._offset + yaxis.l2p(1)]; })()"
     )
+    browser.point(x, y)
+    browser.wait_for("Boolean(document.getElementById('counts-b')._hoverdata)")  # plotly's own, after a moment
     browser.click(x, y)
     browser.wait_for("JSON.parse(document.body.dataset.shown).layer === '1'")
     address = browser.run("location.hash")
