@@ -222,6 +222,15 @@ def test_a_long_sample_is_cut_and_generated_tokens_choose_no_sample(made_up):
     assert summary.shown_samples(prompts) == [0, 1, 2]
 
 
+def test_equal_experiments_give_equal_files(made_up, tmp_path):
+    path = made_up[1][0]
+    for i in range(8):
+        head, arrays, sample_ids = summary.read_summary(path)
+        summary.write_summary(tmp_path / str(i), head, arrays, sample_ids)
+    assert {(tmp_path / str(i)).read_bytes() for i in range(8)} == {path.read_bytes()}
+    assert make_page(made_up[1], EMBEDDED, BASELINE) == make_page(made_up[1], EMBEDDED, BASELINE)
+
+
 def test_a_file_that_is_no_summary_is_refused(made_up):
     tensors = made_up[0].tensors[0]
     with pytest.raises(InputError, match=f"{tensors.name} is no summary of the routing atlas"):
@@ -564,7 +573,9 @@ def test_a_click_on_a_layer_chooses_it_and_the_address_keeps_it(browser, page):
         "return [box.x + xaxis._offset + xaxis.l2p(1), box.y + yaxis._offset + yaxis.l2p(1)]; })()"
     )
     browser.point(x, y)
-    browser.wait_for("Boolean(document.getElementById('counts-b')._hoverdata)")  # plotly's own, after a moment
+    browser.wait_for(
+        "Boolean(document.getElementById('counts-b')._hoverdata)"
+    )  # plotly's own, after a moment
     browser.click(x, y)
     browser.wait_for("JSON.parse(document.body.dataset.shown).layer === '1'")
     address = browser.run("location.hash")

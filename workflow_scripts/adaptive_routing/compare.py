@@ -45,7 +45,13 @@ OF_STUDY = (
     ("bh_routing_*.csv", table_differences),
     ("bh_routing_*.json", json_differences),
 )
-BY_BYTES = ("calibration/*.png", "visualizations/*", "bh_routing_*.md", "bh_routing_*.html")
+BY_BYTES = (
+    "calibration/*.png",
+    "visualizations/*",
+    "bh_routing_*.md",
+    "bh_routing_*.html",
+    "routing_atlas.html",
+)
 
 # A text stays short; JSON holds everything.
 SHOWN_EXPERIMENTS, SHOWN_LINES = 8, 12

@@ -10,8 +10,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from adaptive_routing.errors import InputError
-from adaptive_routing.files import atomic_path
-from adaptive_routing.tensor_files import TensorFile
+from adaptive_routing.files import MADE_ANEW, atomic_path
+from adaptive_routing.tensor_files import TensorFile, sort_metadata
 
 # Unpacked bits of the selection held at a time: few enough to stay in the processor's cache.
 BLOCK_ELEMENTS = 1 << 20
@@ -142,15 +142,16 @@ def write_summary(path, head, arrays, sample_ids):
     metadata = {"head": json.dumps(head), "sample_ids": json.dumps(sample_ids)}
     with atomic_path(path) as temporary:
         save_file(arrays, temporary, metadata=metadata)
+        sort_metadata(temporary)
 
 
 def read_summary(path):
     """Read a summary: (head, arrays, ids of the shown samples); `InputError` when it is none."""
     with TensorFile(path) as file:
-        if not {"head", "sample_ids"} <= file.metadata.keys() or "co_selection" not in file:
-            raise InputError(f"{path} is no summary of the routing atlas; run compute_metrics again.")
+        if "co_selection" not in file:
+            raise InputError(f"{path} is no summary of the routing atlas; {MADE_ANEW}.")
         arrays = {name: file.read(name) for name in file.keys()}  # noqa: SIM118 -- not a dict
-        return json.loads(file.metadata["head"]), arrays, json.loads(file.metadata["sample_ids"])
+        return file.metadata_json("head"), arrays, file.metadata_json("sample_ids")
 
 
 def _sums_by_group(counts, group, num_groups):
