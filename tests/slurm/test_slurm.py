@@ -1,0 +1,231 @@
+"""The study through a real Slurm (`cluster.sh`), with profiles/slurm as it is: `make test-slurm`."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+CLUSTER = Path(__file__).with_name("cluster.sh")
+DATASETS = ("wikitext", "lambada")
+CONFIGURATIONS = ("8experts_topk_baseline", "8experts_bh_a030")
+EXPERIMENTS_PER_JOB = 2
+SECONDS = 900  # after which something hangs
+
+pytestmark = pytest.mark.slurm
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A running Slurm; its commands and the tests' child processes use it."""
+    folder = Path(tempfile.mkdtemp(prefix="slurm"))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+        try:
+            subprocess.run([CLUSTER, "start", folder], check=True, timeout=SECONDS)
+            yield
+        finally:
+            subprocess.run([CLUSTER, "stop", folder], check=True, timeout=SECONDS)
+            shutil.rmtree(folder)
+
+
+def slurm_jobs():
+    """What Slurm knows of its jobs, finished ones too: by id, the fields of `scontrol show job`."""
+    lines = subprocess.run(
+        ["scontrol", "show", "job", "--oneliner"], check=True, capture_output=True, text=True, timeout=60
+    ).stdout.splitlines()
+    jobs = [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in lines if line.startswith("JobId=")]
+    return {int(job["JobId"]): job for job in jobs}
+
+
+def request(job):
+    """What a job asked for: GPUs, cores, memory and time."""
+    return {
+        "gpus": job.get("TresPerJob"),
+        "cores": job["NumCPUs"],
+        "memory": job["MinMemoryNode"],
+        "time": job["TimeLimit"],
+    }
+
+
+def processes_of_jobs():
+    """Processes that run in a job of this test's Slurm."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            environment = process.environ()
+            if "SLURM_JOB_ID" in environment and environment.get("SLURM_CONF") == os.environ["SLURM_CONF"]:
+                found.append(process)
+    return found
+
+
+class Study:
+    """A small study in a folder of its own: 2 configurations x 2 data sets."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.jobs_before = set(slurm_jobs())
+        (folder / "resources").symlink_to(REPOSITORY / "resources")
+        shutil.copy(REPOSITORY / "config.yaml", folder / "config.yaml")
+        settings = {
+            "datasets": {"hellaswag": None},
+            "evaluation": {"max_samples": 4, "second_pass_samples": 1},
+            "strategies": {"topk": {"k": [8]}, "bh": {"max_k": [8], "alpha": [0.3]}},
+            "null_distribution": {"calibration": {"max_tokens": 1000}},
+        }
+        (folder / "study.yaml").write_text(yaml.safe_dump(settings))
+
+    def begin(self, *arguments):
+        """Start Snakemake with `arguments` and what makes a test of it; returns the process."""
+        self.jobs_before = set(slurm_jobs())
+        command = [sys.executable, "-m", "snakemake", *arguments, "--snakefile", REPOSITORY / "Snakefile"]
+        command += ["--configfile", "study.yaml", "--group-components", f"experiments={EXPERIMENTS_PER_JOB}"]
+        command += ["--slurm-init-seconds-before-status-checks", "2", "--slurm-keep-successful-logs"]
+        with open(self.folder / "snakemake.log", "w") as log:
+            return subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def finish(self, process):
+        """Wait until Snakemake has done everything; returns what it said."""
+        try:
+            status = process.wait(SECONDS)
+        finally:
+            process.kill()
+        said = (self.folder / "snakemake.log").read_text()
+        assert status == 0, said
+        return said
+
+    def jobs(self, group):
+        """The last run's Slurm jobs of a group, by id."""
+        return {
+            number: job
+            for number, job in slurm_jobs().items()
+            if number not in self.jobs_before and job["Comment"].startswith(f"rule_{group}_")
+        }
+
+    def finished_in(self, number):
+        """How many of its experiments a Slurm job has finished, by its log."""
+        (log,) = self.folder.glob(f".snakemake/slurm_logs/group_experiments_run_experiment/{number}.log")
+        return len(
+            re.findall(rf"^\d+ of {EXPERIMENTS_PER_JOB} steps .* done$", log.read_text(), re.MULTILINE)
+        )
+
+    def results(self, *parts):
+        return self.folder.joinpath("results", *parts)
+
+    def hosts(self):
+        """Of each model host, which jobs it did; and how often a model was loaded in all."""
+        text = "".join(log.read_text() for log in self.results("job_logs").glob("model_host_*.log"))
+        hosts = {pid: Counter() for pid in re.findall(r"^model host (\d+): started", text, re.MULTILINE)}
+        for pid, job in re.findall(r"^model host (\d+): (\w+): done", text, re.MULTILINE):
+            hosts[pid][job] += 1
+        return list(hosts.values()), len(re.findall(r"^loaded ", text, re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def study(cluster, tmp_path_factory):
+    """A finished study, run as the README says."""
+    study = Study(tmp_path_factory.mktemp("slurm"))
+    study.finish(study.begin("--profile", REPOSITORY / "profiles/slurm"))
+    return study
+
+
+def assert_nothing_runs():
+    deadline = time.monotonic() + 60
+    while running := processes_of_jobs():
+        assert time.monotonic() < deadline, [process.cmdline() for process in running]
+        time.sleep(0.2)
+
+
+def test_a_study_is_a_few_slurm_jobs_that_ask_for_what_their_largest_job_needs(study):
+    assert study.results("bh_routing_report.html").exists()
+    assert len(list(study.results("logs").iterdir())) == 3 * len(CONFIGURATIONS) * len(DATASETS)
+    (preparation,) = study.jobs("preparation").values()
+    experiments = list(study.jobs("experiments").values())
+    (results,) = study.jobs("results").values()
+    assert len(experiments) == 2
+    assert len(slurm_jobs()) == 4
+    assert {job["JobState"] for job in slurm_jobs().values()} == {"COMPLETED"}
+    profile = yaml.safe_load((REPOSITORY / "profiles/slurm/config.yaml").read_text())
+    experiment = profile["set-resources"]["run_experiment"]
+    for job in experiments:
+        assert request(job) == {
+            "gpus": "gres:gpu:1",
+            "cores": str(experiment["cpus_per_task"]),
+            "memory": f"{experiment['mem_mb']}M",
+            "time": f"00:{EXPERIMENTS_PER_JOB * experiment['runtime']:02}:00",
+        }
+    assert preparation["TresPerJob"] == "gres:gpu:1"
+    assert preparation["MinMemoryNode"] == f"{profile['set-resources']['collect_router_logits']['mem_mb']}M"
+    assert "TresPerJob" not in results
+    assert results["MinMemoryNode"] == f"{profile['default-resources']['mem_mb']}M"
+
+
+def test_the_experiments_of_a_slurm_job_share_one_loaded_model(study):
+    for number in study.jobs("experiments"):
+        assert study.finished_in(number) == EXPERIMENTS_PER_JOB
+    hosts, loads = study.hosts()
+    share = {"run_experiment": EXPERIMENTS_PER_JOB}
+    assert sorted(hosts, key=str) == [{"collect_router_logits": 1}, share, share]
+    assert loads == 3
+
+
+def test_a_finished_study_leaves_no_process_and_nothing_to_do(study):
+    assert_nothing_runs()
+    said = study.finish(study.begin("--profile", REPOSITORY / "profiles/slurm", "--dry-run"))
+    assert "Nothing to be done" in said
+
+
+def test_a_killed_slurm_job_is_run_again_to_the_same_results(study):
+    undisturbed = study.folder / "undisturbed"
+    study.results("logs").rename(undisturbed)
+    requests = {frozenset(request(job).items()) for job in study.jobs("experiments").values()}
+    targets = [f"results/logs/{config}_{dataset}.json" for config in CONFIGURATIONS for dataset in DATASETS]
+    # The other way to name the profile asks for the same.
+    process = study.begin(*targets, "--workflow-profile", REPOSITORY / "profiles/slurm")
+    victim = when_an_experiment_is_done(study, process)
+    subprocess.run(["scancel", "--full", "--signal=KILL", str(victim)], check=True, timeout=60)
+    study.finish(process)
+    jobs = study.jobs("experiments")
+    assert {frozenset(request(job).items()) for job in jobs.values()} == requests
+    states = Counter(job["JobState"] for job in jobs.values())
+    assert jobs[victim]["JobState"] != "COMPLETED"
+    assert study.finished_in(victim) < EXPERIMENTS_PER_JOB
+    assert states["COMPLETED"] == 2 and len(jobs) == 3
+    again = study.results("logs")
+    names = sorted(path.name for path in undisturbed.iterdir())
+    assert sorted(path.name for path in again.iterdir()) == names
+    for name in names:
+        if name.endswith(".safetensors"):
+            assert (again / name).read_bytes() == (undisturbed / name).read_bytes()
+        elif not name.endswith("_internal_routing.json"):
+            first, second = (json.loads((folder / name).read_text()) for folder in (undisturbed, again))
+            assert first["samples"] == second["samples"] and first["metrics"] == second["metrics"]
+    assert_nothing_runs()
+
+
+def when_an_experiment_is_done(study, process):
+    """The Slurm job that has finished its first experiment and begun its second."""
+    while process.poll() is None:
+        for number, job in study.jobs("experiments").items():
+            if job["JobState"] == "RUNNING" and study.finished_in(number):
+                return number
+        time.sleep(0.1)
+    raise AssertionError((study.folder / "snakemake.log").read_text())
