@@ -1,4 +1,5 @@
 # Two commands do all: `make run` and `make test`. Both make the environment first, if it is not there yet.
+# `make test-slurm` tests the Slurm profile besides; it needs root, to install and start a Slurm.
 
 PYTHON ?= python3
 VENV := .venv
@@ -6,13 +7,17 @@ BIN := $(VENV)/bin
 PINS := envs/requirements.txt envs/constraints.txt
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test lint clean
+.PHONY: run test test-slurm lint clean
 
 run: $(VENV)/.run-ready  ## the embedded study, from nothing to its report
 	$(BIN)/snakemake
 
 test: $(VENV)/.test-ready lint  ## linters, then all tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-slurm: $(VENV)/.test-ready $(VENV)/.slurm-ready  ## the Slurm profile, on a Slurm of one node
+	tests/slurm/cluster.sh install
+	$(BIN)/python -m pytest -m slurm tests/slurm
 
 lint: $(VENV)/.test-ready
 	$(BIN)/ruff check .
@@ -34,4 +39,8 @@ $(VENV)/.run-ready: $(PINS) | $(BIN)/python
 
 $(VENV)/.test-ready: $(VENV)/.run-ready envs/requirements-test.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/requirements-test.txt -c envs/constraints.txt
+	touch $@
+
+$(VENV)/.slurm-ready: $(VENV)/.run-ready envs/requirements-slurm.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/requirements-slurm.txt -c envs/constraints.txt
 	touch $@

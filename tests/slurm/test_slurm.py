@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from study_folder import REPOSITORY, StudyFolder
 
-REPOSITORY = Path(__file__).parents[2]
 CLUSTER = Path(__file__).with_name("cluster.sh")
 DATASETS = ("wikitext", "lambada")
 CONFIGURATIONS = ("8experts_topk_baseline", "8experts_bh_a030")
@@ -70,26 +70,21 @@ def processes_of_jobs():
     return found
 
 
-class Study:
-    """A small study in a folder of its own: 2 configurations x 2 data sets."""
+class Study(StudyFolder):
+    """A small study that runs on Slurm: 2 configurations x 2 data sets."""
 
     def __init__(self, folder):
-        self.folder = folder
-        self.jobs_before = set(slurm_jobs())
-        (folder / "resources").symlink_to(REPOSITORY / "resources")
-        shutil.copy(REPOSITORY / "config.yaml", folder / "config.yaml")
-        settings = {
-            "datasets": {"hellaswag": None},
-            "evaluation": {"max_samples": 4, "second_pass_samples": 1},
-            "strategies": {"topk": {"k": [8]}, "bh": {"max_k": [8], "alpha": [0.3]}},
-            "null_distribution": {"calibration": {"max_tokens": 1000}},
-        }
-        (folder / "study.yaml").write_text(yaml.safe_dump(settings))
+        super().__init__(
+            folder,
+            datasets={"hellaswag": None},
+            evaluation={"max_samples": 4, "second_pass_samples": 1},
+            strategies={"bh": {"max_k": [8], "alpha": [0.3]}},
+        )
 
     def begin(self, *arguments):
         """Start Snakemake with `arguments` and what makes a test of it; returns the process."""
         self.jobs_before = set(slurm_jobs())
-        command = [sys.executable, "-m", "snakemake", *arguments, "--snakefile", REPOSITORY / "Snakefile"]
+        command = [sys.executable, "-m", "snakemake", *arguments, "--snakefile", self.project / "Snakefile"]
         command += ["--configfile", "study.yaml", "--group-components", f"experiments={EXPERIMENTS_PER_JOB}"]
         command += ["--slurm-init-seconds-before-status-checks", "2", "--slurm-keep-successful-logs"]
         with open(self.folder / "snakemake.log", "w") as log:
@@ -126,9 +121,6 @@ class Study:
         return len(
             re.findall(rf"^\d+ of {EXPERIMENTS_PER_JOB} steps .* done$", log.read_text(), re.MULTILINE)
         )
-
-    def results(self, *parts):
-        return self.folder.joinpath("results", *parts)
 
     def hosts(self):
         """Of each model host, which jobs it did; and how often a model was loaded in all."""
