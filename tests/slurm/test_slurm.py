@@ -117,10 +117,9 @@ class Study(StudyFolder):
 
     def finished_in(self, number):
         """How many of its experiments a Slurm job has finished, by its log."""
-        (log,) = self.folder.glob(f".snakemake/slurm_logs/group_experiments_run_experiment/{number}.log")
-        return len(
-            re.findall(rf"^\d+ of {EXPERIMENTS_PER_JOB} steps .* done$", log.read_text(), re.MULTILINE)
-        )
+        log = self.folder / ".snakemake/slurm_logs/group_experiments_run_experiment" / f"{number}.log"
+        text = log.read_text() if log.exists() else ""  # it has just begun
+        return len(re.findall(rf"^\d+ of {EXPERIMENTS_PER_JOB} steps .* done$", text, re.MULTILINE))
 
     def hosts(self):
         """Of each model host, which jobs it did; and how often a model was loaded in all."""
@@ -192,9 +191,12 @@ def test_a_killed_slurm_job_is_run_again_to_the_same_results(study):
     targets = [f"results/logs/{config}_{dataset}.json" for config in CONFIGURATIONS for dataset in DATASETS]
     # The other way to name the profile asks for the same.
     process = study.begin(*targets, "--workflow-profile", REPOSITORY / "profiles/slurm")
-    victim = when_an_experiment_is_done(study, process)
-    subprocess.run(["scancel", "--full", "--signal=KILL", str(victim)], check=True, timeout=60)
-    study.finish(process)
+    try:
+        victim = when_an_experiment_is_done(study, process)
+        subprocess.run(["scancel", "--full", "--signal=KILL", str(victim)], check=True, timeout=60)
+        study.finish(process)
+    finally:
+        process.kill()
     jobs = study.jobs("experiments")
     assert {frozenset(request(job).items()) for job in jobs.values()} == requests
     states = Counter(job["JobState"] for job in jobs.values())
