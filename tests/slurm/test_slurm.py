@@ -83,7 +83,6 @@ class Study(StudyFolder):
 
     def begin(self, *arguments):
         """Start Snakemake with `arguments` and what makes a test of it; returns the process."""
-        self.jobs_before = set(slurm_jobs())
         command = [sys.executable, "-m", "snakemake", *arguments, "--snakefile", self.project / "Snakefile"]
         command += ["--configfile", "study.yaml", "--group-components", f"experiments={EXPERIMENTS_PER_JOB}"]
         command += ["--slurm-init-seconds-before-status-checks", "2", "--slurm-keep-successful-logs"]
@@ -107,12 +106,12 @@ class Study(StudyFolder):
         assert status == 0, said
         return said
 
-    def jobs(self, group):
-        """The last run's Slurm jobs of a group, by id."""
+    def jobs(self, group, after=0):
+        """The Slurm jobs of a group, by id, those after the one with the id `after`."""
         return {
             number: job
             for number, job in slurm_jobs().items()
-            if number not in self.jobs_before and job["Comment"].startswith(f"rule_{group}_")
+            if number > after and job["Comment"].startswith(f"rule_{group}_")
         }
 
     def finished_in(self, number):
@@ -190,14 +189,15 @@ def test_a_killed_slurm_job_is_run_again_to_the_same_results(study):
     requests = {frozenset(request(job).items()) for job in study.jobs("experiments").values()}
     targets = [f"results/logs/{config}_{dataset}.json" for config in CONFIGURATIONS for dataset in DATASETS]
     # The other way to name the profile asks for the same.
+    last = max(slurm_jobs())
     process = study.begin(*targets, "--workflow-profile", REPOSITORY / "profiles/slurm")
     try:
-        victim = when_an_experiment_is_done(study, process)
+        victim = when_an_experiment_is_done(study, process, last)
         subprocess.run(["scancel", "--full", "--signal=KILL", str(victim)], check=True, timeout=60)
         study.finish(process)
     finally:
         process.kill()
-    jobs = study.jobs("experiments")
+    jobs = study.jobs("experiments", after=last)
     assert {frozenset(request(job).items()) for job in jobs.values()} == requests
     states = Counter(job["JobState"] for job in jobs.values())
     assert jobs[victim]["JobState"] != "COMPLETED"
@@ -215,10 +215,10 @@ def test_a_killed_slurm_job_is_run_again_to_the_same_results(study):
     assert_nothing_runs()
 
 
-def when_an_experiment_is_done(study, process):
+def when_an_experiment_is_done(study, process, last):
     """The Slurm job that has finished its first experiment and begun its second."""
     while process.poll() is None:
-        for number, job in study.jobs("experiments").items():
+        for number, job in study.jobs("experiments", after=last).items():
             if job["JobState"] == "RUNNING" and study.finished_in(number):
                 return number
         time.sleep(0.1)
