@@ -184,12 +184,20 @@ def test_a_finished_study_leaves_no_process_and_nothing_to_do(study):
 
 
 def test_a_killed_slurm_job_is_run_again_to_the_same_results(study):
+    names = [
+        f"{config}_lambada{suffix}"
+        for config in CONFIGURATIONS
+        for suffix in (".json", "_internal_routing.json", "_internal_routing.safetensors")
+    ]
     undisturbed = study.folder / "undisturbed"
-    study.results("logs").rename(undisturbed)
-    requests = {frozenset(request(job).items()) for job in study.jobs("experiments").values()}
-    targets = [f"results/logs/{config}_{dataset}.json" for config in CONFIGURATIONS for dataset in DATASETS]
-    # The other way to name the profile asks for the same.
+    undisturbed.mkdir()
+    for name in names:
+        study.results("logs", name).rename(undisturbed / name)
+    others = set(study.results("logs").iterdir())
+    (expected,) = {frozenset(request(job).items()) for job in study.jobs("experiments").values()}
     last = max(slurm_jobs())
+    # The other way to name the profile asks for the same.
+    targets = [f"results/logs/{config}_lambada.json" for config in CONFIGURATIONS]
     process = study.begin(*targets, "--workflow-profile", REPOSITORY / "profiles/slurm")
     try:
         victim = when_an_experiment_is_done(study, process, last)
@@ -198,19 +206,17 @@ def test_a_killed_slurm_job_is_run_again_to_the_same_results(study):
     finally:
         process.kill()
     jobs = study.jobs("experiments", after=last)
-    assert {frozenset(request(job).items()) for job in jobs.values()} == requests
-    states = Counter(job["JobState"] for job in jobs.values())
-    assert jobs[victim]["JobState"] != "COMPLETED"
+    assert {frozenset(request(job).items()) for job in jobs.values()} == {expected}
     assert study.finished_in(victim) < EXPERIMENTS_PER_JOB
-    assert states["COMPLETED"] == 2 and len(jobs) == 3
-    again = study.results("logs")
-    names = sorted(path.name for path in undisturbed.iterdir())
-    assert sorted(path.name for path in again.iterdir()) == names
+    assert jobs.pop(victim)["JobState"] != "COMPLETED"
+    assert [job["JobState"] for job in jobs.values()] == ["COMPLETED"]
+    assert set(study.results("logs").iterdir()) - others == {study.results("logs", name) for name in names}
     for name in names:
+        first, second = undisturbed / name, study.results("logs", name)
         if name.endswith(".safetensors"):
-            assert (again / name).read_bytes() == (undisturbed / name).read_bytes()
+            assert first.read_bytes() == second.read_bytes()
         elif not name.endswith("_internal_routing.json"):
-            first, second = (json.loads((folder / name).read_text()) for folder in (undisturbed, again))
+            first, second = json.loads(first.read_text()), json.loads(second.read_text())
             assert first["samples"] == second["samples"] and first["metrics"] == second["metrics"]
     assert_nothing_runs()
 
