@@ -30,3 +30,7 @@ rule all:
         study_figures(),
         atlas_files(),
         report_files(),
+
+
+onsuccess:
+    print_answer()

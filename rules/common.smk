@@ -288,5 +288,16 @@ def study_figures():
 
 
 def report_files():
-    """The report."""
-    return [results("bh_routing_report.md"), results("bh_routing_report.html")]
+    """The report, and the sentences that open it."""
+    return [
+        results("bh_routing_report.md"),
+        results("bh_routing_report.html"),
+        results("bh_routing_summary.txt"),
+    ]
+
+
+def print_answer():
+    """Print the report's main sentences and where it is, after a run whose targets include it."""
+    if any(job.rule.name == "write_report" for job in workflow.dag.jobs):
+        sentences = Path(results("bh_routing_summary.txt")).read_text(encoding="utf-8")
+        print(f"\n{sentences}\nReport: {results('bh_routing_report.html')}")

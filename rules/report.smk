@@ -18,6 +18,7 @@ rule write_report:
             caption="../report/report.rst",
             category="Report",
         ),
+        summary=results("bh_routing_summary.txt"),
     log:
         job_log("write_report"),
     conda:

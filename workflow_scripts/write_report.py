@@ -1,11 +1,11 @@
-"""Write the report, Markdown and HTML, from the results tables, the figures and the summaries."""
+"""Write the report, as Markdown, HTML and three sentences, from the results tables, figures and summaries."""
 
 from pathlib import Path
 
 from adaptive_routing.difficulty import LEVEL_COLUMNS, TREND_COLUMNS
 from adaptive_routing.files import atomic_path, blaming, read_json
 from adaptive_routing.jobs import job
-from adaptive_routing.report import write_markdown
+from adaptive_routing.report import write_markdown, write_summary
 from adaptive_routing.report.html import to_html
 from adaptive_routing.study import read_study, read_table
 
@@ -36,3 +36,5 @@ with job(snakemake):
         temporary.write_text(text, encoding="utf-8")
     with atomic_path(output.html) as temporary:
         temporary.write_text(to_html(text, folder), encoding="utf-8")
+    with atomic_path(output.summary) as temporary:
+        temporary.write_text(write_summary(study, params.settings), encoding="utf-8")

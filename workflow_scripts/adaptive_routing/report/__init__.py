@@ -1,63 +1,92 @@
-"""The report in Markdown: answers first, then tables, panels, settings and how to reproduce."""
+"""The report in Markdown: answers first, then the evidence, the method and where the numbers come from."""
 
 import os
 from urllib.parse import quote
 
 from adaptive_routing.panels import PANELS, TITLES, describe_panel
+from adaptive_routing.report import recommendations as rules
 from adaptive_routing.report import words
 from adaptive_routing.report.answers import answers
 from adaptive_routing.report.difficulty import by_difficulty
+from adaptive_routing.report.method import method
 from adaptive_routing.report.provenance import gaps, provenance, reproduction
+from adaptive_routing.report.sentences import main_sentences
 from adaptive_routing.report.tables import tables
 
 TITLE = "Adaptive expert routing: Benjamini–Hochberg against fixed top-k"
 
 
+def margins_of(settings):
+    """The margins that the settings fix."""
+    return rules.Margins(settings["report"]["perplexity_margin"], settings["report"]["accuracy_margin"])
+
+
+def write_summary(study, settings):
+    """Return the three main sentences as plain text, a line each."""
+    return "".join(f"{words.plain(one)}\n" for one in main_sentences(study, margins_of(settings)))
+
+
 def write_markdown(study, summaries, settings, figure, panels, folder, difficulty=None):
     """Return the report as Markdown.
 
-    summaries: contents of logs/{config}_{dataset}.json. settings: the config of the run. figure: path of the
-    nine-panel PNG; panels: paths of the panels' PNGs in the order of `PANELS`; both are linked relative to
-    `folder`, where the report will lie. difficulty: see `difficulty.by_difficulty`.
+    summaries: contents of logs/{config}_{dataset}.json. settings: the complete config of the run. figure:
+    path of the nine-panel PNG; panels: paths of the panels' PNGs in the order of `PANELS`; both are linked
+    relative to `folder`, where the report will lie. difficulty: see `difficulty.by_difficulty`.
     """
     figure, *panels = (quote(os.path.relpath(path, folder)) for path in (figure, *panels))
+    margins = margins_of(settings)
+    sentences = main_sentences(study, margins)
     sections = [
         f"# {TITLE}",
-        _introduction(study, summaries),
         "## Answers",
-        *answers(study),
-        "## Tables",
-        *tables(study),
-        "## Figure",
-        f"![All nine panels]({figure})",
+        "\n".join(f"{i}. {sentence}" for i, sentence in enumerate(sentences, start=1)),
+        _setting(study, summaries),
+        *answers(study, margins),
+        "### Missing, skipped and shortened",
+        *gaps(study, summaries),
+        "## Panels",
+        f"![All nine panels on a page; each follows alone]({figure})",
         *_panels(study, panels),
         *by_difficulty(difficulty, folder),
+        "## Tables",
+        *tables(study),
+        "## Method",
+        *method(study, settings),
         "## Settings and versions",
         *provenance(summaries),
-        "## Missing, skipped and shortened",
-        *gaps(study, summaries),
         "## How to reproduce",
         *reproduction(settings),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _introduction(study, summaries):
+def _setting(study, summaries):
+    """What was run, and against what."""
     models = sorted({s["provenance"]["model"]["name"] for s in summaries})
     totals = {
         d: [s["summary"]["total_samples"] for s in summaries if s["dataset"] == d] for d in study.datasets
     }
     samples = ", ".join(f"{d} ({words.plural(words.span(values), 'sample')})" for d, values in totals.items())
+    missing = len(rules.missing_experiments(study))
+    native = sorted({s["routing"]["native_top_k"] for s in summaries})
+    own = [f"{k}experts_topk_baseline" for k in native]
     return (
         f"Model {', '.join(map(words.code, models))}; {words.plural(len(study.experiments), 'experiment')}: "
         f"{words.plural(len(study.topk), 'top-k configuration')} and "
-        f"{words.plural(len(study.bh), 'BH configuration')} on {samples}. Everything is compared "
-        f"with the baseline, {words.code(study.baseline)}, sample by sample."
+        f"{words.plural(len(study.bh), 'BH configuration')} on {samples}."
+        + (f" **{words.plural(missing, 'experiment')} missing** (listed below)." if missing else "")
+        + f" Everything is compared with the baseline, {words.code(study.baseline)}, sample by sample."
+        + (
+            f" It is not the model's own routing, which is top-{words.joined(native)}."
+            if native and study.baseline not in own
+            else ""
+        )
     )
 
 
 def _panels(study, links):
     for panel, link in zip(PANELS, links, strict=True):
-        yield f"### {panel.split('_')[0]}. {TITLES[panel]}"
+        number, title = panel.split("_")[0], TITLES[panel]
+        yield f"### {number}. {title}"
         yield describe_panel(panel, study)
-        yield f"![{TITLES[panel]}]({link})"
+        yield f"![Panel {number}: {title}]({link})"

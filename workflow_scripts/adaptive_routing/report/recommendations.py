@@ -1,12 +1,16 @@
 """The rules that turn the tables into answers: which configuration for which aim, and on what evidence.
 
 Pure functions on a `Study`. Tests are those of the comparisons table: paired against the baseline, corrected
-by Holm. A data set here is one with a perplexity or an accuracy; others decide nothing. Two notions of "same
-quality" are kept apart. `not_worse`: no data set shows a significant loss; with few samples that can also
-mean that a loss went unseen. `within_margin`: on every data set the 95 % interval excludes a loss beyond a
-margin fixed in advance (non-inferiority; Piaggio et al., JAMA 308, 2012), and rests on enough samples.
+by Holm. A data set here is one with a perplexity or an accuracy; others decide nothing.
+
+- *Better* and *worse* are what a test shows.
+- *The same quality* is what intervals show: on every data set the 95 % interval excludes a loss beyond a
+  margin fixed in advance (non-inferiority; Piaggio et al., JAMA 308, 2012). A loss that was not shown is no
+  proof of equality: with few samples it may have gone unseen.
+- *Faster* is faster on every data set, since speeds have no standard error.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,22 +18,59 @@ import pandas as pd
 
 from adaptive_routing.statistics import smallest_attainable_p
 from adaptive_routing.study import SIGNIFICANCE_LEVEL, lower_is_better
+from adaptive_routing.tables import averaged_datasets
 
-PERPLEXITY_MARGIN = 0.02  # of the baseline's perplexity
-ACCURACY_MARGIN = 0.02  # share of samples
 # Fewer samples prove nothing to be within a margin: an interval rests on their mean being about normal.
 FEWEST_SAMPLES = 30
 
+QUALITY, COMPUTE, SPEED = "quality", "compute", "speed"
+
+# Why a choice is what it is. SHOWN supports a configuration; each of the others keeps the baseline.
+SHOWN = "shown"
+NO_CANDIDATE = "no candidate"  # none measured better; none runs fewer experts; none was faster
+UNMEASURED = "unmeasured"  # the baseline's speed
+UNTESTED = "untested"  # no candidate was compared on every data set
+CONFLICT = "conflict"  # better on one data set, worse on another
+UNPROVEN = "unproven"  # a candidate shows no loss, nor that it is better or within the margin
+LOSES = "loses"  # every candidate is shown to be worse on a data set
+
 
 @dataclass(frozen=True)
-class BestQuality:
-    """The configuration with the best value in `column`, and where it differs from the baseline."""
+class Margins:
+    """The largest losses of quality that count as none: settings `report` of the config file."""
 
-    column: str
+    perplexity: float  # share of the baseline's perplexity
+    accuracy: float  # share of samples
+
+    def of(self, study, dataset):
+        """The margin in the unit of the data set's score."""
+        score = study.scores[dataset]
+        return self.perplexity * study.baseline_value(score) if lower_is_better(score) else self.accuracy
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to use for an aim: a configuration and why; `candidate` came closest where it is the baseline."""
+
+    aim: str
     config: str
-    value: float
-    better_on: tuple[str, ...]
-    worse_on: tuple[str, ...]
+    reason: str
+    candidate: str | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """All that a study recommends, and its verdict on BH (see `bh_verdict`, `bh_outcomes`)."""
+
+    quality: Choice
+    compute: Choice
+    speed: Choice
+    bh: str
+    bh_outcomes: dict[str, list[str]]
+
+    @property
+    def choices(self):
+        return self.quality, self.compute, self.speed
 
 
 @dataclass(frozen=True)
@@ -42,6 +83,167 @@ class SameCompute:
     outside: list[str]  # fewer or more experts than any top-k configuration: nothing to compare with
 
 
+def obstacle(study):
+    """Why nothing can be recommended: "baseline" or "comparisons" (there are none), "scores"; or None."""
+    if study.baseline_row is None:
+        return "baseline"
+    if study.comparisons.empty:
+        return "comparisons"
+    return None if study.scored_datasets else "scores"
+
+
+def decide(study, margins):
+    """Return the `Decision` of a study without an `obstacle`."""
+    return Decision(
+        _best_quality(study, margins),
+        _at_same_quality(study, margins, COMPUTE, cheaper(study), "avg_experts", ascending=True),
+        _at_same_quality(study, margins, SPEED, faster(study), "tokens_per_second", ascending=False),
+        bh_verdict(study, margins),
+        bh_outcomes(study, margins),
+    )
+
+
+def _best_quality(study, margins):
+    """Better on a data set and worse on none; of several, the one with the smallest `mean_loss`."""
+    others = [config for config in tested(study) if config != study.baseline]
+    measured_better = [
+        config for config in others if any(loss(study, config, d) < 0 for d in study.scored_datasets)
+    ]
+
+    improved = [config for config in measured_better if better_on(study, config)]
+    supported = [config for config in improved if not worse_on(study, config)]
+    open_ones = [config for config in measured_better if not worse_on(study, config)]
+    if supported:
+        return Choice(QUALITY, _with_least_loss(study, supported, margins), SHOWN)
+    if improved:
+        return Choice(QUALITY, study.baseline, CONFLICT, _with_least_loss(study, improved, margins))
+    if open_ones:
+        return Choice(QUALITY, study.baseline, UNPROVEN, _with_least_loss(study, open_ones, margins))
+    if measured_better:
+        return Choice(QUALITY, study.baseline, LOSES, _with_least_loss(study, measured_better, margins))
+    return Choice(QUALITY, study.baseline, NO_CANDIDATE if others else UNTESTED)
+
+
+def _at_same_quality(study, margins, aim, candidates, column, ascending):
+    """The first by `column` of the candidates that are within the margin on every data set."""
+    if aim == SPEED and not np.isfinite(study.baseline_value(column)):
+        return Choice(aim, study.baseline, UNMEASURED)
+    if not candidates:
+        return Choice(aim, study.baseline, NO_CANDIDATE)
+    values = study.configurations.set_index("config")[column]
+    ordered = values.loc[candidates].sort_values(ascending=ascending, kind="stable").index
+    ordered = [config for config in ordered if config in tested(study)]
+    if not ordered:
+        return Choice(aim, study.baseline, UNTESTED)
+    same = [config for config in ordered if within_margin(study, config, margins)]
+    if same:
+        return Choice(aim, same[0], SHOWN)
+    open_ones = [config for config in ordered if not worse_on(study, config)]
+    if open_ones:
+        return Choice(aim, study.baseline, UNPROVEN, open_ones[0])
+    return Choice(aim, study.baseline, LOSES, _with_least_loss(study, ordered, margins))
+
+
+# Configurations
+
+
+def tested(study):
+    """The configurations compared with the baseline on every data set, in table order."""
+    return [
+        config
+        for config in study.configurations["config"]
+        if config != study.baseline and all(study.verdict(config, d) for d in study.scored_datasets)
+    ]
+
+
+def cheaper(study):
+    """The configurations that run fewer experts than the baseline."""
+    table = study.configurations
+    return table.loc[table["avg_experts"] < study.baseline_value("avg_experts"), "config"].tolist()
+
+
+def faster(study):
+    """The configurations that were faster than the baseline on every data set."""
+    ratios = speed_ratios(study)
+    slowest = ratios.min(axis="columns")
+    return [c for c in study.configurations["config"] if c in slowest.index and slowest[c] > 1]
+
+
+def speed_ratios(study):
+    """Tokens per second over the baseline's: a frame of configurations x data sets that averages are over."""
+    table = study.experiments
+    table = table[table["dataset"].isin(averaged_datasets(study.datasets))]
+    speeds = table.pivot(index="config", columns="dataset", values="tokens_per_second")
+    return speeds / speeds.loc[study.baseline]
+
+
+def flops_ratio(study, config):
+    """Operations of a forward pass over the baseline's, counted from the model's shapes; NaN if unknown."""
+    if not study.has("flops_reduction_exact_pct"):
+        return math.nan
+    # The column is what is saved against the model's own top-k, which the baseline need not be.
+    saved = study.configurations.set_index("config")["flops_reduction_exact_pct"]
+    return float((100 - saved[config]) / (100 - saved[study.baseline]))
+
+
+def better_on(study, config):
+    """The data sets on which the configuration is shown to be better than the baseline."""
+    return [d for d in study.scored_datasets if study.verdict(config, d) == "better"]
+
+
+def worse_on(study, config):
+    """The data sets on which the configuration is shown to be worse than the baseline."""
+    return [d for d in study.scored_datasets if study.verdict(config, d) == "worse"]
+
+
+def within_margin(study, config, margins):
+    """Whether the configuration is shown to lose no more than the margin on any data set."""
+    return all(
+        study.verdict(config, d) and excludes_loss(study.comparison(config, d), margins.of(study, d))
+        for d in study.scored_datasets
+    )
+
+
+def excludes_loss(comparison, allowed):
+    """Whether the interval of enough samples, one that has a width, excludes a larger loss than allowed."""
+    has_width = comparison["ci_high"] > comparison["ci_low"]
+    return bool(has_width and comparison["samples"] >= FEWEST_SAMPLES and largest_loss(comparison) <= allowed)
+
+
+def largest_loss(comparison):
+    """The largest loss of quality that the comparison's 95 % interval allows, in the score's unit."""
+    return comparison["ci_high"] if lower_is_better(comparison["metric"]) else -comparison["ci_low"]
+
+
+def smallest_loss(comparison):
+    """The smallest loss that it allows; negative where a gain is possible."""
+    return comparison["ci_low"] if lower_is_better(comparison["metric"]) else -comparison["ci_high"]
+
+
+def loss(study, config, dataset):
+    """The measured loss of quality against the baseline, in the score's unit; negative for a gain."""
+    comparison = study.comparison(config, dataset)
+    difference = float(comparison["difference"])
+    return difference if lower_is_better(comparison["metric"]) else -difference
+
+
+def mean_loss(study, config, margins):
+    """The measured loss in margins, the mean over the data sets: one number to order configurations by."""
+    return float(np.mean([loss(study, config, d) / margins.of(study, d) for d in study.scored_datasets]))
+
+
+def least_loss(study, margins):
+    """The BH configuration with fewer experts than the baseline and the smallest `mean_loss`; or None."""
+    candidates = set(cheaper(study)) & set(study.bh["config"]) & set(tested(study))
+    return _with_least_loss(study, candidates, margins) if candidates else None
+
+
+def _with_least_loss(study, configs, margins):
+    """The configuration with the smallest `mean_loss`; of equal ones that with the fewest experts."""
+    experts = study.configurations.set_index("config")["avg_experts"]
+    return min(configs, key=lambda config: (mean_loss(study, config, margins), experts[config]))
+
+
 def scores_of(study, column):
     """The data sets whose scores make up a column of the configurations table."""
     return [
@@ -51,24 +253,18 @@ def scores_of(study, column):
     ]
 
 
-def best_quality(study, column):
-    """The best measured value in `column` among the configurations that have results on all data sets.
+def best_measured(study, column):
+    """The configuration with the best value in `column`, of those with results on every data set; or None.
 
-    None where there is none. Of equal values the one with the fewest experts counts.
+    Of equal values the one with the fewest experts counts.
     """
     table = study.configurations[study.configurations["config"].isin(complete(study))]
     if column not in table or table[column].notna().sum() == 0:
         return None
     ordered = table.dropna(subset=[column]).sort_values("avg_experts", kind="stable")
-    best = ordered.loc[ordered[column].idxmin() if lower_is_better(column) else ordered[column].idxmax()]
-    verdicts = {d: study.verdict(best["config"], d) for d in scores_of(study, column)}
-    return BestQuality(
-        column,
-        best["config"],
-        float(best[column]),
-        tuple(d for d, verdict in verdicts.items() if verdict == "better"),
-        tuple(d for d, verdict in verdicts.items() if verdict == "worse"),
-    )
+    return ordered.loc[
+        ordered[column].idxmin() if lower_is_better(column) else ordered[column].idxmax(), "config"
+    ]
 
 
 def complete(study):
@@ -77,104 +273,65 @@ def complete(study):
     return [c for c in study.configurations["config"] if present.get(c, 0) == len(study.datasets)]
 
 
-def not_worse(study):
-    """The configurations compared on every data set and significantly worse than the baseline on none."""
-    return [
-        config
-        for config in study.configurations["config"]
-        if config != study.baseline
-        and all(study.verdict(config, dataset) in ("better", "same") for dataset in study.scored_datasets)
-    ]
+def missing_experiments(study):
+    """The (configuration, data set) pairs without a result."""
+    present = set(zip(study.experiments["config"], study.experiments["dataset"], strict=True))
+    pairs = pd.MultiIndex.from_product([study.configurations["config"], study.datasets])
+    return [pair for pair in pairs if pair not in present]
 
 
-def within_margin(study):
-    """Those of `not_worse` that are shown to lose no more than the margin on any data set."""
-    return [
-        config
-        for config in not_worse(study)
-        if all(_excludes_loss(study.comparison(config, d), margin(study, d)) for d in study.scored_datasets)
-    ]
+# BH
 
 
-def _excludes_loss(comparison, allowed):
-    """Whether the interval of enough samples, one that has a width, excludes a larger loss than allowed."""
-    has_width = comparison["ci_high"] > comparison["ci_low"]
-    return has_width and comparison["samples"] >= FEWEST_SAMPLES and largest_loss(comparison) <= allowed
+def bh_outcomes(study, margins):
+    """Sort the BH configurations by what tests and intervals say; each stands in one list.
 
-
-def largest_loss(comparison):
-    """The largest loss of quality that the comparison's 95 % interval allows, in the score's unit."""
-    return comparison["ci_high"] if lower_is_better(comparison["metric"]) else -comparison["ci_low"]
-
-
-def margin(study, dataset):
-    """The loss of quality, in the data set's score, that counts as no loss."""
-    score = study.scores[dataset]
-    return PERPLEXITY_MARGIN * study.baseline_value(score) if lower_is_better(score) else ACCURACY_MARGIN
-
-
-def powerless(study):
-    """Where so few samples cannot show any difference, whatever they show: {data set: (strategies, samples)}.
-
-    There the smallest p-value that the deciding test can give, corrected by Holm for the configurations of
-    the strategy, is not below the level; or there is one sample and no test.
+    `better` on at least one data set and worse on none; `same` quality, within the margin; `mixed`, better on
+    one data set and worse on another; `worse` on at least one; `open`, no difference shown and no equality
+    either; `untested`, not compared on every data set and not worse on one.
     """
-    found = {}
-    strategies = study.configurations.set_index("config")["strategy"]
-    for dataset, score in study.scores.items():
-        rows = study.comparisons
-        rows = rows[(rows["dataset"] == dataset) & (rows["metric"] == score)]
-        for strategy, family in rows.groupby(rows["config"].map(strategies), sort=False):
-            tested = family[family["p_value"].notna()]
-            smallest = [
-                len(tested) * smallest_attainable_p(test, samples)
-                for test, samples in zip(tested["test"], tested["samples"], strict=True)
-            ]
-            if min(smallest, default=1.0) >= SIGNIFICANCE_LEVEL:
-                names, samples = found.get(dataset, ((), 0))
-                found[dataset] = (*names, strategy), max(samples, int(family["samples"].max()))
-    return found
-
-
-def least_compute(study, candidates):
-    """Of the candidates that run fewer experts than the baseline, the one with fewest; None without one."""
-    return _best_candidate(study, candidates, "avg_experts", lowest=True)
-
-
-def fastest(study, candidates):
-    """Of the candidates that were faster than the baseline, the fastest; None without one."""
-    return _best_candidate(study, candidates, "tokens_per_second", lowest=False)
-
-
-def _best_candidate(study, candidates, column, lowest):
-    reference = study.baseline_value(column)
-    if not np.isfinite(reference):
-        return None
-    table = study.configurations[study.configurations["config"].isin(candidates)]
-    table = table[table[column] < reference] if lowest else table[table[column] > reference]
-    if table.empty:
-        return None
-    return table.loc[table[column].idxmin() if lowest else table[column].idxmax(), "config"]
-
-
-def bh_outcomes(study):
-    """Sort the BH configurations by what the tests against the baseline say.
-
-    Returns lists of names: `better` (on at least one data set, worse on none), `worse` (on at least one),
-    `undecided` (no difference shown) and `untested` (not compared on every data set, and not worse on one).
-    """
-    outcomes = {"better": [], "worse": [], "undecided": [], "untested": []}
+    outcomes = {name: [] for name in ("better", "same", "mixed", "worse", "open", "untested")}
+    compared = set(tested(study))
     for config in study.bh["config"]:
-        verdicts = [study.verdict(config, dataset) for dataset in study.scored_datasets]
         if config == study.baseline:
             continue
-        if "worse" in verdicts:
-            outcomes["worse"].append(config)
-        elif None in verdicts:
-            outcomes["untested"].append(config)
+        gains, losses = better_on(study, config), worse_on(study, config)
+        if config not in compared:
+            name = "worse" if losses else "untested"
+        elif gains and not losses:
+            name = "better"
+        elif within_margin(study, config, margins):
+            name = "same"
+        elif losses:
+            name = "mixed" if gains else "worse"
         else:
-            outcomes["better" if "better" in verdicts else "undecided"].append(config)
+            name = "open"
+        outcomes[name].append(config)
     return outcomes
+
+
+def bh_verdict(study, margins):
+    """What the study says of BH, in a word.
+
+    `better` than the baseline; the same quality with fewer experts, `cheaper`; the same quality without
+    fewer, `vain`; `open`; `powerless`, so few samples that nothing could be shown; `mixed`; `worse`;
+    `untested`; `absent`, there is no BH configuration.
+    """
+    outcomes = bh_outcomes(study, margins)
+    if not any(outcomes.values()):
+        return "absent"
+    if outcomes["better"]:
+        return "better"
+    if set(outcomes["same"]) & set(cheaper(study)):
+        return "cheaper"
+    if outcomes["open"]:
+        without_power = [d for d, (strategies, _) in powerless(study).items() if "bh" in strategies]
+        return "powerless" if without_power == study.scored_datasets else "open"
+    return next(
+        word
+        for word, name in (("mixed", "mixed"), ("vain", "same"), ("worse", "worse"), ("untested", "untested"))
+        if outcomes[name]
+    )
 
 
 def same_compute(study, column):
@@ -196,16 +353,77 @@ def same_compute(study, column):
     return result
 
 
+def fixed_k_to_add(study):
+    """The k of top-k configurations that would run as many experts as BH below the smallest k of the grid."""
+    smallest = study.topk["avg_experts"].min() if len(study.topk) else math.inf
+    below = study.bh.loc[study.bh["avg_experts"] < smallest, "avg_experts"]
+    return sorted({k for k in below.round().astype(int) if 1 <= k < smallest})
+
+
+def setting_effects(study, column):
+    """What each BH setting does to `column` while the other is held: {setting: (first, last, low, high)}.
+
+    From the smallest value of `alpha` (or `k_or_max_k`) to the largest: the smallest and the largest change
+    of `column` over the values of the other setting, as a ratio, of an accuracy as a difference. A setting
+    with a single value is left out.
+    """
+    effects = {}
+    for setting, other in (("alpha", "k_or_max_k"), ("k_or_max_k", "alpha")):
+        grid = study.bh.pivot(index=other, columns=setting, values=column).sort_index(axis="columns")
+        if grid.shape[1] > 1:
+            first, last = grid.iloc[:, 0], grid.iloc[:, -1]
+            changes = (last - first if "accuracy" in column else last / first).dropna()
+            if len(changes):
+                effects[setting] = grid.columns[0], grid.columns[-1], changes.min(), changes.max()
+    return effects
+
+
+# Power
+
+
+def powerless(study):
+    """Where so few samples cannot show any difference, whatever they show: {data set: (strategies, samples)}.
+
+    There the smallest p-value that the deciding test can give, corrected by Holm for the configurations of
+    the strategy, is not below the level; or there is one sample and no test.
+    """
+    found = {}
+    strategies = study.configurations.set_index("config")["strategy"]
+    for dataset, score in study.scores.items():
+        rows = study.comparisons
+        rows = rows[(rows["dataset"] == dataset) & (rows["metric"] == score)]
+        for strategy, family in rows.groupby(rows["config"].map(strategies), sort=False):
+            with_test = family[family["p_value"].notna()]
+            smallest = [
+                len(with_test) * smallest_attainable_p(test, samples)
+                for test, samples in zip(with_test["test"], with_test["samples"], strict=True)
+            ]
+            if min(smallest, default=1.0) >= SIGNIFICANCE_LEVEL:
+                names, samples = found.get(dataset, ((), 0))
+                found[dataset] = (*names, strategy), max(samples, int(family["samples"].max()))
+    return found
+
+
 def typical_half_width(study, dataset):
     """Half the width of a comparison's 95 % interval on the data set, the median over configurations."""
+    rows = _score_rows(study, dataset)
+    return float(((rows["ci_high"] - rows["ci_low"]) / 2).median()) if len(rows) else math.nan
+
+
+def samples_needed(study, dataset, margins):
+    """About how many samples make the typical interval's half width the margin; None where it is already.
+
+    A half width shrinks with the root of the number of samples. So many would show that a configuration
+    exactly as good as the baseline is within the margin in half of all cases.
+    """
+    half_width, margin = typical_half_width(study, dataset), margins.of(study, dataset)
+    if not half_width > margin:
+        return None
+    needed = float(_score_rows(study, dataset)["samples"].median()) * (half_width / margin) ** 2
+    digits = 2 - len(str(int(needed)))
+    return int(round(needed, digits)) if digits < 0 else math.ceil(needed)
+
+
+def _score_rows(study, dataset):
     rows = study.comparisons
-    rows = rows[(rows["dataset"] == dataset) & (rows["metric"] == study.scores[dataset])]
-    widths = (rows["ci_high"] - rows["ci_low"]) / 2
-    return float(widths.median()) if len(widths) else np.nan
-
-
-def missing_experiments(study):
-    """The (configuration, data set) pairs without a result."""
-    present = set(zip(study.experiments["config"], study.experiments["dataset"], strict=True))
-    pairs = pd.MultiIndex.from_product([study.configurations["config"], study.datasets])
-    return [pair for pair in pairs if pair not in present]
+    return rows[(rows["dataset"] == dataset) & (rows["metric"] == study.scores[dataset])]

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from adaptive_routing import statistics
+from adaptive_routing.metrics import EXTRA_METRICS, METRICS
 from adaptive_routing.report import recommendations as rules
 from adaptive_routing.report import words
 from adaptive_routing.study import SIGNIFICANCE_LEVEL, lower_is_better
@@ -15,6 +16,12 @@ PERPLEXITIES = (
     ("byte_perplexity", "byte perplexity", ".3f"),
     ("bits_per_byte", "bits per byte", ".3f"),
     ("target_perplexity", "lambada target perplexity", ".2f"),
+)
+# What decides, of every configuration; its scores follow.
+AT_A_GLANCE = (
+    ("avg_experts", "experts", ".2f"),
+    ("flops_reduction_exact_pct", "FLOPs saved (%)", ".1f"),
+    ("tokens_per_second", "tokens/s", ",.0f"),
 )
 EFFICIENCY = (
     ("avg_experts", "average experts", ".2f"),
@@ -44,6 +51,7 @@ EXPERTS = (
     ("expert_overlap_score", "overlap of two passes", ".4f"),
     ("output_determinism", "same greedy token (%)", ".2f"),
 )
+BETTER = {metric.name: metric.better for metric in (*METRICS, *EXTRA_METRICS)}
 # How a sentence names a test of the comparisons table.
 TEST_NAMES = {"McNemar exact": "McNemar's exact test"}
 
@@ -51,26 +59,30 @@ TEST_NAMES = {"McNemar exact": "McNemar's exact test"}
 def tables(study):
     yield (
         f"{words.NOTHING}: does not exist for this strategy or data set, or is too large for a number. "
-        "Over several data sets a metric is the plain mean. In the tables of perplexity, accuracy and "
-        "tests a value stands with ± one standard error. ▲ better, ▼ worse than the baseline (corrected "
-        f"by Holm, p < {SIGNIFICANCE_LEVEL}); ○ tested, no difference shown; no sign: not tested."
+        "Over several data sets a metric is the plain mean. A score stands with ± one standard error. ▲ "
+        f"better, ▼ worse than the baseline (corrected by Holm, p < {SIGNIFICANCE_LEVEL}); ○ tested, no "
+        "difference shown; no sign: not tested. Bold: the best value of its column, whether or not it "
+        "differs from the others. Experts are per token and layer."
     )
     perplexities = [(*column, rules.scores_of(study, column[0])) for column in PERPLEXITIES]
     accuracies = [
         *((c, words.score_name(c), ".3f", [c.removesuffix("_accuracy")]) for c in study.accuracies),
         ("avg_task_accuracy", "mean accuracy", ".3f", []),
     ]
-    for heading, scores in (("Perplexity", perplexities), ("Accuracy", accuracies)):
-        scores = [score for score in scores if study.has(score[0])]
-        if scores:
+    own = [score for score in perplexities if score[0] == study.perplexity] + accuracies
+    yield "### All configurations"
+    yield _table(study, [*AT_A_GLANCE, *(score for score in own if study.has(score[0]))])
+    perplexities = [score for score in perplexities if study.has(score[0])]
+    complete = [
+        ("Every perplexity", perplexities),
+        ("Compute and speed", EFFICIENCY),
+        ("Expert counts", COUNTS),
+        ("Experts and layers", EXPERTS),
+    ]
+    for heading, columns in complete:
+        if columns:
             yield f"### {heading}"
-            yield _quality_table(study, scores)
-    yield "### Compute and speed"
-    yield _metric_table(study, EFFICIENCY)
-    yield "### Expert counts"
-    yield _metric_table(study, COUNTS)
-    yield "### Experts and layers"
-    yield _metric_table(study, EXPERTS)
+            yield words.folded(f"{len(study.configurations)} configurations", _table(study, columns))
     for dataset in study.datasets:
         rows = [
             (config, study.comparison(config, dataset))
@@ -79,30 +91,55 @@ def tables(study):
         ]
         if rows:
             yield f"### Tests on {dataset}"
-            yield _test_table(study, dataset, rows)
+            yield _summary_of_tests(study, dataset, rows)
+            yield words.folded(f"{len(rows)} comparisons", _test_table(study, dataset, rows))
 
 
-def _quality_table(study, scores):
-    """scores: column, heading, format, and the data sets whose tests mark it."""
+def _table(study, columns):
+    """A row a configuration. columns: name, heading, format; of scores also the data sets that mark it."""
+    columns = [column for column in columns if column[0] in study.configurations]
+    best = {name: _best(study, name) for name, *_ in columns}
     rows = []
     for _, row in study.configurations.iterrows():
-        cells = [words.named(study, row["config"]), words.number(row["avg_experts"], ".2f")]
-        for column, _, digits, datasets in scores:
-            marks = "".join(
-                words.MARKS.get(study.verdict(row["config"], dataset), "") for dataset in datasets
-            )
-            cells.append(words.with_error(row, column, digits) + marks)
+        cells = [words.named(study, row["config"])]
+        for name, _, digits, *datasets in columns:
+            text = words.with_error(row, name, digits)
+            text = f"**{text}**" if row["config"] in best[name] else text
+            marks = (study.verdict(row["config"], dataset) for dataset in (datasets[0] if datasets else ()))
+            cells.append(text + "".join(words.MARKS.get(mark, "") for mark in marks))
         rows.append(cells)
-    return words.table(["configuration", "average experts", *(heading for _, heading, _, _ in scores)], rows)
+    return words.table(["configuration", *(heading for _, heading, *_ in columns)], rows)
 
 
-def _metric_table(study, columns):
-    columns = [column for column in columns if column[0] in study.configurations]
-    rows = [
-        [words.named(study, row["config"]), *(words.number(row[name], digits) for name, _, digits in columns)]
-        for _, row in study.configurations.iterrows()
-    ]
-    return words.table(["configuration", *(heading for _, heading, _ in columns)], rows)
+def _best(study, name):
+    """The configurations with the best value of a metric; none where it has no direction or all are equal."""
+    values = study.configurations.set_index("config")[name].dropna()
+    better = "higher" if name in study.accuracies else BETTER.get(name, "none")
+    if better == "none" or values.nunique() < 2:
+        return set()
+    return set(values.index[values == (values.max() if better == "higher" else values.min())])
+
+
+def _summary_of_tests(study, dataset, comparisons):
+    """How many configurations of each strategy are better, worse or not shown to differ."""
+    strategies = study.configurations.set_index("config")["strategy"]
+    parts = []
+    for strategy, name in words.STRATEGIES.items():
+        verdicts = [
+            study.verdict(config, dataset) for config, _ in comparisons if strategies[config] == strategy
+        ]
+        if verdicts:
+            counts = [
+                f"{verdicts.count(verdict)} {text}"
+                for verdict, text in (
+                    ("better", "better"),
+                    ("worse", "worse"),
+                    ("same", "not shown to differ"),
+                )
+                if verdicts.count(verdict)
+            ]
+            parts.append(f"{name}: {', '.join(counts) or 'not tested'}")
+    return f"Of {words.plural(len(comparisons), 'configuration')} against the baseline, {'; '.join(parts)}."
 
 
 def _test_table(study, dataset, comparisons):

@@ -4,6 +4,13 @@ import pandas as pd
 
 NOTHING = "–"
 MARKS = {"better": " ▲", "worse": " ▼", "same": " ○"}
+BASELINE_MARK = "(baseline)"
+STRATEGIES = {"bh": "BH", "topk": "top-k"}
+AIMS = {
+    "quality": "best quality",
+    "compute": "same quality, least compute",
+    "speed": "same quality, fastest",
+}
 LARGE = 1e6  # from here on numbers are written with an exponent: a perplexity can have hundreds of digits
 
 
@@ -27,7 +34,8 @@ def code(text):
 
 
 def named(study, config):
-    return f"**{code(config)}**" if config == study.baseline else code(config)
+    """A configuration's name in a table; the HTML report finds the baseline's row by it."""
+    return f"{code(config)} {BASELINE_MARK}" if config == study.baseline else code(config)
 
 
 def with_error(row, column, digits):
@@ -43,6 +51,31 @@ def interval(row, digits):
     return f"{number(row['ci_low'], digits)} to {number(row['ci_high'], digits)}"
 
 
+def percent(ratio, digits=".1f"):
+    """A ratio as a change in percent, with its sign: 1.103 is +10.3 %."""
+    text = number(100 * (ratio - 1), f"+z{digits}")
+    return text if text == NOTHING else f"{text} %"
+
+
+def change(comparison):
+    """A comparison's change against the baseline and its interval: of a perplexity in percent.
+
+    Returns two texts; the second is a dash where there is no interval.
+    """
+    ends = comparison["difference"], comparison["ci_low"], comparison["ci_high"]
+    if "perplexity" not in comparison["metric"]:
+        low_high = interval(comparison, "+z.3f")
+        return number(ends[0], "+z.3f"), low_high
+    value, low, high = (100 * end / comparison["baseline_value"] for end in ends)
+    low_high = interval({"ci_low": low, "ci_high": high}, "+z.1f")
+    return f"{number(value, '+z.1f')} %", low_high if low_high == NOTHING else f"{low_high} %"
+
+
+def plain(text):
+    """Markdown as plain text: without code marks and emphasis."""
+    return text.replace("`", "").replace("**", "")
+
+
 def digits_of(study, dataset):
     """Two digits for a perplexity, three for an accuracy or a loss."""
     return ".2f" if "perplexity" in study.scores.get(dataset, "loss") else ".3f"
@@ -55,8 +88,19 @@ def score_name(metric):
     return metric.replace("_", " ")
 
 
+def score_of(study, dataset):
+    """A data set's score, named with its data set: wikitext perplexity, lambada accuracy."""
+    name = score_name(study.scores[dataset])
+    return name if name.startswith(dataset) else f"{dataset} {name}"
+
+
 def score(study, dataset, value):
     return number(value, digits_of(study, dataset))
+
+
+def folded(summary, *parts):
+    """Parts that a reader opens: they stay Markdown inside the element."""
+    return "\n\n".join([f'<details markdown="1"><summary>{summary}</summary>', *parts, "</details>"])
 
 
 def table(headings, rows):
@@ -75,7 +119,8 @@ def more(names, most):
 
 
 def joined(words):
-    *first, last = words
+    """a, b and c."""
+    *first, last = map(str, words)
     return f"{', '.join(first)} and {last}" if first else last
 
 
@@ -96,3 +141,15 @@ def span(values):
 def distinct(values):
     values = list(dict.fromkeys(NOTHING if value is None else str(value) for value in values))
     return "; ".join(value if value == NOTHING else code(value) for value in values)
+
+
+def span_of(values, digits):
+    """The smallest and the largest of some values: 0.94 to 1.17; one alone where they look the same."""
+    low, high = number(min(values), digits), number(max(values), digits)
+    return low if low == high else f"{low} to {high}"
+
+
+def measures(study):
+    """What quality is measured by: column of the configurations table to its name."""
+    perplexity = {study.perplexity: score_name(study.perplexity)} if study.perplexity else {}
+    return perplexity | ({"avg_task_accuracy": "mean accuracy"} if study.accuracies else {})

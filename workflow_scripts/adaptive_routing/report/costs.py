@@ -1,0 +1,87 @@
+"""The report's table of prices: what the configurations worth a look save and lose against the baseline."""
+
+from adaptive_routing.report import recommendations as rules
+from adaptive_routing.report import words
+from adaptive_routing.study import SIGNIFICANCE_LEVEL
+
+
+def _roles(study, decision, margins):
+    """The configurations worth a look, with what each is: {config: [role, ...]}, the baseline first."""
+    roles = {study.baseline: ["baseline"]}
+
+    def add(config, role):
+        if config is not None and config in set(study.configurations["config"]) and config != study.baseline:
+            roles.setdefault(config, []).append(role)
+
+    for choice in decision.choices:
+        if choice.reason == rules.SHOWN:
+            add(choice.config, f"use: {words.AIMS[choice.aim]}")
+    add(
+        decision.compute.candidate if decision.compute.reason == rules.UNPROVEN else None,
+        "cheapest, no loss shown",
+    )
+    add(decision.quality.candidate if decision.quality.reason == rules.CONFLICT else None, "better and worse")
+    add(rules.least_loss(study, margins), "fewer experts, least loss")
+    if len(study.bh):
+        add(study.bh.loc[study.bh["avg_experts"].idxmin(), "config"], "BH with fewest experts")
+    if study.has("tokens_per_second"):
+        add(study.configurations.loc[study.configurations["tokens_per_second"].idxmax(), "config"], "fastest")
+    for column, name in words.measures(study).items():
+        add(rules.best_measured(study, column), f"best {name} measured")
+    return roles
+
+
+def costs(study, decision, margins):
+    rows = [
+        (words.named(study, config), ", ".join(roles), *_against_baseline(study, config))
+        for config, roles in _roles(study, decision, margins).items()
+    ]
+    headings = ["configuration", "what it is", "experts", "FLOPs", "tokens/s"]
+    yield words.table([*headings, *(words.score_of(study, d) for d in study.scored_datasets)], rows)
+    yield (
+        "Experts per token and layer. The baseline's row holds values ± one standard error, the others "
+        "changes against it with 95 % intervals of the paired differences. ▲ better, ▼ worse than the "
+        f"baseline (corrected by Holm, p < {SIGNIFICANCE_LEVEL}), ○ no difference shown."
+    )
+    effects = [_setting_effect(study, setting) for setting in ("alpha", "k_or_max_k")]
+    yield " ".join(effect for effect in effects if effect)
+
+
+def _against_baseline(study, config):
+    """Cells of a configuration: experts, FLOPs, speed, and its change on each data set."""
+    row = study.configurations.set_index("config").loc[config]
+    cells = [words.number(row["avg_experts"], ".2f")]
+    speed = row.get("tokens_per_second")
+    if config == study.baseline:
+        scores = (
+            words.with_error(row, score, words.digits_of(study, d)) for d, score in study.scores.items()
+        )
+        return [*cells, words.NOTHING, words.number(speed, ",.0f"), *scores]
+    cells.append(words.percent(rules.flops_ratio(study, config), ".0f"))
+    cells.append(words.percent(speed / study.baseline_value("tokens_per_second"), ".0f"))
+    for dataset in study.scored_datasets:
+        comparison = study.comparison(config, dataset)
+        if comparison is None:
+            cells.append(words.NOTHING)
+            continue
+        value, interval = words.change(comparison)
+        cells.append(f"{value} ({interval}){words.MARKS.get(study.verdict(config, dataset), '')}")
+    return cells
+
+
+def _setting_effect(study, setting):
+    """What alpha or max_k does to experts and quality, the other held; empty where it has one value."""
+    name, other = {"alpha": ("α", "max_k"), "k_or_max_k": ("max_k", "α")}[setting]
+    found = rules.setting_effects(study, "avg_experts").get(setting)
+    if not found:
+        return ""
+    first, last, low, high = found
+    parts = [f"multiplies experts by {words.span_of((low, high), '.2f')}"]
+    for column, measure in words.measures(study).items():
+        if effect := rules.setting_effects(study, column).get(setting):
+            _, _, low, high = effect
+            ends = (low, high) if "accuracy" in column else (100 * (low - 1), 100 * (high - 1))
+            unit = "" if "accuracy" in column else " %"
+            digits = "+z.3f" if "accuracy" in column else "+z.1f"
+            parts.append(f"changes {measure} by {words.span_of(ends, digits)}{unit}")
+    return f"Raising {name} from {first:g} to {last:g} at the same {other} {words.joined(parts)}."

@@ -1,0 +1,136 @@
+"""The report's method: how experts were selected, scored and compared, and what each metric is."""
+
+from adaptive_routing.metrics import EXTRA_METRICS, METRICS
+from adaptive_routing.report import recommendations as rules
+from adaptive_routing.report import words
+from adaptive_routing.study import SIGNIFICANCE_LEVEL, lower_is_better
+
+SCORES = {
+    "wikitext": (
+        "the mean negative log-likelihood per predicted token of each row with text; perplexity is exp of "
+        "the mean over rows"
+    ),
+    "wikitext documents": (
+        "whole articles in windows of the model's length; word perplexity is exp of all articles' loss by "
+        "all their words"
+    ),
+    "lambada": "the last word given all before it; right if each of its tokens is the greedy choice",
+    "hellaswag": "the ending with the largest log-likelihood by length in characters, of four",
+    "arc_challenge": "the choice with the largest log-likelihood by length in characters",
+    "prompts": "no score: prompts are continued greedily, for their expert counts",
+}
+
+
+def method(study, settings):
+    yield "### Routing"
+    yield _routing(settings)
+    yield "### Scores"
+    yield _scores(study, settings)
+    yield "### Statistics"
+    yield _statistics(study, settings)
+    yield "### The 16 metrics"
+    yield _definitions(METRICS)
+    beside = [metric for metric in EXTRA_METRICS if not metric.name.endswith("_stderr")]
+    yield words.folded("What stands beside them in the tables", _definitions(beside))
+
+
+def _routing(settings):
+    routing, null = settings["routing"], settings["null_distribution"]
+    weights = {
+        "native": "are left as the model computes them",
+        "renormalized": "are made to sum to 1 per token",
+    }[routing["weights"]]
+    return "\n".join(
+        f"- {item}"
+        for item in (
+            "**Top-k** selects the k experts with the largest router logits of a token. With k as in the "
+            "model, routing is the model's own.",
+            "**BH** turns a token's E router logits z into p-values p = S(z), with S the survival "
+            "function of the layer's null distribution, and sorts them. It selects the k* experts with "
+            "the smallest p-values, where k* is the largest k with p₍ₖ₎ ≤ k·α/E (Benjamini and Hochberg, "
+            f"J. R. Stat. Soc. B 57, 1995), but at least {routing['min_k']} and at most max_k. Experts "
+            "that are not selected are not run.",
+            f"**Null distribution** of each layer: {_null_distribution(null)}",
+            f"**Weights** are the softmax over all E logits{_temperature(routing['temperature'])} at the "
+            f"selected experts; they {weights}, in every configuration.",
+        )
+    )
+
+
+def _temperature(temperature):
+    return "" if temperature == 1 else f" / {temperature:g}"
+
+
+def _null_distribution(null):
+    if null["table"]:
+        return f"read from the table {words.code(null['table'])}."
+    bandwidth = null["bandwidth"]
+    width = (
+        f"{bandwidth.capitalize()}'s bandwidth" if isinstance(bandwidth, str) else f"bandwidth {bandwidth:g}"
+    )
+    trimmed = (
+        f", without each token's {null['trim']} largest and {null['trim']} smallest" if null["trim"] else ""
+    )
+    calibration = null["calibration"]
+    return (
+        f"a kernel density estimate ({null['kernel']} kernel, {width}) of the router logits{trimmed} under "
+        f"the model's own routing, on up to {calibration['max_tokens']:,} tokens of "
+        f"{words.code(calibration['source'])}, which no evaluation uses."
+    )
+
+
+def _scores(study, settings):
+    items = []
+    for dataset in study.datasets:
+        documents = settings["datasets"].get(dataset, {}).get("protocol") == "documents"
+        items.append(f"- **{dataset}**: {SCORES[f'{dataset} documents' if documents else dataset]}.")
+    return "As lm-evaluation-harness scores them, zero-shot:\n\n" + "\n".join(items)
+
+
+def _statistics(study, settings):
+    kinds = {lower_is_better(score) for score in study.scores.values()}
+    margins = settings["report"]
+    items = [
+        "Every configuration is compared with the baseline over the same samples. Standard errors and "
+        "tests take samples as independent, also where texts repeat or belong together.",
+    ]
+    if True in kinds or not kinds:
+        items.append(
+            "**Losses** (perplexities): paired t-test and its 95 % interval"
+            + (", per word as a linearised ratio of sums" if study.perplexity == "word_perplexity" else "")
+            + ". Wilcoxon's signed-rank test stands beside it."
+        )
+    if False in kinds:
+        items.append(
+            "**Accuracies**: McNemar's exact test and Tango's 95 % score interval, which belongs to "
+            "McNemar's asymptotic test and is a little less strict."
+        )
+    items += [
+        "**Correction**: Holm's, over the configurations of one strategy on one data set, at "
+        f"{SIGNIFICANCE_LEVEL}. Corrections by Benjamini and Hochberg and a paired bootstrap stand in the "
+        "tables and decide nothing.",
+        "**Same quality** (non-inferiority): on every data set the 95 % interval excludes a loss of more "
+        f"than {100 * margins['perplexity_margin']:g} % of the baseline's perplexity or "
+        f"{margins['accuracy_margin']:g} of accuracy. An interval of fewer than {rules.FEWEST_SAMPLES} "
+        "samples, or without width, proves nothing. The margins are settings (`report`), to be fixed "
+        "before looking at results.",
+        "**Order of quality** where one configuration has to be named: the mean over the data sets of the "
+        "measured loss in units of the margin.",
+        "**FLOPs** are those of one token's forward pass, counted from the model's shapes; “FLOPs” "
+        "against the baseline, “FLOPs saved” against the model's own top-k.",
+    ]
+    return "\n".join(f"- {item}" for item in items)
+
+
+def _definitions(metrics):
+    rows = [
+        (
+            words.code(metric.name),
+            metric.category,
+            metric.unit or words.NOTHING,
+            words.NOTHING if metric.better == "none" else metric.better,
+            metric.description,
+        )
+        for metric in metrics
+    ]
+    return words.table(["metric", "category", "unit", "better", "definition"], rows)
