@@ -31,7 +31,7 @@ def answers(study, margins):
     yield "### Where BH does not help"
     yield where_not(study)
     yield "### How sure one can be"
-    yield certainty(study, margins)
+    yield from certainty(study, margins)
 
 
 def _too_few_samples(powerless):

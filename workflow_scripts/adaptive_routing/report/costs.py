@@ -7,7 +7,7 @@ from adaptive_routing.study import SIGNIFICANCE_LEVEL
 
 def _roles(study, decision, margins):
     """The configurations worth a look, with what each is: {config: [role, ...]}, the baseline first."""
-    roles = {study.baseline: ["baseline"]}
+    roles = {study.baseline: []}
 
     def add(config, role):
         if config is not None and config in set(study.configurations["config"]) and config != study.baseline:
@@ -33,15 +33,16 @@ def _roles(study, decision, margins):
 
 def costs(study, decision, margins):
     rows = [
-        (words.named(study, config), ", ".join(roles), *_against_baseline(study, config))
+        ("<br>".join([words.named(study, config), *roles]), *_against_baseline(study, config))
         for config, roles in _roles(study, decision, margins).items()
     ]
-    headings = ["configuration", "what it is", "experts", "FLOPs", "tokens/s"]
+    headings = ["configuration", "experts", "FLOPs", "tokens/s"]
     yield words.table([*headings, *(words.score_of(study, d) for d in study.scored_datasets)], rows)
     yield (
         "Experts per token and layer. The baseline's row holds values ± one standard error, the others "
         "changes against it with 95 % intervals of the paired differences. ▲ better, ▼ worse than the "
-        f"baseline (corrected by Holm, p < {SIGNIFICANCE_LEVEL}), ○ no difference shown."
+        f"baseline (corrected by Holm, p < {SIGNIFICANCE_LEVEL}), ○ no difference shown. Tokens/s: over all "
+        "data sets, in brackets the range over the data sets."
     )
     effects = [_setting_effect(study, setting) for setting in ("alpha", "k_or_max_k")]
     yield " ".join(effect for effect in effects if effect)
@@ -58,14 +59,16 @@ def _against_baseline(study, config):
         )
         return [*cells, words.NOTHING, words.number(speed, ",.0f"), *scores]
     cells.append(words.percent(rules.flops_ratio(study, config), ".0f"))
-    cells.append(words.percent(speed / study.baseline_value("tokens_per_second"), ".0f"))
+    speeds = 100 * (rules.speed_ratios(study).loc[config].dropna() - 1)
+    ends = f"<br>({words.span_of(speeds, '+z.0f')} %)" if len(speeds) > 1 else ""
+    cells.append(words.percent(speed / study.baseline_value("tokens_per_second"), ".0f") + ends)
     for dataset in study.scored_datasets:
         comparison = study.comparison(config, dataset)
         if comparison is None:
             cells.append(words.NOTHING)
             continue
         value, interval = words.change(comparison)
-        cells.append(f"{value} ({interval}){words.MARKS.get(study.verdict(config, dataset), '')}")
+        cells.append(f"{value}{words.MARKS.get(study.verdict(config, dataset), '')}<br>({interval})")
     return cells
 
 

@@ -75,45 +75,47 @@ def _counted(configs, total):
 
 
 def certainty(study, margins):
-    items = [
-        f"**Differences.** A difference is shown where Holm's corrected p is below {SIGNIFICANCE_LEVEL}: of "
-        f"{_family_sizes(study)} on one data set, the chance of a single false one is at most "
-        f"{100 * SIGNIFICANCE_LEVEL:g} %. What is not shown may still exist."
-    ]
-    powerless = rules.powerless(study)
+    yield (
+        f"- **Differences.** A difference is shown where Holm's corrected p is below {SIGNIFICANCE_LEVEL}: "
+        f"among {_family_sizes(study)} on one data set, the chance of even one false one is at most "
+        f"{100 * SIGNIFICANCE_LEVEL:g} %. What is not shown may still exist.\n- **Same quality.** The "
+        "intervals are not corrected for how many configurations were looked at: the choice with least "
+        f"compute is one of {words.plural(len(rules.cheaper(study)), 'candidate')}. Confirm a choice on "
+        "new samples.\n- **Speed** was measured once, on the machine named below, which may have been "
+        "doing other work, and has no standard error: only what was faster on every data set counts as "
+        "faster, and differences of some percent mean nothing."
+    )
+    yield from _precision(study, margins)
+    if unscored := [dataset for dataset in study.datasets if dataset not in study.scored_datasets]:
+        yield f"Left out of the answers, without a perplexity or an accuracy: {words.joined(unscored)}."
+
+
+def _precision(study, margins):
+    """How wide intervals are against the margin, and how many samples would do."""
+    rows, powerless = [], rules.powerless(study)
     for dataset in study.scored_datasets:
         half_width = rules.typical_half_width(study, dataset)
         if dataset in powerless or not np.isfinite(half_width):
             continue
         needed = rules.samples_needed(study, dataset, margins)
-        margin = words.score(study, dataset, margins.of(study, dataset))
-        reach = words.score(study, dataset, half_width)
-        text = f"**{words.score_of(study, dataset)}.** Half a 95 % interval is typically ±{reach}"
-        if needed is None:
-            items.append(
-                f"{text}, no more than the margin of {margin}: fine enough to show the same quality."
+        rows.append(
+            (
+                words.score_of(study, dataset),
+                f"±{words.score(study, dataset, half_width)}",
+                words.score(study, dataset, margins.of(study, dataset)),
+                words.number(rules.samples(study, dataset), ",.0f"),
+                "enough" if needed is None else f"about {needed:,}",
             )
-        else:
-            items.append(
-                f"{text}, more than the margin of {margin}: a configuration exactly as good as the baseline "
-                f"would be shown to be so in fewer than half of all studies. Even odds take about {needed:,} "
-                "samples."
-            )
-    items.append(
-        "**Same quality.** The intervals are not corrected for how many configurations were looked at: the "
-        "choice with least compute is one of "
-        f"{words.plural(len(rules.cheaper(study)), 'candidate')}. Confirm a choice on new samples."
-    )
-    items.append(
-        "**Speed** was measured once, on the machine named below, which may have been doing other work, and "
-        "has no standard error: only what was faster on every data set counts as faster, and differences of "
-        "some percent mean nothing."
-    )
-    if unscored := [dataset for dataset in study.datasets if dataset not in study.scored_datasets]:
-        items.append(
-            f"**Left out of the answers**, without a perplexity or an accuracy: {words.joined(unscored)}."
         )
-    return "\n".join(f"- {item}" for item in items)
+    if not rows:
+        return
+    headings = ["score", "half a 95 % interval", "margin", "samples", "samples for even odds"]
+    yield words.table(headings, rows)
+    yield (
+        "Half the typical interval is the smallest difference that can be told from none. Where it "
+        "exceeds the margin, a configuration exactly as good as the baseline is shown to be so in fewer "
+        "than half of all studies; the last column says with how many samples the odds are even."
+    )
 
 
 def _family_sizes(study):

@@ -117,7 +117,8 @@ def _too_large(study, dataset):
 def reproduction(settings):
     yield "Save these settings as `study.yaml`, then run from the top of the project:"
     yield "```\nsnakemake --configfile study.yaml\n```"
-    yield f"```yaml\n{yaml.safe_dump(plain_settings(settings), sort_keys=False, allow_unicode=True)}```"
+    dumped = yaml.safe_dump(plain_settings(settings), sort_keys=False, allow_unicode=True)
+    yield words.folded("study.yaml", f"```yaml\n{dumped}```")
 
 
 def plain_settings(settings):

@@ -419,9 +419,14 @@ def samples_needed(study, dataset, margins):
     half_width, margin = typical_half_width(study, dataset), margins.of(study, dataset)
     if not half_width > margin:
         return None
-    needed = float(_score_rows(study, dataset)["samples"].median()) * (half_width / margin) ** 2
+    needed = samples(study, dataset) * (half_width / margin) ** 2
     digits = 2 - len(str(int(needed)))
     return int(round(needed, digits)) if digits < 0 else math.ceil(needed)
+
+
+def samples(study, dataset):
+    """How many samples a comparison on the data set rests on, the median over configurations."""
+    return float(_score_rows(study, dataset)["samples"].median())
 
 
 def _score_rows(study, dataset):

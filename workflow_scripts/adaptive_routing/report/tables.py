@@ -79,20 +79,24 @@ def tables(study):
         ("Expert counts", COUNTS),
         ("Experts and layers", EXPERTS),
     ]
-    for heading, columns in complete:
+    yield "### All metrics"
+    for summary, columns in complete:
         if columns:
-            yield f"### {heading}"
-            yield words.folded(f"{len(study.configurations)} configurations", _table(study, columns))
-    for dataset in study.datasets:
-        rows = [
-            (config, study.comparison(config, dataset))
-            for config in study.configurations["config"]
-            if study.comparison(config, dataset) is not None
-        ]
-        if rows:
-            yield f"### Tests on {dataset}"
-            yield _summary_of_tests(study, dataset, rows)
-            yield words.folded(f"{len(rows)} comparisons", _test_table(study, dataset, rows))
+            yield words.folded(summary, _table(study, columns))
+    tests = [
+        words.folded(_summary_of_tests(study, dataset, rows), _test_table(study, dataset, rows))
+        for dataset in study.datasets
+        if (rows := _comparisons_on(study, dataset))
+    ]
+    if tests:
+        yield "### Tests against the baseline"
+        yield from tests
+
+
+def _comparisons_on(study, dataset):
+    """The configurations compared on a data set, each with its comparison."""
+    rows = ((config, study.comparison(config, dataset)) for config in study.configurations["config"])
+    return [(config, comparison) for config, comparison in rows if comparison is not None]
 
 
 def _table(study, columns):
@@ -138,8 +142,8 @@ def _summary_of_tests(study, dataset, comparisons):
                 )
                 if verdicts.count(verdict)
             ]
-            parts.append(f"{name}: {', '.join(counts) or 'not tested'}")
-    return f"Of {words.plural(len(comparisons), 'configuration')} against the baseline, {'; '.join(parts)}."
+            parts.append(f"{name} {', '.join(counts) or 'not tested'}")
+    return f"Tests on {dataset}: {'; '.join(parts)}"
 
 
 def _test_table(study, dataset, comparisons):
