@@ -2,7 +2,9 @@
 
 import re
 import runpy
+import shutil
 import signal
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,12 +17,13 @@ import synthetic
 import yaml
 from adaptive_routing import tables
 from adaptive_routing.files import read_json
-from adaptive_routing.metrics import compute_metrics
+from adaptive_routing.metrics import METRICS, compute_metrics
 from adaptive_routing.panels import PANELS
 from adaptive_routing.report import recommendations as rules
-from adaptive_routing.report import words, write_markdown
+from adaptive_routing.report import words, write_markdown, write_summary
 from adaptive_routing.report.html import to_html
 from adaptive_routing.report.provenance import plain_settings
+from adaptive_routing.report.sentences import main_sentences
 from adaptive_routing.settings import load_settings
 from adaptive_routing.study import make_study
 from adaptive_routing.tensor_files import TensorFile
@@ -28,6 +31,20 @@ from matplotlib.figure import Figure
 
 REPOSITORY = Path(__file__).parents[1]
 BASELINE = results_tables.BASELINE
+MARGINS = rules.Margins(perplexity=0.02, accuracy=0.02)
+
+
+def load_study_settings(**changes):
+    """The embedded study's complete settings, some sections changed."""
+    config = yaml.safe_load((REPOSITORY / "config.yaml").read_text())
+    for section, values in changes.items():
+        config[section] = {**config[section], **values}
+    settings = load_settings(config, base_dir=REPOSITORY)
+    del settings["configurations"]
+    return settings
+
+
+SETTINGS = load_study_settings()
 
 
 def effects(bh, topk=(0.5, -0.05, 0.001), half_width=None):
@@ -80,88 +97,274 @@ def summary(dataset="wikitext", **changes):
 def report(study, images, summaries=None, settings=None):
     summaries = [summary(dataset) for dataset in study.datasets] if summaries is None else summaries
     panels = [images / f"{panel}.png" for panel in PANELS]
-    return write_markdown(study, summaries, settings or {}, images / "page.png", panels, images.parent)
+    settings = settings or SETTINGS
+    return write_markdown(study, summaries, settings, images / "page.png", panels, images.parent)
 
 
 def section(text, heading):
     return text.split(f"\n{heading}\n")[1].split("\n#")[0]
 
 
-# The rules
+def folded(text, summary):
+    """What stands in the folded part whose summary begins so."""
+    return text.split(f"<summary>{summary}")[1].split("</details>")[0]
+
+
+def decision_of(study):
+    return rules.decide(study, MARGINS)
+
+
+def sentences_of(study):
+    return main_sentences(study, MARGINS)
+
+
+# The rules: what is decided, and the words that say it
 
 
 def test_where_bh_wins_it_is_chosen_for_every_aim():
     study = study_of(WINS)
-    assert rules.best_quality(study, "perplexity").better_on == ("wikitext",)
-    assert rules.best_quality(study, "avg_task_accuracy").better_on == ("lambada", "hellaswag")
-    assert set(rules.not_worse(study)) == set(study.bh["config"]) == set(rules.within_margin(study))
+    decision = decision_of(study)
     fewest = study.bh.loc[study.bh["avg_experts"].idxmin(), "config"]
-    assert rules.least_compute(study, rules.not_worse(study)) == fewest
     fastest = study.bh.loc[study.bh["tokens_per_second"].idxmax(), "config"]
-    assert rules.fastest(study, rules.not_worse(study)) == fastest
-    assert set(rules.bh_outcomes(study)["better"]) == set(study.bh["config"])
+    assert decision.bh == "better"
+    assert set(decision.bh_outcomes["better"]) == set(study.bh["config"])
+    assert decision.compute == rules.Choice(rules.COMPUTE, fewest, rules.SHOWN)
+    assert decision.speed == rules.Choice(rules.SPEED, fastest, rules.SHOWN)
+    assert decision.quality == rules.Choice(rules.QUALITY, fewest, rules.SHOWN)  # all are equally good
+    verdict, use, price = sentences_of(study)
+    assert verdict.startswith(
+        f"BH beats the baseline `{BASELINE}` (8.00 experts per token and layer): all 16 BH"
+    )
+    assert use.startswith(f"Use `{fewest}` for every aim")
+    assert price.startswith(f"`{fewest}` runs 4.08 experts per token and layer instead of 8.00")
+    assert "wikitext perplexity by −9.1 % (95 % interval −10.9 to −7.3 %)" in price
+    assert "lambada accuracy by +0.050 (+0.030 to +0.070)" in price
+    assert price.endswith("it is shown to be better on wikitext, lambada and hellaswag.")
 
 
-def test_where_bh_loses_nothing_is_chosen():
+def test_where_bh_loses_the_baseline_is_kept_and_the_price_named():
     study = study_of(LOSES)
-    assert rules.best_quality(study, "perplexity").config == BASELINE
-    assert rules.not_worse(study) == []
-    assert rules.least_compute(study, []) is None
-    assert rules.fastest(study, []) is None
-    assert set(rules.bh_outcomes(study)["worse"]) == set(study.bh["config"])
+    decision = decision_of(study)
+    assert decision.bh == "worse"
+    assert set(decision.bh_outcomes["worse"]) == set(study.bh["config"])
+    assert [choice.config for choice in decision.choices] == [BASELINE] * 3
+    reasons = [choice.reason for choice in decision.choices]
+    assert reasons == [rules.NO_CANDIDATE, rules.LOSES, rules.LOSES]
+    verdict, use, price = sentences_of(study)
+    assert (
+        verdict.startswith("BH does not help here: ")
+        and "all 16 BH configurations are shown to be worse" in verdict
+    )
+    assert use.startswith(f"Keep `{BASELINE}` for every aim: no configuration measured better")
+    assert "loses least" in price and price.endswith("worse on wikitext, lambada and hellaswag.")
+    assert "perplexity by +27.3 % (95 % interval +25.5 to +29.1 %)" in price
 
 
-def test_a_tie_is_no_loss_and_no_proof_either():
-    wide = study_of(TIES, half_width=0.5)
-    assert set(rules.not_worse(wide)) == set(wide.bh["config"])
-    assert rules.within_margin(wide) == []
-    narrow = study_of(TIES, half_width=0.005)
-    assert set(rules.within_margin(narrow)) == set(narrow.bh["config"])
-    assert rules.best_quality(narrow, "perplexity").config == BASELINE
+def test_a_tie_inside_the_margin_saves_compute():
+    study = study_of(TIES, half_width=0.005)
+    decision = decision_of(study)
+    assert decision.bh == "cheaper"
+    assert set(decision.bh_outcomes["same"]) == set(study.bh["config"])
+    assert decision.compute.reason == decision.speed.reason == rules.SHOWN
+    assert decision.compute.config == "8experts_bh_a030"
+    assert decision.quality.config == BASELINE
+    verdict, use, _ = sentences_of(study)
+    assert verdict.startswith("BH saves compute at the same quality: 9 of 16 BH configurations stay within")
+    assert "For least compute and highest speed within the margin use `8experts_bh_a030`" in use
+    # The margin is stated where it is first mentioned, and only there.
+    definition = (
+        "95 % intervals exclude a loss of more than 2 % of perplexity and 0.02 of accuracy on every data set"
+    )
+    assert f"within the margin ({definition})" in verdict and definition not in use
+
+
+def test_a_tie_inside_the_noise_supports_no_claim_of_equality():
+    study = study_of(TIES, half_width=0.5)
+    decision = decision_of(study)
+    assert decision.bh == "open"
+    assert set(decision.bh_outcomes["open"]) == set(study.bh["config"])
+    assert decision.compute == rules.Choice(rules.COMPUTE, BASELINE, rules.UNPROVEN, "8experts_bh_a030")
+    assert decision.speed.config == BASELINE and decision.speed.reason == rules.UNPROVEN
+    verdict, use, price = sentences_of(study)
+    assert verdict.startswith("Whether BH helps is open: ")
+    assert "neither a gain nor a loss, yet a loss beyond the margin" in verdict
+    assert "none with fewer experts is shown to stay within the margin" in use
+    assert price.startswith("The cheapest without a shown loss, `8experts_bh_a030`, runs 4.08 experts")
+    assert price.endswith("no difference is shown on any data set.")
+
+
+def test_a_shown_loss_smaller_than_the_margin_is_the_same_quality_and_is_said():
+    study = study_of((0.1, -0.01, 0.001), half_width=0.005)
+    decision = decision_of(study)
+    assert decision.bh == "cheaper" and decision.bh_outcomes["worse"] == []
+    assert decision.compute.reason == rules.SHOWN
+    assert sentences_of(study)[2].endswith(
+        "worse on wikitext, lambada and hellaswag, by less than the margin."
+    )
+
+
+def test_the_margin_decides_what_is_the_same_quality():
+    study = study_of((0.3, -0.01, 0.9), half_width=0.005)  # 2.8 % of perplexity at most
+    assert not rules.within_margin(study, "8experts_bh_a030", MARGINS)
+    wide = rules.Margins(perplexity=0.03, accuracy=0.02)
+    assert rules.within_margin(study, "8experts_bh_a030", wide)
+    assert rules.decide(study, wide).compute.reason == rules.SHOWN
+    assert "3 % of perplexity and 0.02 of accuracy" in main_sentences(study, wide)[0]
+    strict = rules.Margins(perplexity=0.03, accuracy=0.01)
+    assert not rules.within_margin(study, "8experts_bh_a030", strict)
+
+
+def test_accuracy_against_perplexity_is_a_conflict():
+    study = study_of((-1.0, -0.05, 0.001))
+    decision = decision_of(study)
+    assert decision.bh == "mixed"
+    assert set(decision.bh_outcomes["mixed"]) == set(study.bh["config"])
+    assert decision.quality == rules.Choice(rules.QUALITY, BASELINE, rules.CONFLICT, "8experts_bh_a030")
+    assert decision.compute.reason == rules.LOSES
+    verdict, use, price = sentences_of(study)
+    assert verdict.startswith("BH helps on one data set and hurts on another")
+    assert verdict.endswith("better on wikitext but worse on lambada and hellaswag.")
+    assert "`8experts_bh_a030` is better on wikitext but worse on lambada and hellaswag" in use
+    assert "better on wikitext and worse on lambada and hellaswag" in price
+
+
+def test_one_improvement_without_a_loss_is_best_quality_whatever_its_strategy():
+    def effect(config, dataset):
+        better = config == "16experts_topk_baseline" and dataset == "wikitext"
+        return (-0.4, 0.2, 0.001) if better else effects(TIES, topk=(0.1, -0.001, 0.9))(config, dataset)
+
+    study = results_tables.study(effect=effect)
+    decision = decision_of(study)
+    assert decision.quality == rules.Choice(rules.QUALITY, "16experts_topk_baseline", rules.SHOWN)
+    assert decision.bh == "open"  # that top-k is better says nothing of BH
+    assert "For best quality use `16experts_topk_baseline`" in sentences_of(study)[1]
+
+
+def test_a_better_value_that_is_not_shown_is_no_choice():
+    study = study_of((-0.1, 0.001, 0.8))
+    decision = decision_of(study)
+    assert decision.quality == rules.Choice(rules.QUALITY, BASELINE, rules.UNPROVEN, "8experts_bh_a030")
+    assert "no configuration is shown to be better" in sentences_of(study)[1]
 
 
 def test_a_choice_must_save_something():
-    study = study_of(TIES)
-    more = study.bh.loc[study.bh["avg_experts"] > 8, "config"].tolist()
-    slower = study.bh.loc[study.bh["tokens_per_second"] < study.baseline_value("tokens_per_second"), "config"]
-    assert more
-    assert rules.least_compute(study, more) is None
-    assert rules.fastest(study, slower.tolist()) is None
+    study = results_tables.study(effect=effects(TIES, half_width=0.005), max_ks=(64,), alphas=(0.5, 0.6))
+    assert (study.bh["avg_experts"] > 8).all()
+    decision = decision_of(study)
+    assert decision.bh == "vain"
+    assert decision.compute.reason == decision.speed.reason == rules.NO_CANDIDATE
+    verdict, use, price = sentences_of(study)
+    assert verdict.startswith("BH gains nothing here: all 2 BH configurations stay within the margin (95 %")
+    assert "none runs fewer experts; none was faster on every data set" in use
+    assert (
+        price
+        == "There is no saving to price: no BH configuration compared with the baseline runs fewer experts."
+    )
+
+
+def test_faster_is_faster_on_every_data_set():
+    study = study_of(TIES, half_width=0.005)
+    fastest = decision_of(study).speed.config
+    slower_once = (study.experiments["config"] == fastest) & (study.experiments["dataset"] == "lambada")
+    study.experiments.loc[slower_once, "tokens_per_second"] = 1.0
+    assert fastest not in rules.faster(study)
+    assert decision_of(study).speed.config not in (fastest, BASELINE)
+    study.configurations["tokens_per_second"] = np.nan
+    assert decision_of(study).speed == rules.Choice(rules.SPEED, BASELINE, rules.UNMEASURED)
+    assert "speed was not measured" in sentences_of(study)[1]
 
 
 def test_one_lost_data_set_excludes_a_configuration():
     def effect(config, dataset):
         lost = config == "8experts_bh_a030" and dataset == "hellaswag"
-        return (-0.3, 0.02, 0.001) if lost else effects(TIES)(config, dataset)
+        return (-0.3, 0.02, 0.001) if lost else effects(TIES, half_width=0.005)(config, dataset)
 
     study = results_tables.study(effect=effect)
-    assert "8experts_bh_a030" not in rules.not_worse(study)
-    assert "8experts_bh_a040" in rules.not_worse(study)
+    decision = decision_of(study)
+    assert decision.bh_outcomes["worse"] == ["8experts_bh_a030"]
+    assert decision.compute.config == "16experts_bh_a030"  # the next in experts
 
 
-def test_an_untested_data_set_excludes_a_configuration():
+def test_a_missing_experiment_excludes_a_configuration_from_every_aim():
     study = study_of(WINS)
-    rows = study.comparisons
-    kept = rows[(rows["config"] != "8experts_bh_a030") | (rows["dataset"] != "lambada")]
-    study = make_study(study.experiments, study.configurations, study.layers, kept, BASELINE)
-    assert "8experts_bh_a030" not in rules.not_worse(study)
-    assert rules.bh_outcomes(study)["untested"] == ["8experts_bh_a030"]
+    first = "8experts_bh_a030"
+    assert {choice.config for choice in decision_of(study).choices} == {first}
+    frames = [
+        t[(t["config"] != first) | (t["dataset"] != "lambada")]
+        for t in (study.experiments, study.comparisons)
+    ]
+    study = make_study(frames[0], study.configurations, study.layers, frames[1], BASELINE)
+    decision = decision_of(study)
+    assert decision.bh_outcomes["untested"] == [first]
+    assert {choice.config for choice in decision.choices} == {"16experts_bh_a030"}
+    assert rules.missing_experiments(study) == [(first, "lambada")]
 
 
-def test_a_p_value_that_does_not_exist_is_no_verdict():
+def test_where_nothing_was_tested_everywhere_no_verdict_is_given():
     study = study_of(WINS)
     study.comparisons.loc[study.comparisons["dataset"] == "lambada", "p_holm"] = np.nan
-    assert rules.not_worse(study) == []
+    decision = decision_of(study)
+    assert decision.bh == "untested"
+    assert decision.quality.reason == decision.compute.reason == rules.UNTESTED
+    assert sentences_of(study)[0].startswith("The data support no verdict on BH")
 
 
-def test_best_quality_is_of_complete_configurations():
-    study = study_of(WINS)
-    best = rules.best_quality(study, "perplexity").config
-    rows = study.experiments
-    kept = rows[(rows["config"] != best) | (rows["dataset"] != "hellaswag")]
-    study = make_study(kept, study.configurations, study.layers, study.comparisons, BASELINE)
-    assert rules.best_quality(study, "perplexity").config != best
-    assert rules.missing_experiments(study) == [(best, "hellaswag")]
+@pytest.mark.parametrize(
+    "dataset, unit", [("wikitext", "2 % of perplexity"), ("lambada", "0.02 of accuracy")]
+)
+def test_one_data_set_alone_decides(dataset, unit):
+    study = study_of(WINS, datasets=(dataset,))
+    decision = decision_of(study)
+    assert decision.bh == "better" and decision.compute.reason == rules.SHOWN
+    text = " ".join(sentences_of(study))
+    assert f"a loss of more than {unit} on every data set" in text
+    other = "accuracy" if dataset == "wikitext" else "perplexity"
+    assert other not in text
+
+
+def test_the_older_grid_with_a_single_top_k_is_decided_too():
+    study = results_tables.study(
+        effect=effects(LOSES), max_ks=(4, 8, 16, 32, 64), alphas=(0.01, 0.05, 0.1, 0.2), ks=(8,)
+    )
+    decision = decision_of(study)
+    assert decision.bh == "worse" and len(decision.bh_outcomes["worse"]) == 20
+    assert rules.same_compute(study, "perplexity") is None
+    assert min(rules.fixed_k_to_add(study)) >= 1 and max(rules.fixed_k_to_add(study)) < 8
+
+
+def test_one_bh_configuration_is_spoken_of_in_the_singular():
+    study = results_tables.study(effect=effects(LOSES), max_ks=(8,), alphas=(0.3,), ks=(8,))
+    assert "1 of 1 BH configuration is shown to be worse" in sentences_of(study)[0]
+
+
+def test_a_study_without_bh_does_not_answer_whether_it_helps():
+    study = results_tables.study(max_ks=(), effect=effects(TIES))
+    decision = decision_of(study)
+    assert decision.bh == "absent"
+    assert {choice.config for choice in decision.choices} == {BASELINE}
+    assert sentences_of(study)[0].startswith("This study does not say whether BH helps")
+
+
+@pytest.mark.parametrize("strategy", ["top-k", "BH"])
+def test_a_baseline_that_is_not_the_models_own_routing(images, strategy):
+    """Prices are against the baseline, also where it is not what the model was trained with."""
+    baseline = "16experts_topk_baseline" if strategy == "top-k" else "16experts_bh_a060"
+    tables_ = results_tables.tables(effect=lambda *_: (-0.5, 0.1, 0.001), datasets=("wikitext",))
+    kept = tables_["comparisons"]["config"] != baseline
+    # The rows of the table's own baseline stand in for those against another.
+    tables_["comparisons"] = tables_["comparisons"][kept]
+    study = make_study(**tables_, baseline=baseline)
+    decision = rules.decide(study, MARGINS)
+    assert decision.bh == "better"
+    assert not any(baseline in configs for configs in decision.bh_outcomes.values())
+    saved = study.configurations.set_index("config")["flops_reduction_exact_pct"]
+    ratio = (100 - saved["8experts_bh_a030"]) / (100 - saved[baseline])
+    assert rules.flops_ratio(study, "8experts_bh_a030") == pytest.approx(ratio)
+    assert rules.flops_ratio(study, baseline) == 1
+    text = report(study, images)
+    assert "It is not the model's own routing, which is top-8." in text
+    assert f"`{baseline}` (baseline)" in section(text, "### All configurations")
+    assert "not the model's own routing" not in report(study_of(WINS), images)
 
 
 @pytest.mark.parametrize(
@@ -172,13 +375,14 @@ def test_the_largest_loss_is_at_the_bad_end_of_the_interval(metric, low, high, e
 
 
 def test_a_data_set_without_a_score_decides_nothing():
-    with_prompts = study_of(TIES, datasets=("wikitext", "lambada", "prompts"))
+    with_prompts = study_of(TIES, datasets=("wikitext", "lambada", "prompts"), half_width=0.005)
     assert with_prompts.scored_datasets == ["wikitext", "lambada"]
-    assert set(rules.not_worse(with_prompts)) == set(with_prompts.bh["config"])
+    assert decision_of(with_prompts).compute.reason == rules.SHOWN
     assert rules.scores_of(with_prompts, "perplexity") == ["wikitext"]
     assert with_prompts.comparison("8experts_bh_a030", "prompts")["metric"] == "loss"
     assert with_prompts.verdict("8experts_bh_a030", "prompts") == "worse"
     assert with_prompts.comparison("8experts_bh_a030", "wikitext")["metric"] == "perplexity"
+    assert "prompts" not in " ".join(sentences_of(with_prompts))
 
 
 def test_same_compute_reads_the_line_through_top_k():
@@ -202,67 +406,129 @@ def test_same_compute_reads_the_line_through_top_k():
 
 
 def test_the_answer_names_the_winner_with_its_numbers(images):
-    text = report(study_of(WINS), images)
-    assert "**BH beats the baseline in all 16 BH configurations" in section(text, "## Answers")
-    answer = section(text, "### Best perplexity")
-    assert "significantly better than the baseline on wikitext" in answer
-    values = "10.00 ± 0.50 | 11.00 ± 0.50 | −1.00 | −1.20 to −0.80"
-    assert f"| wikitext | perplexity | {values} | 0.001 | better |" in answer
-    assert "exclude losses beyond the margins" in section(text, "### Same quality, least compute")
+    study = study_of(WINS)
+    text = report(study, images)
+    opening = section(text, "## Answers").strip().splitlines()
+    assert opening[:3] == [f"{i}. {one}" for i, one in enumerate(sentences_of(study), start=1)]
+    use = section(text, "### What to use")
+    best = "| best quality | `8experts_bh_a030` | shown to be better on wikitext, lambada and hellaswag"
+    assert best in use
+    assert "4.08 experts instead of 8.00; a loss beyond the margin is excluded on every data set" in use
+    assert "95 % intervals exclude a loss of more than 2 % of perplexity and 0.02 of accuracy" in use
+    costs = section(text, "### What it costs")
+    cells = row_of(costs, "8experts_bh_a030")
+    assert cells["configuration"].startswith("`8experts_bh_a030`<br>use: best quality<br>use: same quality")
+    assert cells["experts"] == "4.08"
+    assert cells["wikitext perplexity"] == "−9.1 % ▲<br>(−10.9 to −7.3 %)"
+    assert cells["lambada accuracy"] == "+0.050 ▲<br>(+0.030 to +0.070)"
+    assert row_of(costs, BASELINE)["wikitext perplexity"] == "11.00 ± 0.50"
+    evidence = section(text, "### The tests behind these answers")
+    values = "10.00 ± 0.50 | 11.00 ± 0.50 | −1.00 ▲ | −1.20 to −0.80"
+    assert f"| `8experts_bh_a030` | wikitext perplexity | {values} | 0.001 | excluded |" in evidence
 
 
 def test_a_loss_is_called_a_loss(images):
     text = report(study_of(LOSES), images)
-    assert "**BH does not help here" in section(text, "## Answers")
-    assert "The baseline itself has the lowest perplexity" in section(text, "### Best perplexity")
-    assert f"no choice but `{BASELINE}`" in section(text, "### Same quality, least compute")
-    assert "Significantly worse than the baseline on wikitext: all 16 (`8experts_bh_a030`," in section(
-        text, "### Where BH does not help"
-    )
-    assert section(text, "### Perplexity").count("14.00 ± 0.50 ▼") == 16
+    assert f"| best quality | `{BASELINE}` (keep) | no configuration measured better" in text
+    assert "closest: `8experts_bh_a030`" in section(text, "### What to use")
+    where = section(text, "### Where BH does not help")
+    assert "Shown to be worse than the baseline on wikitext: all 16." in where
+    assert section(text, "### All configurations").count("14.00 ± 0.50 ▼") == 16
+    evidence = section(text, "### The tests behind these answers")
+    assert row_of(evidence, "8experts_bh_a030", "lambada accuracy")["loss beyond the margin"] == "shown"
+    assert "BH 16 worse" in folded(text, "Tests on lambada: ").split("</summary>")[0]
 
 
 def test_a_tie_supports_no_claim_of_equality(images):
     text = report(study_of(TIES, half_width=0.5), images)
-    assert "No BH configuration is shown to be better" in section(text, "## Answers")
-    answer = section(text, "### Same quality, least compute")
-    assert "no loss was shown, not that there is none" in answer
-    assert "such a loss remains possible" in answer
-    for heading, tested in (("### Perplexity", 1), ("### Accuracy", 2)):
-        bh = [line for line in section(text, heading).splitlines() if "_bh_" in line]
-        assert len(bh) == 16
-        assert not any(mark in line for line in bh for mark in "▲▼")
-        assert all(line.count("○") == tested for line in bh)
+    evidence = section(text, "### The tests behind these answers")
+    assert row_of(evidence, "8experts_bh_a030", "lambada accuracy")["loss beyond the margin"] == "possible"
+    bh = [line for line in section(text, "### All configurations").splitlines() if "_bh_" in line]
+    assert len(bh) == 16
+    assert not any(mark in line for line in bh for mark in "▲▼")
+    assert all(line.count("○") == 3 for line in bh)
 
 
-def test_a_best_value_without_significance_is_left_undecided(images):
-    text = report(study_of((-0.1, 0.001, 0.8)), images)
-    assert "| best perplexity | undecided; best measured:" in section(text, "## Answers")
-    assert "do not support a choice" in section(text, "### Best perplexity")
+def test_how_many_samples_it_takes_is_said(images):
+    """Half a width shrinks with the root of the number of samples."""
+    text = section(report(study_of(TIES, half_width=0.1), images), "### How sure one can be")
+    cells = row_of(text, "lambada accuracy")
+    assert (cells["half a 95 % interval"], cells["margin"]) == ("±0.100", "0.020")
+    assert (cells["samples"], cells["samples for even odds"]) == ("200", "about 5,000")
+    # 2 % of 11 is 0.22: wide enough as it is.
+    assert row_of(text, "wikitext perplexity")["samples for even odds"] == "enough"
+    study = study_of(TIES, half_width=0.03)
+    assert rules.samples_needed(study, "lambada", MARGINS) == 450
+    assert rules.samples_needed(study, "wikitext", MARGINS) is None
+
+
+def test_what_no_top_k_can_be_compared_with_is_said_to_be_open(images):
+    text = section(report(study_of(TIES), images), "### Against fixed top-k at the same compute")
+    assert "9 of 16 BH configurations run fewer experts than any top-k" in text
+    assert "**not answered here**" in text and "add k = 4, 5, 6 and 7 to `strategies.topk.k`" in text
+    low = results_tables.study(ks=(2, 8, 64), effect=effects(TIES))
+    assert rules.fixed_k_to_add(low) == []
+    text = section(report(low, images), "### Against fixed top-k at the same compute")
+    assert "not answered" not in text and "it is no test" in text
+
+
+def test_what_the_two_settings_do_is_said(images):
+    def effect(config, dataset):
+        if "topk" in config:
+            return 0.5, 0.2, 0.001
+        alpha = int(config[-3:]) / 100
+        return (11 * (alpha - 0.3), 0.2, 0.5) if dataset == "wikitext" else (-alpha / 10, 0.02, 0.5)
+
+    study = results_tables.study(effect=effect)
+    first, last, low, high = rules.setting_effects(study, "perplexity")["alpha"]
+    assert (first, last) == (0.3, 0.6) and (low, high) == pytest.approx((1.3, 1.3))
+    assert rules.setting_effects(study, "perplexity")["k_or_max_k"][2:] == pytest.approx((1, 1))
+    assert rules.setting_effects(study, "avg_task_accuracy")["alpha"][2:] == pytest.approx((-0.03, -0.03))
+    text = section(report(study, images), "### What it costs")
+    assert "Raising α from 0.3 to 0.6 at the same max_k multiplies experts by" in text
+    assert "changes perplexity by +30.0 % and changes mean accuracy by −0.030." in text
+    one = results_tables.study(max_ks=(8,), alphas=(0.3,), effect=effect)
+    assert "Raising" not in report(one, images)
 
 
 def test_without_the_baseline_nothing_is_recommended(images):
     study = study_of(WINS)
     tables_ = (study.experiments, study.configurations, study.layers)
     study = make_study(*(t[t["config"] != BASELINE] for t in tables_), study.comparisons.iloc[:0], BASELINE)
+    assert rules.obstacle(study) == "baseline"
+    verdict, use, held = sentences_of(study)
+    assert verdict == f"Whether BH helps cannot be said: the baseline `{BASELINE}` has no results."
+    assert use == "No configuration can be recommended for any aim."
+    assert "57 experiments on wikitext, lambada and hellaswag" in held
     text = report(study, images)
-    assert "nothing can be recommended" in section(text, "## Answers")
-    assert f"The baseline `{BASELINE}` has no results." in section(text, "## Missing, skipped and shortened")
+    assert "### What to use" not in text
+    assert f"The baseline `{BASELINE}` has no results." in section(text, "### Missing, skipped and shortened")
+    assert "### All configurations" in text
 
 
-def row_of(table, config):
-    """The cells of a configuration's row, by the table's headings."""
+def row_of(table, *names):
+    """The cells of the row that begins so (a configuration's name, and more), by the table's headings."""
     lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")]
-    (cells,) = [line for line in lines if line[0].strip("*") == f"`{config}`"]
-    return dict(zip(lines[0], cells, strict=True))
+
+    def begins_so(cells):
+        plain = [cell.split("<br>")[0].removesuffix(" (baseline)").strip("`") for cell in cells]
+        return plain[: len(names)] == list(names)
+
+    ((first, cells),) = [(_table_above(lines, i), line) for i, line in enumerate(lines) if begins_so(line)]
+    return dict(zip(first, cells, strict=True))
+
+
+def _table_above(lines, i):
+    """The headings of the table that holds line i: those before the nearest rule."""
+    return lines[max(j for j in range(i) if set(lines[j]) == {"---"}) - 1]
 
 
 def test_every_quality_value_stands_with_its_standard_error(images):
     study = study_of(LOSES, documents=True)
     study.configurations["target_perplexity"], study.configurations["target_perplexity_stderr"] = 9.5, 0.25
     text = report(study, images)
-    cells = row_of(section(text, "### Perplexity"), "8experts_bh_a030")
-    del cells["configuration"], cells["average experts"]
+    cells = row_of(folded(text, "Every perplexity"), "8experts_bh_a030")
+    del cells["configuration"]
     # Of whole articles the word perplexity is what is tested.
     assert cells == {
         "perplexity": "14.00 ± 0.50",
@@ -272,33 +538,46 @@ def test_every_quality_value_stands_with_its_standard_error(images):
         "bits per byte": "0.766 ± 0.010",
         "lambada target perplexity": "9.50 ± 0.25",
     }
-    cells = row_of(section(text, "### Accuracy"), "8experts_bh_a030")
-    del cells["configuration"], cells["average experts"]
-    assert cells == {
-        "lambada accuracy": "0.640 ± 0.027 ▼",
-        "hellaswag accuracy": "0.570 ± 0.027 ▼",
-        "mean accuracy": "0.605 ± 0.027",
-    }
-    baseline = row_of(section(text, "### Perplexity"), BASELINE)
+    cells = row_of(section(text, "### All configurations"), "8experts_bh_a030")
+    assert cells["word perplexity"] == "28.00 ± 1.20 ▼" and "perplexity" not in cells
+    assert cells["lambada accuracy"] == "0.640 ± 0.027 ▼"
+    assert cells["hellaswag accuracy"] == "0.570 ± 0.027 ▼"
+    assert cells["mean accuracy"] == "0.605 ± 0.027"
+    baseline = row_of(section(text, "### All configurations"), BASELINE)
     assert not any(mark in cell for cell in baseline.values() for mark in "▲▼○")
-    rows_alone = section(report(study_of(LOSES), images), "### Perplexity")
+    rows_alone = folded(report(study_of(LOSES), images), "Every perplexity")
     assert "token perplexity" in rows_alone and "word perplexity" not in rows_alone
+
+
+def test_the_best_value_of_a_column_is_bold_where_there_is_a_better(images):
+    study = study_of(LOSES)
+    text = report(study, images)
+    baseline = row_of(section(text, "### All configurations"), BASELINE)
+    assert (
+        baseline["perplexity"] == "**11.00 ± 0.50**" and baseline["lambada accuracy"] == "**0.840 ± 0.027**"
+    )
+    assert baseline["tokens/s"] == "33,333"
+    fewest = row_of(section(text, "### All configurations"), "8experts_bh_a030")
+    assert fewest["experts"] == "**4.08**" and fewest["tokens/s"].startswith("**")
+    # A range is neither good nor bad, and all are equally stable.
+    assert "**" not in folded(text, "Expert counts")
+    assert "0.9990" in folded(text, "Experts and layers") and "**0.9990**" not in text
 
 
 @pytest.mark.parametrize("effect, mark", [(WINS, " ▲"), (LOSES, " ▼"), (TIES, " ○")])
 def test_the_tables_of_tests_mark_what_differs_after_holm(images, effect, mark):
     text = report(study_of(effect), images)
     difference = words.number(effect[0], "+z.2f")
-    cells = row_of(section(text, "### Tests on wikitext"), "16experts_bh_a040")
+    cells = row_of(folded(text, "Tests on wikitext"), "16experts_bh_a040")
     assert cells["difference"] == difference + mark
     assert cells["value"] == f"{11 + effect[0]:.2f} ± 0.50"
-    cells = row_of(section(text, "### Tests on lambada"), "16experts_bh_a040")
+    cells = row_of(folded(text, "Tests on lambada"), "16experts_bh_a040")
     assert cells["difference"] == words.number(effect[1], "+z.3f") + mark
 
 
 def test_tests_that_agree_stand_side_by_side_without_a_remark(images):
     text = report(study_of((3.0, -0.2, 0.004)), images)
-    wikitext, lambada = (section(text, f"### Tests on {d}") for d in ("wikitext", "lambada"))
+    wikitext, lambada = (folded(text, f"Tests on {d}") for d in ("wikitext", "lambada"))
     cells = row_of(wikitext, "16experts_bh_a040")
     assert [cells[f"{name}p (Holm)"] for name in ("", "Wilcoxon ", "bootstrap ")] == ["0.004"] * 3
     cells = row_of(lambada, "16experts_bh_a040")
@@ -323,29 +602,40 @@ def test_tests_that_disagree_are_named_with_their_configurations(images):
         "Corrected by Holm, the tests disagree at the 5 % level: a difference is shown by Wilcoxon's test "
         "and the bootstrap, not by the paired t-test, for `8experts_bh_a030`, `8experts_bh_a040`; by the "
         "bootstrap, not by the paired t-test and Wilcoxon's test, for `64experts_bh_a060`."
-    ) in section(text, "### Tests on wikitext")
-    assert ("shown by McNemar's exact test, not by the bootstrap, for `8experts_bh_a050`.") in section(
-        text, "### Tests on lambada"
+    ) in folded(text, "Tests on wikitext")
+    assert "shown by McNemar's exact test, not by the bootstrap, for `8experts_bh_a050`." in folded(
+        text, "Tests on lambada"
     )
-    assert "disagree" not in section(text, "### Tests on hellaswag")
+    assert "disagree" not in folded(text, "Tests on hellaswag")
 
 
 def test_a_data_set_without_a_score_has_its_tests_and_no_say(images):
     text = report(study_of(TIES, datasets=("wikitext", "prompts")), images)
-    tests = section(text, "### Tests on prompts")
+    tests = folded(text, "Tests on prompts")
     assert "Score: loss; baseline 2.400 ± 0.027; paired t-test" in tests
     assert row_of(tests, "8experts_bh_a030")["difference"] == "+0.500 ▼"
     assert "Left out of the answers, without a perplexity or an accuracy: prompts." in text
-    assert "prompts" not in section(text, "### Same quality, least compute")
+    assert "prompts" not in section(text, "### What to use") + section(text, "### What it costs")
     assert "prompts" not in section(text, "### Where BH does not help")
-    assert row_of(section(text, "### Perplexity"), "8experts_bh_a030")["perplexity"] == "11.05 ± 0.50 ○"
+    cells = row_of(section(text, "### All configurations"), "8experts_bh_a030")
+    assert cells["perplexity"] == "11.05 ± 0.50 ○"
     assert "Left out of the answers" not in report(study_of(TIES), images)
 
 
 def test_losses_alone_recommend_nothing(images):
-    text = report(results_tables.study(datasets=("prompts",)), images)
-    assert "nothing can be recommended" in section(text, "## Answers")
-    assert "### Tests on prompts" in text
+    study = results_tables.study(datasets=("prompts",))
+    assert rules.obstacle(study) == "scores"
+    assert "no data set of this study has a perplexity or an accuracy" in sentences_of(study)[0]
+    text = report(study, images)
+    assert "### What to use" not in text
+    assert "Score: loss" in folded(text, "Tests on prompts")
+
+
+def test_the_baseline_alone_recommends_nothing(images):
+    study = results_tables.study(max_ks=(), ks=(8,))
+    assert rules.obstacle(study) == "comparisons"
+    assert f"no configuration was compared with the baseline `{BASELINE}`" in sentences_of(study)[0]
+    assert "### What to use" not in report(study, images)
 
 
 STUDIES = {
@@ -364,8 +654,7 @@ STUDIES = {
 def test_a_value_that_does_not_exist_is_a_dash(images, name):
     text = report(STUDIES[name](), images)
     assert not re.search(r"\b(nan|None|inf)\b", text.split("## How to reproduce")[0])
-    rows = [line for line in section(text, "### Expert counts").splitlines() if BASELINE in line]
-    assert rows[0].split(" | ")[5].strip() == "–"  # entropy of a constant count
+    assert row_of(folded(text, "Expert counts"), BASELINE)["entropy (nats)"] == "–"  # of a constant count
 
 
 def test_gaps_and_differences_between_experiments_are_stated(images):
@@ -376,7 +665,7 @@ def test_gaps_and_differences_between_experiments_are_stated(images):
         summary("hellaswag"),
     ]
     text = report(study, images, summaries)
-    gaps = section(text, "## Missing, skipped and shortened")
+    gaps = section(text, "### Missing, skipped and shortened")
     assert "wikitext: 4 samples cut" in gaps
     assert "wikitext: 7 rows with nothing to score passed over" in gaps
     assert "lambada: 150 of 200 samples asked for were scored" in gaps
@@ -386,10 +675,10 @@ def test_gaps_and_differences_between_experiments_are_stated(images):
 
 def test_fewer_samples_than_asked_for_in_some_configurations_are_stated(images):
     summaries = [summary("wikitext"), summary("wikitext", total_samples=62), summary("lambada")]
-    gaps = section(report(results_tables.study(), images, summaries), "## Missing, skipped and shortened")
+    gaps = section(report(results_tables.study(), images, summaries), "### Missing, skipped and shortened")
     assert "wikitext: 62 of 200 samples asked for were scored" in gaps
     assert "lambada" not in gaps
-    whole = section(report(results_tables.study(), images), "## Missing, skipped and shortened")
+    whole = section(report(results_tables.study(), images), "### Missing, skipped and shortened")
     assert "every sample asked for" in whole
 
 
@@ -400,9 +689,9 @@ def test_a_data_set_that_is_small_by_nature_is_no_gap(images):
     rows["provenance"]["settings"] = {"dataset": {"protocol": "rows"}}
     prompts = summary("prompts", total_samples=12)
     study = results_tables.study(datasets=("wikitext", "prompts"))
-    gaps = section(report(study, images, [articles, prompts]), "## Missing, skipped and shortened")
+    gaps = section(report(study, images, [articles, prompts]), "### Missing, skipped and shortened")
     assert "asked for were scored" not in gaps
-    gaps = section(report(study, images, [rows, prompts]), "## Missing, skipped and shortened")
+    gaps = section(report(study, images, [rows, prompts]), "### Missing, skipped and shortened")
     assert "wikitext: 62 of 200 samples asked for were scored" in gaps and "prompts" not in gaps
 
 
@@ -419,15 +708,15 @@ def test_a_perplexity_too_large_for_a_number_is_a_dash_and_said(images):
         study.experiments, study.configurations, study.layers, study.comparisons[~rows], BASELINE
     )
     text = report(study, images)
-    cells = row_of(section(text, "### Perplexity"), "8experts_bh_a030")
+    cells = row_of(folded(text, "Every perplexity"), "8experts_bh_a030")
     assert cells["word perplexity"] == "–"
-    cells = row_of(section(text, "### Perplexity"), "8experts_bh_a040")
+    cells = row_of(folded(text, "Every perplexity"), "8experts_bh_a040")
     assert cells["word perplexity"].startswith("3.40e+306 ±")
     assert (
         "wikitext: word perplexity is too large for a number (over 1e308; “–” in the tables) in "
         "`8experts_bh_a030`."
-    ) in section(text, "## Missing, skipped and shortened")
-    assert rules.bh_outcomes(study)["untested"] == ["8experts_bh_a030"]
+    ) in section(text, "### Missing, skipped and shortened")
+    assert decision_of(study).bh_outcomes["untested"] == ["8experts_bh_a030"]
     # Where the baseline's does not exist, the mean of sample losses is the score again.
     for table in (study.experiments, study.configurations):
         table.loc[table["config"] == BASELINE, lost] = np.nan
@@ -437,31 +726,30 @@ def test_a_perplexity_too_large_for_a_number_is_a_dash_and_said(images):
 
 def test_whole_articles_are_judged_by_their_word_perplexity(images):
     study = study_of(LOSES, documents=True)
-    assert study.comparison("8experts_bh_a030", "wikitext")["metric"] == "word_perplexity"
-    assert rules.margin(study, "wikitext") == pytest.approx(0.02 * 22)
-    assert rules.scores_of(study, "word_perplexity") == ["wikitext"]
-    text = report(study, images)
-    answer = section(text, "### Best word perplexity")
-    assert "The baseline itself has the lowest word perplexity, 22.00 ± 1.20" in answer
-    assert "| aim | configuration | average experts | word perplexity |" in section(text, "## Answers")
-    tests = section(text, "### Tests on wikitext")
+    comparison = study.comparison("8experts_bh_a030", "wikitext")
+    assert comparison["metric"] == "word_perplexity"
+    assert MARGINS.of(comparison) == pytest.approx(0.02 * 22)
+    assert "changes wikitext word perplexity by +13.6 %" in sentences_of(study)[2]
+    source = SETTINGS["datasets"]["wikitext"]["source"]
+    settings = load_study_settings(datasets={"wikitext": {"source": source, "protocol": "documents"}})
+    text = report(study, images, settings=settings)
+    tests = folded(text, "Tests on wikitext")
     assert "Score: word perplexity; baseline 22.00" in tests and "linearised paired t-test" in tests
-    assert "linearised as a ratio" in section(text, "### How far these answers reach")
-    assert "linearised as a ratio" not in report(study_of(LOSES), images)
+    assert "linearised ratio of sums" in section(text, "### Statistics")
+    assert "whole articles" in section(text, "### Scores")
+    assert "linearised" not in report(study_of(LOSES), images)
 
 
 def test_nothing_is_proved_by_few_samples_or_by_an_interval_without_width():
-    study = study_of(TIES, half_width=0.005)
     few = study_of(TIES, half_width=0.005)
     few.comparisons["samples"] = 29
     same = study_of((0.0, 0.0, 1.0), half_width=1e-300)
     same.comparisons["ci_low"] = same.comparisons["ci_high"] = 0.0
     unknown = study_of(TIES, half_width=0.005)
-    unknown.comparisons["ci_high"] = np.nan
-    assert set(rules.within_margin(study)) == set(study.bh["config"])
+    unknown.comparisons["ci_high"] = unknown.comparisons["ci_low"] = np.nan
     for one in (few, same, unknown):
-        assert set(rules.not_worse(one)) == set(one.bh["config"])
-        assert rules.within_margin(one) == []
+        decision = decision_of(one)
+        assert decision.bh == "open" and decision.compute.reason == rules.UNPROVEN
 
 
 @pytest.mark.parametrize("samples, strategies", [(6, ("topk", "bh")), (9, ("bh",)), (10, None)])
@@ -472,13 +760,23 @@ def test_tests_that_cannot_reject_are_said_to(images, samples, strategies):
     expected = {"lambada": (strategies, samples)} if strategies else {}
     assert rules.powerless(study) == expected
     text = report(study, images)
-    limits = section(text, "### How far these answers reach")
-    assert ("on lambada" in limits) == (not expected)
-    assert "±0.200" not in limits and "±0.20 on wikitext" in limits
+    limits = section(text, "### How sure one can be")
+    assert ("| lambada accuracy |" in limits) == (not expected)
+    assert "| wikitext perplexity | ±0.20 | 0.22 |" in limits
     sentence = f"**So few samples cannot show any difference** on lambada ({samples} samples; "
     assert (sentence in section(text, "## Answers")) == bool(expected)
     if strategies == ("bh",):
         assert f"{sentence}BH configurations)" in text
+
+
+def test_where_no_test_can_reject_nothing_is_said_of_bh():
+    study = study_of(TIES, datasets=("lambada", "hellaswag"))
+    study.comparisons["samples"] = 6
+    assert decision_of(study).bh == "powerless"
+    verdict = sentences_of(study)[0]
+    assert (
+        verdict.startswith("Nothing can be said about BH") and "6 samples a data set cannot show" in verdict
+    )
 
 
 def test_a_rank_test_that_cannot_reject_is_said_to(images):
@@ -488,7 +786,7 @@ def test_a_rank_test_that_cannot_reject_is_said_to(images):
     study = study_of(TIES)
     study.comparisons.loc[study.comparisons["dataset"] == "wikitext", "samples"] = 5
     text = report(study, images)
-    assert sentence in section(text, "### Tests on wikitext")
+    assert sentence in folded(text, "Tests on wikitext")
     assert rules.powerless(study) == {}  # the t-test, which decides, can
 
 
@@ -504,7 +802,7 @@ def test_one_is_singular_and_a_data_set_keeps_its_name(images):
     text = report(study, images, [summary("wikitext", total_samples=1), summary("arc_challenge")])
     assert "2 top-k" not in text
     assert "1 top-k configuration and 1 BH configuration on wikitext (1 sample), " in text
-    assert "arc_challenge accuracy" in section(text, "### Accuracy")
+    assert "arc_challenge accuracy" in section(text, "### All configurations")
     assert "arc challenge" not in text
     assert "4 experiments:" in text
 
@@ -516,15 +814,52 @@ def test_names_cannot_break_the_table():
 
 
 def test_printed_settings_are_a_config_file_of_the_same_study(images):
-    config = yaml.safe_load((REPOSITORY / "config.yaml").read_text())
-    settings = load_settings(config, base_dir=REPOSITORY)
-    configurations = settings.pop("configurations")
-    text = report(results_tables.study(), images, settings=settings)
+    text = report(results_tables.study(), images)
+    assert "snakemake --configfile study.yaml" in section(text, "## How to reproduce")
     printed = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
-    assert printed == plain_settings(settings)
+    assert printed == plain_settings(SETTINGS)
     again = load_settings(printed, base_dir=REPOSITORY)
-    assert again.pop("configurations") == configurations
-    assert again == settings
+    del again["configurations"]
+    assert again == SETTINGS
+
+
+def test_the_margins_are_settings(images):
+    settings = load_study_settings(report={"perplexity_margin": 0.05, "accuracy_margin": 0.01})
+    study = study_of(TIES, half_width=0.005)
+    text = report(study, images, settings=settings)
+    assert "5 % of perplexity and 0.01 of accuracy" in text.split("### What to use")[0]
+    assert "5 % of the baseline's perplexity or 0.01 of accuracy" in section(text, "### Statistics")
+    assert "2 % of" not in text
+
+
+def test_the_summary_is_three_lines_of_plain_text():
+    study = study_of(WINS)
+    lines = write_summary(study, SETTINGS).splitlines()
+    assert len(lines) == 3
+    assert lines == [sentence.replace("`", "") for sentence in sentences_of(study)]
+    assert not set("`*{}") & set("".join(lines))
+
+
+def test_the_method_defines_every_metric_with_its_unit(images):
+    text = report(results_tables.study(), images)
+    for metric in METRICS:
+        cells = row_of(section(text, "### The 16 metrics"), metric.name)
+        assert cells["category"] == metric.category and cells["definition"] == metric.description
+        assert cells["unit"] == (metric.unit or "–")
+        assert cells["better"] == ("–" if metric.better == "none" else metric.better)
+
+
+def test_the_method_says_how_this_run_was_routed(images):
+    usual = section(report(results_tables.study(), images), "### Routing")
+    assert "gaussian kernel, Silverman's bandwidth" in usual and "at least 1 and at most max_k" in usual
+    assert "left as the model computes them" in usual
+    changed = load_study_settings(
+        routing={"min_k": 2, "weights": "renormalized", "temperature": 0.5},
+        null_distribution={"trim": 4, "bandwidth": 0.2, "kernel": "tophat"},
+    )
+    text = section(report(results_tables.study(), images, settings=changed), "### Routing")
+    assert "tophat kernel, bandwidth 0.2" in text and "4 largest and 4 smallest" in text
+    assert "at least 2" in text and "sum to 1 per token" in text and "logits / 0.5" in text
 
 
 class Links(HTMLParser):
@@ -537,6 +872,7 @@ class Links(HTMLParser):
     def handle_starttag(self, tag, attributes):
         attributes = dict(attributes)
         assert tag not in ("script", "link", "iframe")
+        assert tag != "img" or attributes["alt"]
         self.sources += [attributes["src"]] if "src" in attributes else []
         self.links += [attributes["href"]] if "href" in attributes else []
         self.ids += [attributes["id"]] if "id" in attributes else []
@@ -556,8 +892,58 @@ def test_html_needs_nothing_but_itself(images):
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in parser.sources)
     assert all(link.startswith("#") and link[1:] in parser.ids for link in parser.links)
     assert "answers" in parser.ids
-    assert page.count("<table>") == page.count("</table>") >= 9
+    assert page.count("<table>") == page.count("</table>") == page.count("<div aria-label=") >= 9
     assert "url(" not in page and "@import" not in page
+
+
+def test_html_sets_apart_what_markdown_cannot(images):
+    page = to_html(report(study_of(WINS), images), images.parent)
+    rows = re.findall(r'<tr class="baseline">\s*<td>(.*?)</td>', page)
+    assert len(rows) >= 6 and all(BASELINE in row for row in rows)
+    panels = page.split('<div class="panels">')[1].split("</div>")[0]
+    assert panels.count("<section>") == panels.count("<img") == 9
+    assert '−1.00 <span class="better">▲</span></td>' in page
+    assert '<td class="number">10.00 ± 0.50</td>' in page
+    # Folded parts are tables, not Markdown left as it was.
+    parts = re.findall(r"<details>(.*?)</details>", page, re.DOTALL)
+    assert len(parts) == 9 and not any("| ---" in part for part in parts)
+    assert "baseline: 8experts_topk_baseline" in parts[-1]
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("width", [1300, 700])
+def test_a_browser_shows_it_without_complaint(images, tmp_path, width):
+    """No console message, every image decoded, nothing wider than the window."""
+    page = to_html(report(results_tables.study(), images), images.parent)
+    measure = (
+        "<script>addEventListener('load', () => { const e = document.documentElement; document.title ="
+        " [e.scrollWidth - e.clientWidth, ...[...document.images].map(i => i.naturalWidth > 0)].join(' ')"
+        " })</script>"
+    )
+    # The page itself forbids scripts: a copy without that says how it is laid out.
+    copy = re.sub(r"<meta http-equiv.*?>", measure, page, flags=re.DOTALL)
+    browser = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    browser += [f"--window-size={width},900", "--enable-logging=stderr", "--dump-dom"]
+    output = {}
+    for name, text in (("page", page), ("copy", copy)):
+        (tmp_path / f"{name}.html").write_text(text, encoding="utf-8")
+        done = subprocess.run(
+            [*browser, (tmp_path / f"{name}.html").as_uri()], capture_output=True, text=True, timeout=120
+        )
+        output[name] = done.stdout
+        assert "CONSOLE" not in done.stderr
+    assert "Adaptive expert routing" in output["page"]
+    title = re.search("<title>(.*?)</title>", output["copy"])[1]
+    assert title == " ".join(["0", *["true"] * 10])
 
 
 # The scripts, as Snakemake runs them
@@ -605,7 +991,7 @@ def test_from_logs_to_figure_and_report(tmp_path, run_script):
     images = tmp_path / "visualizations"
     panels = {s: [str(images / f"panel_{panel}.{s}") for panel in PANELS] for s in ("png", "svg")}
     page = {f"figure_{s}": str(images / f"page.{s}") for s in ("png", "svg")}
-    params = SimpleNamespace(baseline=study.baseline, settings={"seed": 0})
+    params = SimpleNamespace(baseline=study.baseline, settings=SETTINGS)
 
     output = Files(*panels["svg"], **page, panels=panels["png"])
     run_script("plot_panels", input=Files(**csv), output=output, params=params, log=[tmp_path / "p.log"])
@@ -617,11 +1003,14 @@ def test_from_logs_to_figure_and_report(tmp_path, run_script):
         figure=page["figure_png"],
         panels=panels["png"],
     )
-    output = Files(markdown=str(tmp_path / "report.md"), html=str(tmp_path / "report.html"))
+    output = Files(**{name: str(tmp_path / f"report.{name}") for name in ("markdown", "html", "summary")})
     run_script("write_report", input=inputs, output=output, params=params, log=[tmp_path / "r.log"])
     text = Path(output.markdown).read_text()
-    lowest = frames["configurations"].set_index("config")["perplexity"].idxmin()
-    assert f"| best perplexity | `{lowest}` |" in text or f"best measured: `{lowest}` |" in text
+    costs = section(text, "### What it costs")
+    (words_of_best,) = [line for line in costs.splitlines() if "best perplexity measured" in line]
+    assert frames["configurations"].set_index("config")["perplexity"].idxmin() in words_of_best
+    lines = Path(output.summary).read_text().splitlines()
+    assert len(lines) == 3 and all(f"{i}. " in text for i in (1, 2, 3))
     parser = Links()
     parser.feed(Path(output.html).read_text())
     assert len(parser.sources) == 10

@@ -96,7 +96,7 @@ class Study:
             if column.endswith("_accuracy") and column != "avg_task_accuracy" and self.has(column)
         ]
 
-    @cached_property
+    @property
     def baseline_row(self):
         """The baseline's row of `configurations`, or None when it has no results."""
         rows = self.configurations[self.configurations["config"] == self.baseline]

@@ -119,7 +119,7 @@ def _evidence(study, decision, margins):
                     + words.MARKS.get(study.verdict(config, dataset), ""),
                     words.interval(c, "+z" + digits),
                     words.p_value(c["p_holm"]),
-                    _beyond_margin(c, margins.of(study, dataset)),
+                    _beyond_margin(c, margins),
                 )
             )
     yield words.table(
@@ -137,8 +137,8 @@ def _evidence(study, decision, margins):
     )
 
 
-def _beyond_margin(comparison, margin):
+def _beyond_margin(comparison, margins):
     """What the interval says of a loss beyond the margin."""
-    if rules.excludes_loss(comparison, margin):
+    if rules.excludes_loss(comparison, margins):
         return "excluded"
-    return "shown" if rules.smallest_loss(comparison) > margin else "possible"
+    return "shown" if rules.smallest_loss(comparison) > margins.of(comparison) else "possible"

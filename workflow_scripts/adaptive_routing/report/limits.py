@@ -102,7 +102,7 @@ def _precision(study, margins):
             (
                 words.score_of(study, dataset),
                 f"±{words.score(study, dataset, half_width)}",
-                words.score(study, dataset, margins.of(study, dataset)),
+                words.score(study, dataset, rules.margin_on(study, dataset, margins)),
                 words.number(rules.samples(study, dataset), ",.0f"),
                 "enough" if needed is None else f"about {needed:,}",
             )

@@ -42,10 +42,11 @@ class Margins:
     perplexity: float  # share of the baseline's perplexity
     accuracy: float  # share of samples
 
-    def of(self, study, dataset):
-        """The margin in the unit of the data set's score."""
-        score = study.scores[dataset]
-        return self.perplexity * study.baseline_value(score) if lower_is_better(score) else self.accuracy
+    def of(self, comparison):
+        """The margin of a row of the comparisons table, in the unit of its score."""
+        if lower_is_better(comparison["metric"]):
+            return self.perplexity * comparison["baseline_value"]
+        return self.accuracy
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,9 @@ def _best_quality(study, margins):
     """Better on a data set and worse on none; of several, the one with the smallest `mean_loss`."""
     others = [config for config in tested(study) if config != study.baseline]
     measured_better = [
-        config for config in others if any(loss(study, config, d) < 0 for d in study.scored_datasets)
+        config
+        for config in others
+        if any(measured_loss(study.comparison(config, d)) < 0 for d in study.scored_datasets)
     ]
 
     improved = [config for config in measured_better if better_on(study, config)]
@@ -199,15 +202,16 @@ def worse_on(study, config):
 def within_margin(study, config, margins):
     """Whether the configuration is shown to lose no more than the margin on any data set."""
     return all(
-        study.verdict(config, d) and excludes_loss(study.comparison(config, d), margins.of(study, d))
+        study.verdict(config, d) and excludes_loss(study.comparison(config, d), margins)
         for d in study.scored_datasets
     )
 
 
-def excludes_loss(comparison, allowed):
-    """Whether the interval of enough samples, one that has a width, excludes a larger loss than allowed."""
+def excludes_loss(comparison, margins):
+    """Whether the interval, of enough samples and with a width, excludes a loss beyond the margin."""
     has_width = comparison["ci_high"] > comparison["ci_low"]
-    return bool(has_width and comparison["samples"] >= FEWEST_SAMPLES and largest_loss(comparison) <= allowed)
+    enough = comparison["samples"] >= FEWEST_SAMPLES
+    return bool(has_width and enough and largest_loss(comparison) <= margins.of(comparison))
 
 
 def largest_loss(comparison):
@@ -220,16 +224,16 @@ def smallest_loss(comparison):
     return comparison["ci_low"] if lower_is_better(comparison["metric"]) else -comparison["ci_high"]
 
 
-def loss(study, config, dataset):
+def measured_loss(comparison):
     """The measured loss of quality against the baseline, in the score's unit; negative for a gain."""
-    comparison = study.comparison(config, dataset)
     difference = float(comparison["difference"])
     return difference if lower_is_better(comparison["metric"]) else -difference
 
 
 def mean_loss(study, config, margins):
     """The measured loss in margins, the mean over the data sets: one number to order configurations by."""
-    return float(np.mean([loss(study, config, d) / margins.of(study, d) for d in study.scored_datasets]))
+    rows = [study.comparison(config, d) for d in study.scored_datasets]
+    return float(np.mean([measured_loss(row) / margins.of(row) for row in rows]))
 
 
 def least_loss(study, margins):
@@ -410,13 +414,18 @@ def typical_half_width(study, dataset):
     return float(((rows["ci_high"] - rows["ci_low"]) / 2).median()) if len(rows) else math.nan
 
 
+def margin_on(study, dataset, margins):
+    """The margin on a data set, in the unit of its score."""
+    return margins.of(_score_rows(study, dataset).iloc[0])
+
+
 def samples_needed(study, dataset, margins):
     """About how many samples make the typical interval's half width the margin; None where it is already.
 
     A half width shrinks with the root of the number of samples. So many would show that a configuration
     exactly as good as the baseline is within the margin in half of all cases.
     """
-    half_width, margin = typical_half_width(study, dataset), margins.of(study, dataset)
+    half_width, margin = typical_half_width(study, dataset), margin_on(study, dataset, margins)
     if not half_width > margin:
         return None
     needed = samples(study, dataset) * (half_width / margin) ** 2
