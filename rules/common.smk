@@ -297,7 +297,11 @@ def report_files():
 
 
 def print_answer():
-    """Print the report's main sentences and where it is, after a run whose targets include it."""
-    if any(job.rule.name == "write_report" for job in workflow.dag.jobs):
-        sentences = Path(results("bh_routing_summary.txt")).read_text(encoding="utf-8")
-        print(f"\n{sentences}\nReport: {results('bh_routing_report.html')}")
+    """Print the report's main sentences and where it is, after a run to it."""
+    summary = Path(results("bh_routing_summary.txt"))
+    covered = any(job.rule.name == "write_report" for job in workflow.dag.jobs)
+    if covered and summary.exists():
+        text = f"\n{summary.read_text(encoding='utf-8')}\nReport: {results('bh_routing_report.html')}"
+        # A terminal that cannot show "−" or "α" is no reason to fail.
+        encoding = sys.stdout.encoding or "utf-8"
+        print(text.encode(encoding, "replace").decode(encoding))

@@ -20,7 +20,7 @@ CONFIGURATIONS = ("8experts_topk_baseline", "8experts_bh_a030", "16experts_bh_a0
 def study(tmp_path_factory):
     """A finished small study: 3 configurations x 3 data sets."""
     folder = StudyFolder(tmp_path_factory.mktemp("study with a space"))
-    folder.snakemake()
+    folder.printed = folder.snakemake().stdout
     return folder
 
 
@@ -43,6 +43,21 @@ def test_a_run_makes_every_output_of_the_study(study):
     report = study.results("bh_routing_report.md").read_text()
     assert "8experts_topk_baseline" in report
     assert study.results("bh_routing_report.html").exists()
+
+
+def test_a_run_to_the_report_ends_with_its_sentences(study, tmp_path):
+    sentences = study.results("bh_routing_summary.txt").read_text()
+    assert len(sentences.splitlines()) == 3
+    ending = f"{sentences}\nReport: results/bh_routing_report.html\n"
+    assert ending in study.printed
+    assert ending not in study.snakemake("--dry-run", "--forcerun", "write_report").stdout
+    assert ending in study.snakemake("--forcerun", "write_report").stdout
+    # A run to something else says nothing of the report, also where there is one.
+    other = StudyFolder(tmp_path / "other")
+    other.results().mkdir()
+    shutil.copy(study.results("bh_routing_summary.txt"), other.results())
+    assert "Report: " not in other.snakemake("results/model.json").stdout
+    assert other.results("model.json").exists()
 
 
 def test_every_json_file_follows_its_schema(study):
@@ -148,6 +163,16 @@ def test_a_changed_setting_reruns_what_it_decides(study, changes, experiments):
         study.settings = before
         study.configure()
     assert plan.get("run_experiment", 0) == experiments
+
+
+def test_a_changed_margin_writes_the_report_alone_again(study):
+    try:
+        study.configure(report={"accuracy_margin": 0.01})
+        plan = study.plan()
+    finally:
+        del study.settings["report"]
+        study.configure()
+    assert plan == {"all": 1, "write_report": 1}
 
 
 def test_one_experiment_can_be_the_target(tmp_path):
