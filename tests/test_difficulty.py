@@ -19,6 +19,8 @@ from adaptive_routing.panels import PANELS, describe_panel, draw_figure
 from adaptive_routing.panels.style import save
 from adaptive_routing.report.answers import answers
 from adaptive_routing.report.difficulty import by_difficulty
+from adaptive_routing.report.recommendations import Margins
+from adaptive_routing.report.sentences import main_sentences
 from adaptive_routing.study import make_study
 from PIL import Image
 from scipy import stats
@@ -260,9 +262,11 @@ def test_panels_and_answers_ignore_the_prompts():
     plain, study = results_tables.study(), with_prompts()
     for panel in PANELS:
         assert describe_panel(panel, study) == describe_panel(panel, plain)
-    *same, limits = answers(study)
-    assert same == list(answers(plain))[:-1]
-    assert "Left out of the answers, without a perplexity or an accuracy: prompts." in limits
+    margins = Margins(perplexity=0.02, accuracy=0.02)
+    *same, left_out = answers(study, margins)
+    assert same == list(answers(plain, margins))
+    assert left_out == "Left out of the answers, without a perplexity or an accuracy: prompts."
+    assert main_sentences(study, margins) == main_sentences(plain, margins)
     drawn = [
         [(ax.get_ylim(), [text.get_text() for text in ax.texts]) for ax in draw_figure(one).axes]
         for one in (plain, study)

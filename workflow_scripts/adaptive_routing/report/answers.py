@@ -8,7 +8,7 @@ from adaptive_routing.report import recommendations as rules
 from adaptive_routing.report import words
 from adaptive_routing.report.costs import costs
 from adaptive_routing.report.limits import certainty, same_compute, where_not
-from adaptive_routing.report.sentences import margin_definition, subject, why_kept
+from adaptive_routing.report.sentences import MARGIN, margin_definition, subject, why_kept
 from adaptive_routing.study import SIGNIFICANCE_LEVEL
 
 
@@ -53,7 +53,7 @@ def _what_to_use(study, decision):
         if choice.reason == rules.SHOWN:
             use, why = words.code(choice.config), _why_shown(study, choice)
         else:
-            use, why = f"{words.code(study.baseline)} (keep)", why_kept(study, choice).format(margin="")
+            use, why = f"{words.code(study.baseline)} (keep)", why_kept(study, choice).replace(MARGIN, "")
             if choice.candidate and choice.reason != rules.CONFLICT:
                 why += f"; closest: {words.code(choice.candidate)}"
         rows.append((words.AIMS[choice.aim], use, why))

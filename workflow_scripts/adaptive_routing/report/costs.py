@@ -8,24 +8,25 @@ from adaptive_routing.study import SIGNIFICANCE_LEVEL
 def _roles(study, decision, margins):
     """The configurations worth a look, with what each is: {config: [role, ...]}, the baseline first."""
     roles = {study.baseline: []}
-
-    def add(config, role):
-        if config is not None and config in set(study.configurations["config"]) and config != study.baseline:
-            roles.setdefault(config, []).append(role)
-
     for choice in decision.choices:
         if choice.reason == rules.SHOWN:
-            add(choice.config, f"use: {words.AIMS[choice.aim]}")
-    add(
-        decision.compute.candidate if decision.compute.reason == rules.UNPROVEN else None,
-        "cheapest, no loss shown",
-    )
-    add(decision.quality.candidate if decision.quality.reason == rules.CONFLICT else None, "better and worse")
+            roles.setdefault(choice.config, []).append(f"use: {words.AIMS[choice.aim]}")
+    chosen = set(roles)
+
+    def add(config, role):
+        if config is not None and config not in chosen:
+            roles.setdefault(config, []).append(role)
+
+    if decision.compute.reason == rules.UNPROVEN:
+        add(decision.compute.candidate, "cheapest, no loss shown")
+    if decision.quality.reason == rules.CONFLICT:
+        add(decision.quality.candidate, "better and worse")
     add(rules.least_loss(study, margins), "fewer experts, least loss")
     if len(study.bh):
         add(study.bh.loc[study.bh["avg_experts"].idxmin(), "config"], "BH with fewest experts")
     if study.has("tokens_per_second"):
-        add(study.configurations.loc[study.configurations["tokens_per_second"].idxmax(), "config"], "fastest")
+        fastest = study.configurations["tokens_per_second"].idxmax()
+        add(study.configurations.loc[fastest, "config"], "fastest")
     for column, name in words.measures(study).items():
         add(rules.best_measured(study, column), f"best {name} measured")
     return roles

@@ -426,7 +426,7 @@ def samples_needed(study, dataset, margins):
     exactly as good as the baseline is within the margin in half of all cases.
     """
     half_width, margin = typical_half_width(study, dataset), margin_on(study, dataset, margins)
-    if not half_width > margin:
+    if not half_width > margin or math.isclose(half_width, margin):
         return None
     needed = samples(study, dataset) * (half_width / margin) ** 2
     digits = 2 - len(str(int(needed)))

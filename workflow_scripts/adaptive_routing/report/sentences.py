@@ -31,14 +31,14 @@ KEPT = {
         rules.NO_CANDIDATE: "none runs fewer experts",
         rules.UNTESTED: "none with fewer experts was compared on every data set",
         rules.UNPROVEN: f"none with fewer experts is shown to stay within the margin{MARGIN}",
-        rules.LOSES: "every one with fewer experts is shown to be worse on at least one data set",
+        rules.LOSES: "every tested one with fewer experts is shown to be worse on at least one data set",
     },
     rules.SPEED: {
         rules.NO_CANDIDATE: "none was faster on every data set",
         rules.UNMEASURED: "the baseline's speed was not measured",
         rules.UNTESTED: "none that was faster was compared on every data set",
         rules.UNPROVEN: f"none that was faster is shown to stay within the margin{MARGIN}",
-        rules.LOSES: "every faster one is shown to be worse on at least one data set",
+        rules.LOSES: "every tested one that was faster is shown to be worse on at least one data set",
     },
 }
 
@@ -57,13 +57,11 @@ def main_sentences(study, margins):
 
 def why_kept(study, choice):
     """Why an aim keeps the baseline."""
-    candidate = choice.candidate
-    return KEPT[choice.aim][choice.reason].format(
-        margin=MARGIN,
-        candidate=words.code(candidate),
-        better=words.joined(rules.better_on(study, candidate) or [words.NOTHING]) if candidate else "",
-        worse=words.joined(rules.worse_on(study, candidate) or [words.NOTHING]) if candidate else "",
-    )
+    text, candidate = KEPT[choice.aim][choice.reason], choice.candidate
+    if choice.reason == rules.CONFLICT:
+        better, worse = (words.joined(on(study, candidate)) for on in (rules.better_on, rules.worse_on))
+        text = text.format(candidate=words.code(candidate), better=better, worse=worse)
+    return text
 
 
 def margin_definition(study, margins):
