@@ -236,6 +236,7 @@ def test_comments_and_docstrings_change_nothing(study):
         ({"null_distribution": {"calibration": {"max_tokens": 900}}}, jobs("collect_router_logits")),
         ({"evaluation": {"batch_tokens": 1024}}, REPORT),  # decides how, and the report states it
         ({"execution": "process"}, REPORT),
+        ({"report": {"accuracy_margin": 0.01}}, REPORT),
         ({"baseline": "8experts_bh_a030"}, jobs("tabulate_results", "draw_routing_atlas")),
     ],
 )  # fmt: skip
