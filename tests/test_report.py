@@ -939,7 +939,7 @@ def test_a_browser_shows_it_without_complaint(images, tmp_path, width):
     for name, text in (("page", page), ("copy", copy)):
         (tmp_path / f"{name}.html").write_text(text, encoding="utf-8")
         done = subprocess.run(
-            [*browser, (tmp_path / f"{name}.html").as_uri()], capture_output=True, text=True, timeout=120
+            [*browser, (tmp_path / f"{name}.html").as_uri()], capture_output=True, text=True, timeout=300
         )
         output[name] = done.stdout
         assert "CONSOLE" not in done.stderr
