@@ -85,7 +85,11 @@ def without_timings(path):
 
 def test_two_runs_write_the_same_bytes_but_for_timings(runs):
     one, other = map(files, runs)
-    shown = {name for name in one if name.startswith(("visualizations/", "bh_routing_report"))}
+    shown = {
+        name
+        for name in one
+        if name.startswith(("visualizations/", "bh_routing_report", "bh_routing_summary"))
+    }
     assert set(one) - shown == set(other)
     differ = {name for name in other if one[name].read_bytes() != other[name].read_bytes()}
     # Files that hold nothing but results are the same to the last byte.

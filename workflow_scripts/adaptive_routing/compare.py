@@ -48,8 +48,7 @@ OF_STUDY = (
 BY_BYTES = (
     "calibration/*.png",
     "visualizations/*",
-    "bh_routing_*.md",
-    "bh_routing_*.html",
+    *(f"bh_routing_*.{suffix}" for suffix in ("md", "html", "txt")),
     "routing_atlas.html",
 )
 
