@@ -2,12 +2,14 @@
 
 import numpy as np
 import pandas as pd
+from adaptive_routing.configurations import grid as configurations_of
 from adaptive_routing.study import make_study
 from adaptive_routing.tables import COMPARISON_COLUMNS
 
 BASELINE = "8experts_topk_baseline"
 LAYERS = 16
 SAMPLES = 200
+USE = ("expert_utilization", "gini_coefficient")
 
 
 def tables(
@@ -17,17 +19,18 @@ def tables(
     datasets=("wikitext", "lambada", "hellaswag"),
     effect=None,
     documents=False,
+    baseline=BASELINE,
 ):
     """Return the four tables as a dict of frames.
 
     effect: function of (config, dataset) to (difference from the baseline, half the width of its interval,
     corrected p-value); by default more experts help a little and top-k beyond 8 hurts. A data set of any
     other name than the four with a score has none. documents: whether wikitext has word perplexity, twice
-    the other, as its score.
+    the other, as its score. baseline: what the comparisons are with.
     """
-    grid = [(f"{k}experts_topk_baseline", "topk", k, np.nan) for k in ks]
-    for max_k in max_ks:
-        grid += [(f"{max_k}experts_bh_a{round(100 * a):03d}", "bh", max_k, a) for a in alphas]
+    strategies = {"topk": {"k": list(ks)}, "bh": {"max_k": list(max_ks), "alpha": list(alphas)}}
+    configured = configurations_of(strategies)
+    grid = [(c.name, c.strategy, c.max_experts, np.nan if c.alpha is None else c.alpha) for c in configured]
     effect = effect or _default_effect
     reference = {"wikitext": 11.0, "lambada": 0.84, "hellaswag": 0.77, "arc_challenge": 0.44}
     experiments, configurations, layers, comparisons = [], [], [], []
@@ -38,7 +41,7 @@ def tables(
         for i, dataset in enumerate(datasets):
             experts = wanted if strategy == "topk" else wanted * (1 + 0.06 * (i - 1))
             row = head | {"dataset": dataset} | _behaviour(strategy, k, experts)
-            difference = 0.0 if config == BASELINE else effect(config, dataset)[0]
+            difference = 0.0 if config == baseline else effect(config, dataset)[0]
             if dataset == "wikitext":
                 row |= _quality(reference[dataset] + difference, documents) | {"total_tokens": 9000}
             elif dataset in reference:
@@ -52,9 +55,10 @@ def tables(
                 )
                 layers.append(
                     {"config": config, "dataset": dataset, "layer": layer, "avg_experts": count}
-                    | {"std_experts": 0.3 * count, "expert_utilization": 0.97, "gini_coefficient": 0.4}
+                    | {"std_experts": 0.0 if strategy == "topk" else 0.3 * count}
+                    | {name: _behaviour(strategy, k, count)[name] for name in USE}
                 )
-            if config != BASELINE:
+            if config != baseline:
                 if dataset in reference:
                     perplexity = "word_perplexity" if documents else "perplexity"
                     metric = perplexity if dataset == "wikitext" else f"{dataset}_accuracy"
@@ -77,7 +81,7 @@ def tables(
 
 
 def study(**options):
-    return make_study(**tables(**options), baseline=BASELINE)
+    return make_study(**tables(**options), baseline=options.get("baseline", BASELINE))
 
 
 def _comparison(config, dataset, metric, reference, effect):

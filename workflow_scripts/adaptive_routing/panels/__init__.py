@@ -1,8 +1,10 @@
 """The figure's nine panels: their order, and how one or all of them are drawn.
 
-A panel is a module with `draw(figure, cell, study)`, which fills one cell of the figure's grid, and
-`describe(study)`, which says in a sentence what the panel shows in this study. Importing this package
-does not import matplotlib, so that the workflow can read the list of panels at no cost.
+A panel is a module with `draw(cell, study)`, which fills one `layout.Cell` of the figure, and
+`describe(study)`, which says in a sentence what the panel shows in this study. They share `style` (what a
+configuration looks like), `grid_axis` and `scatter` (the two ways to set configurations side by side), `scales`,
+`labels` and `quality`. Importing this package does not import matplotlib, so that the workflow can read the
+list of panels at no cost.
 """
 
 import importlib
@@ -27,25 +29,24 @@ PANELS = tuple(TITLES)
 
 def draw_figure(study):
     """Draw all panels on one A4 landscape page; return the matplotlib figure."""
-    from adaptive_routing.panels import style
-
-    with style.visual_language():
-        figure = style.new_figure(style.PAGE)
-        grid = figure.add_gridspec(3, 3)
-        for i, panel in enumerate(PANELS):
-            _module(panel).draw(figure, grid[divmod(i, 3)], study)
-        style.legend(figure, study)
-    return figure
+    return _draw(PANELS, study, (3, 3))
 
 
 def draw_panel(panel, study):
     """Draw one panel, named as in `PANELS`, alone; return the matplotlib figure."""
-    from adaptive_routing.panels import style
+    return _draw([panel], study, (1, 1))
+
+
+def _draw(panels, study, grid):
+    from adaptive_routing.panels import layout, style
 
     with style.visual_language():
-        figure = style.new_figure(style.SINGLE)
-        _module(panel).draw(figure, figure.add_gridspec(1, 1)[0], study)
-        style.legend(figure, study)
+        figure = style.new_figure(layout.PAGE if len(panels) > 1 else layout.SINGLE, layout=None)
+        legend = style.legend_rows(style.legend_handles(study), figure.get_figwidth())
+        cells = layout.cells(figure, *grid, len(legend))
+        for panel, cell in zip(panels, cells, strict=True):
+            _module(panel).draw(cell, study)
+        style.add_legend(figure, legend, layout.LEGEND_ROW)
     return figure
 
 

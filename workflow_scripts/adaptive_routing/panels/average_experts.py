@@ -1,20 +1,19 @@
-"""Panel 3: experts that run per token and layer, over alpha."""
+"""Panel 3: experts that run per token and layer, over the grid, beside the top-k that runs all it may."""
 
-import pandas as pd
-
-from adaptive_routing.panels import TITLES, style
+from adaptive_routing.panels import TITLES, grid_axis, scales
 
 TITLE = f"3  {TITLES['3_average_experts']}"
 
 
-def draw(figure, cell, study):
-    axes = figure.add_subplot(cell)
-    style.heading(axes, TITLE, "mean over the data sets; bars: range over the data sets")
-    interval = study.range_over_datasets("avg_experts")
-    style.lines_over_alpha(axes, study, "avg_experts", interval=interval)
-    style.count_axis(axes, "y", pd.concat([series.reindex(study.bh["config"]) for series in interval]))
+def draw(cell, study):
+    several = len(study.range_over_datasets("avg_experts")[0].index) < len(study.experiments)
+    note = "mean over the data sets; bars: their range; " if several else ""
+    cell.heading(TITLE, f"{note}top-k runs all that BH may")
+    axes = cell.axes()[0, 0]
+    values = grid_axis.by_config(study, "avg_experts")
+    bars = study.range_over_datasets("avg_experts")
+    grid_axis.draw(axes, study, values, bars, scales.count_axis, whole=True)
     axes.set_ylabel("experts per token and layer")
-    style.topk_levels(axes, study, "avg_experts")
 
 
 def describe(study):

@@ -1,35 +1,45 @@
-"""Panel 8: the mean number of experts in every layer, one line a configuration."""
+"""Panel 8: experts in every layer: the mean and the spread over tokens, one column a max_k, one line an alpha."""
 
-import pandas as pd
-from matplotlib.ticker import MaxNLocator
+import numpy as np
+from matplotlib.ticker import FixedLocator
 
-from adaptive_routing.panels import TITLES, style
+from adaptive_routing.panels import TITLES, scales, style
 
 TITLE = f"8  {TITLES['8_by_layer']}"
-MOST_LINES = 24
+MOST_COLUMNS = 8
+MOST_NAMED = 5  # columns whose title has room for "max_k"
 
 
-def draw(figure, cell, study):
-    axes = figure.add_subplot(cell)
-    means = study.layer_means()
-    rows = _shown(study)
-    note = "mean over the data sets; paler: smaller α"
-    style.heading(axes, TITLE, note + ("; smallest and largest α" if len(rows) < len(study.bh) else ""))
-    layers = means.columns.to_numpy()
-    step = max(1, len(layers) // 5)
-    for i, (_, row) in enumerate(rows.iterrows()):
-        max_k = row["k_or_max_k"]
-        axes.plot(
-            layers, means.loc[row["config"]], color=style.line_colour(study, max_k, row["alpha"]),
-            marker=style.marker(study, max_k), markerfacecolor=style.filling(study, max_k, row["alpha"]),
-            markeredgecolor=style.colour(study, max_k), markeredgewidth=0.6, markersize=3.2, linewidth=0.9,
-            markevery=(i % step, step), zorder=3,
-        )  # fmt: skip
-    style.count_axis(axes, "y", pd.concat([means.stack(), study.topk["avg_experts"]]))
-    axes.set_xlabel("MoE layer (0: first)")
-    axes.set_ylabel("experts per token")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    style.topk_levels(axes, study, "avg_experts")
+def draw(cell, study):
+    means, deviations = study.layer_means(), study.layer_means("std_experts")
+    max_ks = _spread(study.max_ks, MOST_COLUMNS)
+    left_out = f"; {len(max_ks)} of {len(study.max_ks)} max_k" if len(max_ks) < len(study.max_ks) else ""
+    number = "" if len(max_ks) <= MOST_NAMED else "; columns: max_k"
+    what = "by max_k" if study.max_ks else "top-k"
+    cell.heading(TITLE, f"{what}; above: mean over tokens; below: their standard deviation{number}{left_out}")
+    every = cell.axes(rows=2, columns=max(1, len(max_ks)), gap=(0.1, 0.1), share_y=True, top=0.55)
+    for above, below, max_k in zip(*every, max_ks, strict=False):
+        above.set_title(f"max_k {max_k}" if not number else f"{max_k}", fontsize=6.4, pad=2, loc="center")
+        rows = study.bh[study.bh["k_or_max_k"] == max_k]
+        _lines(above, study, means, rows)
+        _lines(below, study, deviations, rows)
+    if not max_ks:
+        for axes, table in zip(every[:, 0], (means, deviations), strict=True):
+            for config in study.topk["config"]:
+                axes.plot(table.columns, table.loc[config], color="black", linestyle=":", linewidth=0.8)
+    reference = study.baseline_row
+    shown = means.reindex(study.bh["config"] if max_ks else study.topk["config"]).to_numpy().ravel()
+    if reference is not None and study.baseline in means.index:
+        for j, axes in enumerate(every[0]):
+            axes.plot(means.columns, means.loc[study.baseline], zorder=1.5, **style.BASELINE)
+            if j == every.shape[1] - 1:
+                axes.annotate(
+                    style.reference_name(study), (1, means.loc[study.baseline].iloc[-1]),
+                    xytext=(2.5, 0), xycoords=axes.get_yaxis_transform(), textcoords="offset points",
+                    va="center_baseline", fontsize=style.SMALL, weight="bold", annotation_clip=False,
+                )  # fmt: skip
+        shown = np.append(shown, means.loc[study.baseline])
+    _scales(every, means.columns, shown)
 
 
 def describe(study):
@@ -48,10 +58,42 @@ def describe(study):
     )
 
 
-def _shown(study):
-    """The BH configurations with a line: all, or the smallest and largest alpha where all are too many."""
-    rows = study.bh[study.bh["config"].isin(study.layers["config"])]
-    if len(rows) <= MOST_LINES:
-        return rows
-    by_max_k = rows.groupby("k_or_max_k")["alpha"]
-    return rows[(rows["alpha"] == by_max_k.transform("min")) | (rows["alpha"] == by_max_k.transform("max"))]
+def _lines(axes, study, table, rows):
+    width = 1.1 if len(study.alphas) <= style.MOST_SWATCHES else 0.8
+    for _, row in rows.iterrows():
+        if row["config"] in table.index:
+            one_layer = {"marker": "_"} if len(table.columns) == 1 else {}
+            axes.plot(
+                table.columns, table.loc[row["config"]], color=style.alpha_colour(study, row["alpha"]),
+                linewidth=width, zorder=3, **one_layer,
+            )  # fmt: skip
+
+
+def _scales(every, layers, shown):
+    scales.count_axis(every[0, 0], "y", shown)
+    held = shown[np.isfinite(shown)]
+    scales.fit_y(every[0, 0], held, [])
+    scales.plain_axis(every[1, 0], "y", most=4)
+    every[1, 0].set_ylim(bottom=0)
+    first, last = layers[0], layers[-1]
+    columns = every.shape[1]
+    ticks = (
+        [first, last] if columns > MOST_NAMED else sorted({first, last, *_spread(list(layers), 4)})
+    )
+    for i, row in enumerate(every):
+        for j, axes in enumerate(row):
+            axes.set_xlim(first - 0.7, last + 0.7)
+            axes.xaxis.set_major_locator(FixedLocator(ticks))
+            axes.tick_params(labelleft=j == 0, left=j == 0, labelbottom=i == 1, bottom=i == 1)
+            axes.spines["left"].set_visible(j == 0)
+    every[0, 0].set_ylabel("mean\n(experts)")
+    every[1, 0].set_ylabel("deviation\n(experts)")
+    middle = every[1, columns // 2]
+    middle.set_xlabel("MoE layer (0: first)", x=0.5 if columns % 2 else -0.035 * columns / 2)
+
+
+def _spread(values, most):
+    """At most `most` of the values, evenly spread, the first and the last among them."""
+    if len(values) <= most:
+        return list(values)
+    return [values[round(i)] for i in np.linspace(0, len(values) - 1, most)]

@@ -2,50 +2,65 @@
 
 import numpy as np
 
-from adaptive_routing.panels import TITLES, style
+from adaptive_routing.panels import TITLES, grid_axis, style
 
 TITLE = f"6  {TITLES['6_floor_middle_ceiling']}"
-# Greys, so that no share looks like a configuration: floor, middle, ceiling.
-FILLS = ("#d9d9d9", "#969696", "#333333")
-NAMES = ("floor", "middle", "ceiling")
+# Greys, so that no share looks like a configuration.
+FILLS = {"floor": "#dedede", "middle": "#9b9b9b", "ceiling": "#3a3a3a"}
+TIGHT = 30  # bars; more of them touch
 
 
-def draw(figure, cell, study):
+def draw(cell, study):
     rows, *parts = shares(study)
     if rows.empty:
-        return style.nothing_to_show(figure, cell, TITLE, "no BH configuration has these shares")
-    axes = figure.add_subplot(cell)
-    style.heading(axes, TITLE, "floor: min_k; middle: BH's own count; ceiling: max_k")
-    places = np.arange(len(rows)) + 0.8 * (rows["k_or_max_k"].diff().fillna(0) != 0).cumsum().to_numpy()
+        return cell.nothing_to_show(TITLE, "no BH configuration has these shares")
+    note = "count is min_k: floor; max_k: ceiling; between, BH's own choice: middle"
+    cell.heading(TITLE, "top-k always runs k: all ceiling" if study.bh.empty else note)
+    axes = cell.axes()[0, 0]
+    places = grid_axis.Places.of(study, topk=study.bh.empty)
+    grid_axis.prepare(axes, study, places)
+    x = np.array([places.x(row) for _, row in rows.iterrows()])
+    width = places.step * (0.86 if len(rows) <= TIGHT else 1.0)
     bottom = np.zeros(len(rows))
     labels = []
-    for share, fill, name in zip(parts, FILLS, NAMES, strict=True):
-        axes.bar(places, share, bottom=bottom, width=0.86, color=fill, edgecolor="white", linewidth=0.3)
-        labels.append((bottom[-1] + share[-1] / 2, name, False))
+    for share, (name, fill) in zip(parts, FILLS.items(), strict=True):
+        axes.bar(
+            x, share, bottom=bottom, width=width, color=fill, edgecolor="white",
+            linewidth=0.4 if len(rows) <= TIGHT else 0,
+        )  # fmt: skip
+        labels.append((bottom[-1] + share[-1] / 2, name))
         bottom += share
-    for max_k in study.max_ks:
-        group = places[(rows["k_or_max_k"] == max_k).to_numpy()]
-        if len(group):
-            _name_group(axes, study, max_k, group.mean())
-    axes.set_xlim(places[0] - 0.7, places[-1] + 0.7)
-    axes.set(ylim=(0, 114), yticks=range(0, 101, 20))
-    axes.axhline(100, zorder=0, **style.BASELINE)
-    if len(rows) <= 24:
-        axes.set_xticks(places, [f"{alpha:.4g}" for alpha in rows["alpha"]])
-    else:
-        axes.set_xticks([])
-    axes.tick_params(axis="x", rotation=90, length=0, labelsize=5.5, pad=1)
-    axes.grid(axis="x", visible=False)
+    axes.set(ylim=(0, 100), yticks=range(0, 101, 20))
     axes.set_ylabel("share of token-layers (%)")
-    axes.set_xlabel("α (target false discovery rate), ascending within each max_k")
-    style.edge_labels(axes, [*labels, (100, "top-k", True)])
+    for place, (middle, name) in zip(spread([m for m, _ in labels], 6.5, 2, 98), labels, strict=True):
+        axes.annotate(
+            name, (1, middle), xytext=(1.02, place), xycoords=axes.get_yaxis_transform(),
+            textcoords=axes.get_yaxis_transform(), va="center", fontsize=style.SMALL, color=style.INK,
+            annotation_clip=False,
+        )  # fmt: skip
+
+
+def spread(places, gap, low, high):
+    """Move ascending places apart until neighbours are `gap` from each other, within [low, high]."""
+    moved = []
+    for place in places:
+        moved.append(max(place, moved[-1] + gap if moved else low))
+    limit = high
+    for i in reversed(range(len(moved))):
+        moved[i] = min(moved[i], limit)
+        limit = moved[i] - gap
+    return moved
 
 
 def shares(study):
     """Return the BH rows that have both rates, and their floor, middle and ceiling shares in percent.
 
-    Where min_k = max_k the one count is floor and ceiling at once; it is shown as ceiling.
+    Where min_k = max_k the one count is floor and ceiling at once; it is shown as ceiling. In a study without
+    BH the rows are those of top-k, which always runs k.
     """
+    if study.bh.empty:
+        none = np.zeros(len(study.topk))
+        return study.topk, none, none, none + 100
     rows = study.bh.dropna(subset=["floor_hit_rate", "ceiling_hit_rate"])
     ceiling = rows["ceiling_hit_rate"].to_numpy(float)
     floor = np.minimum(rows["floor_hit_rate"].to_numpy(float), 100 - ceiling)
@@ -54,7 +69,7 @@ def shares(study):
 
 def describe(study):
     rows, floor, middle, ceiling = shares(study)
-    if rows.empty:
+    if rows.empty or study.bh.empty:
         return "No BH configuration has these shares."
     names = rows["config"].tolist()
     free, bound, lowest = int(middle.argmax()), int(ceiling.argmax()), int(floor.argmax())
@@ -64,12 +79,3 @@ def describe(study):
         f"({ceiling[bound]:.0f} %), and the floor holds it up most often in `{names[lowest]}` "
         f"({floor[lowest]:.0f} %)."
     )
-
-
-def _name_group(axes, study, max_k, centre):
-    text = f"max_k {max_k}" if len(study.max_ks) <= 5 else f"{max_k}"
-    axes.text(centre, 109, text, ha="center", va="center_baseline", fontsize=5.5)
-    axes.plot(
-        [centre], [103.5], linestyle="none", marker=style.marker(study, max_k), markersize=3.2,
-        color=style.colour(study, max_k), zorder=4,
-    )  # fmt: skip

@@ -1,36 +1,26 @@
-"""Panel 9: measured speed against accuracy (against perplexity where the study has no accuracy)."""
+"""Panel 9: measured speed against accuracy (against perplexity or loss where the study has no accuracy)."""
 
 import numpy as np
 
-from adaptive_routing.panels import TITLES, style
+from adaptive_routing.panels import TITLES, grid_axis, quality, scales, scatter
 
 TITLE = f"9  {TITLES['9_speed_quality']}"
 
 
-def draw(figure, cell, study):
-    column = quality_column(study)
-    if column is None or not study.has("tokens_per_second"):
-        return style.nothing_to_show(figure, cell, TITLE, "no speed or no quality was measured")
-    higher = column == "avg_task_accuracy"
-    axes = figure.add_subplot(cell)
-    style.heading(axes, TITLE, f"{'upper' if higher else 'lower'} right is better; bars: ± 1 standard error")
-    style.scatter(axes, study, "tokens_per_second", column, error=f"{column}_stderr")
-    style.ratio_axis(axes, "x", study.configurations["tokens_per_second"])
-    if not higher:
-        style.ratio_axis(axes, "y", study.configurations[column])
-    if np.isfinite(study.baseline_value(column)):
-        axes.axhline(study.baseline_value(column), zorder=2, **style.BASELINE)
-    if np.isfinite(study.baseline_value("tokens_per_second")):
-        axes.axvline(study.baseline_value("tokens_per_second"), zorder=2, **style.BASELINE)
-    axes.set_xlabel("evaluated tokens per second of forward time")
-    axes.set_ylabel(
-        "mean task accuracy (share correct)" if higher else "wikitext perplexity, exp(mean sample loss)"
-    )
-
-
-def quality_column(study):
-    """The column that stands for quality: the mean accuracy, else perplexity, else None."""
-    return next((column for column in ("avg_task_accuracy", "perplexity") if study.has(column)), None)
+def draw(cell, study):
+    measure = quality.first_of(study, quality.accuracy, quality.perplexity, quality.loss)
+    if measure is None or not study.has("tokens_per_second"):
+        return cell.nothing_to_show(TITLE, "no speed or no quality was measured")
+    corner = "lower" if measure.lower_is_better else "upper"
+    shade = "; shaded: beats the baseline in both" if study.baseline_row is not None else ""
+    cell.heading(TITLE, f"{corner} right is better{shade}")
+    axes = cell.axes()[0, 0]
+    speeds = grid_axis.by_config(study, "tokens_per_second").astype(float)
+    bh = speeds.reindex(study.bh["config"]).dropna()
+    named = [bh.idxmax()] if len(bh) else []
+    scatter.draw(axes, study, speeds, measure, scales.ratio_axis, named, cheap_is_left=False)
+    axes.set_xlabel("speed (evaluated tokens per second of forward time)")
+    axes.set_ylabel(measure.axis)
 
 
 def describe(study):

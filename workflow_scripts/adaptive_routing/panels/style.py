@@ -1,61 +1,71 @@
-"""The figure's visual language: one look per configuration, the same in every panel.
+"""The figure's visual language: one look a configuration, the same in every panel and every figure.
 
-BH: max_k gives colour and marker (viridis, whose lightness is monotone: readable in greyscale and by the
-colour-blind), alpha gives the filling, from pale (small) to full (large). Top-k: black rings that carry
-their k. The baseline: a dashed black line wherever the axis allows one.
+BH: the marker says max_k, the colour says alpha. The colours are viridis, perceptually uniform and made for
+colour-blind readers, from green (smallest alpha) to violet (largest): their luminance falls with alpha, so
+that they keep their order in greyscale too. Top-k: white circles with a black edge, a shape that BH never
+has. The baseline: a dashed black line wherever there is an axis for it. What is not a configuration is grey.
 """
 
 import contextlib
 
 import matplotlib as mpl
 import numpy as np
-import scipy  # loads `optimize` when it is first used: the report does not need it
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerBase
 from matplotlib.lines import Line2D
-from matplotlib.text import Text
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.patches import Rectangle
 
 from adaptive_routing.files import atomic_path
 
-PAGE = (11.69, 8.27)  # A4 landscape, inches
-SINGLE = (5.4, 4.0)
-DPI = 250
+DPI = 300
 COMPRESSION = {"compress_level": 3}  # of PNGs: 5 % larger than at 6, the default, in two thirds of the time
 
-MARKERS = "osD^vP*X<>hp"
+MARKERS = "^sDPXv*p<>hd"
+LARGER = {"P": 1.2, "X": 1.15, "*": 1.4, "p": 1.15, "h": 1.15, "d": 1.15}  # than others at the same area
+SMALLEST_ALPHA, LARGEST_ALPHA = 0.80, 0.04  # places on viridis, whose light end is too pale on white
+MOST_SWATCHES = 6  # of alphas in the legend; more become a strip
+INK = "#1a1a1a"
 NEUTRAL = "#555555"
+PALE = "#b8b8b8"
+NO_VALUE = "#f2f2f2"
 BASELINE = {"color": "black", "linewidth": 1.0, "linestyle": (0, (5, 2))}
-SMALL = 6.0
+TOPK = {
+    "linestyle": "none", "marker": "o", "color": "black", "markerfacecolor": "white", "markersize": 4.6,
+    "markeredgewidth": 0.9,
+}  # fmt: skip
+SMALL = 6.0  # points, the smallest text
+# Change against the baseline: blue is better, orange is worse (Okabe and Ito's blue and vermilion), white none.
+BETTER, WORSE = ("#023858", "#0072b2", "#9ecae1", "#ffffff"), ("#ffffff", "#fdc899", "#d55e00", "#6b2400")
 
 SETTINGS = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "sans-serif"],
     "font.size": 7.0,
-    "axes.titlesize": 8.0,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 13.0,
-    "axes.labelsize": 7.0,
+    "axes.labelsize": 6.8,
+    "axes.labelpad": 2.5,
     "axes.linewidth": 0.6,
+    "axes.edgecolor": "#333333",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.color": "#e6e6e6",
+    "axes.titlelocation": "left",
+    "grid.color": "#e8e8e8",
     "grid.linewidth": 0.5,
     "axes.axisbelow": True,
-    "xtick.labelsize": SMALL,
-    "ytick.labelsize": SMALL,
+    "xtick.labelsize": 6.4,
+    "ytick.labelsize": 6.4,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
     "xtick.major.size": 2.5,
     "ytick.major.size": 2.5,
+    "xtick.major.pad": 2.5,
+    "ytick.major.pad": 2.0,
     "legend.frameon": False,
-    "legend.fontsize": 6.5,
-    "lines.linewidth": 1.1,
-    "lines.markersize": 4.2,
+    "legend.fontsize": 6.8,
+    "lines.linewidth": 1.0,
+    "lines.markersize": 4.4,
     "errorbar.capsize": 0,
     "svg.fonttype": "none",  # real text
     "svg.hashsalt": "adaptive_routing",  # the same element names in every run
@@ -71,10 +81,12 @@ def visual_language():
     return context
 
 
-def new_figure(size):
-    """An empty figure of `size` inches whose parts do not overlap (constrained layout)."""
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.05, wspace=0.04, hspace=0.05)
+def new_figure(size, layout="constrained"):
+    """An empty figure of `size` inches; layout None: its parts are placed by hand."""
+    figure = Figure(figsize=size, dpi=DPI, layout=layout)
+    FigureCanvasAgg(figure)
+    if layout == "constrained":
+        figure.get_layout_engine().set(w_pad=0.06, h_pad=0.05, wspace=0.04, hspace=0.05)
     return figure
 
 
@@ -86,351 +98,174 @@ def save(figure, path, dpi=DPI):
     with visual_language(), atomic_path(path) as temporary:
         figure.dpi = dpi
         canvas = FigureCanvasAgg(figure)
-        figure.get_layout_engine().execute(figure)
-        figure.set_layout_engine("none")
+        if figure.get_layout_engine() is not None:
+            figure.get_layout_engine().execute(figure)
+            figure.set_layout_engine("none")
         if str(path).endswith(".svg"):
             FigureCanvasSVG(figure).print_svg(temporary, metadata={"Date": None, "Creator": None})
         else:
             canvas.print_png(temporary, metadata={"Software": None}, pil_kwargs=COMPRESSION)
 
 
-def colour(study, max_k):
-    """The colour of a max_k: its place among this study's max_k on viridis (the light end left out)."""
-    places = np.linspace(0.05, 0.66, len(study.max_ks)) if len(study.max_ks) > 1 else [0.35]
-    return mpl.colormaps["viridis"](places[study.max_ks.index(int(max_k))])[:3]
+def alpha_colour(study, alpha):
+    """The colour of an alpha: its rank among the study's alphas on viridis, as (red, green, blue) in [0, 1]."""
+    count = len(study.alphas)
+    place = study.alphas.index(float(alpha)) / (count - 1) if count > 1 else 0.6
+    return mpl.colormaps["viridis"](SMALLEST_ALPHA + place * (LARGEST_ALPHA - SMALLEST_ALPHA))[:3]
 
 
-def marker(study, max_k):
-    """The marker of a max_k."""
+def max_k_marker(study, max_k):
+    """The marker of a max_k: its rank among the study's max_k."""
     return MARKERS[study.max_ks.index(int(max_k)) % len(MARKERS)]
 
 
-def filling(study, max_k, alpha):
-    """The face colour of a configuration: its max_k's colour, paler for a smaller alpha."""
-    return _shade(colour(study, max_k), study.alphas.index(float(alpha)), len(study.alphas))
+def colour(study, config):
+    """The colour of a configuration's marks: its alpha's for BH, black for top-k."""
+    row = _row(study, config)
+    return alpha_colour(study, row["alpha"]) if row["strategy"] == "bh" else (0.0, 0.0, 0.0)
 
 
-def line_colour(study, max_k, alpha):
-    """The colour of a configuration's line: as its filling, but visible on white for any alpha."""
-    return _shade(colour(study, max_k), study.alphas.index(float(alpha)), len(study.alphas), palest=0.65)
+def marker(study, config):
+    """The marker of a configuration: its max_k's for BH, a circle for top-k (to be filled with white)."""
+    row = _row(study, config)
+    return max_k_marker(study, row["k_or_max_k"]) if row["strategy"] == "bh" else "o"
+
+
+def label(study, config):
+    """What to call a configuration in a figure: `top-8`, or `max_k 16, α 0.3`."""
+    row = _row(study, config)
+    if row["strategy"] == "topk":
+        return f"top-{int(row['k_or_max_k'])}"
+    return f"max_k {int(row['k_or_max_k'])}, α {alpha_text(row['alpha'])}"
+
+
+def alpha_text(alpha):
+    """An alpha as the config file has it, as far as four digits go."""
+    return f"{alpha:.4g}"
 
 
 def baseline_label(study):
-    """What to call the baseline in the figure."""
-    row = study.baseline_row
-    if row is None or row["strategy"] != "topk":
-        return study.baseline
-    return f"top-{int(row['k_or_max_k'])}"
+    """What to call the baseline in the figure; its name where it has no results."""
+    return study.baseline if study.baseline_row is None else label(study, study.baseline)
 
 
-def heading(axes, panel_title, note):
-    """Set a panel's title, and below it a note on how to read it."""
-    axes.set_title(panel_title)
-    text = axes.annotate(
-        note, (0, 1), xytext=(0, 3.5), xycoords="axes fraction", textcoords="offset points",
-        fontsize=SMALL, color=NEUTRAL, annotation_clip=False,
-    )  # fmt: skip
-    # Like the title, the note may reach over the axes beside it in the same panel.
-    text.set_in_layout(False)
+def reference_name(study):
+    """What to write at the baseline's line: its label where that is short."""
+    name = baseline_label(study)
+    return name if len(name) <= 8 else "baseline"
 
 
-def nothing_to_show(figure, cell, panel_title, reason):
-    """Fill a panel whose numbers this study does not have with the reason."""
-    axes = figure.add_subplot(cell)
-    axes.set_title(panel_title)
-    axes.set(xticks=[], yticks=[])
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
-    axes.text(0.5, 0.5, reason, ha="center", va="center", color=NEUTRAL, transform=axes.transAxes, wrap=True)
+def change_colours(low, high, lower_is_better):
+    """(colour map, norm) of changes from `low` to `high`: white at 0, blue better, orange worse.
 
-
-def lines_over_alpha(axes, study, column, error=None, interval=None):
-    """Draw `column` of the BH configurations over alpha, one line a max_k.
-
-    error: column of standard errors; interval: (lowest, highest), two Series by configuration. Points of
-    different max_k are set a little apart, so that their bars do not hide each other.
+    The same distance from 0 is equally strong on both sides.
     """
-    spacing = min(0.02, 0.6 / max(1, len(study.max_ks) * len(study.alphas)))
+    reach = max(-low, high, 1e-9)
+    sides = [*BETTER, *WORSE[1:]] if lower_is_better else [*WORSE[::-1], *BETTER[::-1][1:]]
+    colours = mpl.colors.LinearSegmentedColormap.from_list("change", sides, N=512)
+    return colours.with_extremes(bad=NO_VALUE), mpl.colors.Normalize(-reach, reach)
+
+
+def plain_colours(low, high):
+    """(colour map, norm) of values that have no baseline: greys, darker for larger ones."""
+    colours = mpl.colors.LinearSegmentedColormap.from_list("plain", ("#f7f7f7", "#4d4d4d"))
+    return colours.with_extremes(bad=NO_VALUE), mpl.colors.Normalize(low, max(high, low + 1e-9))
+
+
+def luminance(rgb):
+    """Relative luminance (WCAG 2) of a colour, 0 black to 1 white."""
+    channels = np.asarray(mpl.colors.to_rgb(rgb))
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
+
+
+def ink_on(rgb):
+    """Black or white, whichever has more contrast on a colour."""
+    return "black" if (luminance(rgb) + 0.05) ** 2 > 0.05 * 1.05 else "white"
+
+
+def points(study, max_k, size):
+    """The look of a max_k's points in `Axes.scatter`, `size` points wide, colours apart."""
+    shape = max_k_marker(study, max_k)
+    return {
+        "marker": shape, "s": (size * LARGER.get(shape, 1.0)) ** 2, "edgecolors": INK, "linewidths": 0.4,
+    }  # fmt: skip
+
+
+def legend_handles(study):
+    """The legend's entries in groups: shapes, colours, references. The first of a group carries its name."""
+    shapes = []
     for i, max_k in enumerate(study.max_ks):
-        rows = study.bh[(study.bh["k_or_max_k"] == max_k) & study.bh[column].notna()]
-        if rows.empty:
-            continue
-        x = _apart(study, rows["alpha"].to_numpy(float), spacing * (i - (len(study.max_ks) - 1) / 2))
-        y = rows[column].to_numpy(float)
-        hue = colour(study, max_k)
-        axes.plot(x, y, color=hue, zorder=3)
-        if error is not None and error in rows:
-            bars = rows[error].fillna(0).to_numpy(float)
-            axes.errorbar(x, y, yerr=bars, fmt="none", ecolor=hue, elinewidth=0.8, zorder=3)
-        if interval is not None:
-            low, high = (series.reindex(rows["config"]).to_numpy(float) for series in interval)
-            axes.vlines(x, low, high, color=hue, linewidth=0.8, zorder=3)
-        for x_i, y_i, alpha in zip(x, y, rows["alpha"], strict=True):
-            point(axes, study, max_k, alpha, x_i, y_i)
-    alpha_axis(axes, study)
-
-
-def scatter(axes, study, x, y, error=None):
-    """Draw every configuration's `y` against its `x`: BH joined along alpha, top-k joined along k."""
-    topk = study.topk.dropna(subset=[x, y])
-    axes.plot(topk[x], topk[y], color=NEUTRAL, linewidth=0.8, linestyle=":", zorder=2)
-    for max_k in study.max_ks:
-        rows = study.bh[study.bh["k_or_max_k"] == max_k].dropna(subset=[x, y])
-        axes.plot(rows[x], rows[y], color=colour(study, max_k), linewidth=0.8, alpha=0.6, zorder=3)
-        for _, row in rows.iterrows():
-            point(axes, study, max_k, row["alpha"], row[x], row[y])
-    for _, row in topk.iterrows():
-        ring(axes, row["k_or_max_k"], row[x], row[y])
-    if error in study.configurations:
-        for _, row in study.configurations.dropna(subset=[x, y, error]).iterrows():
-            bh = row["strategy"] == "bh"
-            hue = colour(study, row["k_or_max_k"]) if bh else "black"
-            axes.errorbar(row[x], row[y], row[error], fmt="none", ecolor=hue, elinewidth=0.6, zorder=2)
-
-
-def point(axes, study, max_k, alpha, x, y):
-    """Draw one BH configuration's marker."""
-    axes.plot(
-        [x], [y], linestyle="none", marker=marker(study, max_k), color=colour(study, max_k),
-        markerfacecolor=filling(study, max_k, alpha), markeredgewidth=0.8, zorder=4,
-    )  # fmt: skip
-
-
-def ring(axes, k, x, y):
-    """Draw one top-k configuration: a black ring with its k."""
-    axes.plot(
-        [x], [y], "o", color="black", markerfacecolor="white", markersize=8.5, markeredgewidth=0.8, zorder=5
-    )
-    axes.annotate(
-        f"{int(k)}", (x, y), ha="center", va="center_baseline", fontsize=5.0 if k < 100 else 4.0, zorder=6
-    )
-
-
-def alpha_axis(axes, study, most_ticks=6, label="α (target false discovery rate)"):
-    """The x axis over alpha, logarithmic where the alphas span a decade; ticks at the study's own alphas."""
-    alphas = np.array(study.alphas)
-    axes.set_xlabel(label)
-    if len(alphas) == 0:
-        axes.set_xticks([])
-        return
-    if _log_alpha(alphas):
-        axes.set_xscale("log")
-    places = np.log(alphas) if _log_alpha(alphas) else alphas
-    axes.xaxis.set_major_locator(FixedLocator(_thin(alphas, places, most_ticks)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-    ends = _apart(study, alphas[[0, -1]], 0.07)[1], _apart(study, alphas[[0, -1]], -0.07)[0]
-    axes.set_xlim(ends[1], ends[0])
-
-
-def count_axis(axes, name, values):
-    """Axis `name` ("x" or "y") shows expert counts: powers of two where the values span a factor 4."""
-    positive = _finite(values)
-    if len(positive) and positive.min() > 0 and positive.max() / positive.min() >= 4:
-        low, high = np.floor(np.log2(positive.min())), np.ceil(np.log2(positive.max()))
-        axis = _set_log(axes, name, base=2)
-        axis.set_major_locator(FixedLocator(2.0 ** np.arange(low, high + 1)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_locator(NullLocator())
-
-
-def ratio_axis(axes, name, values):
-    """Axis `name` shows positive values such as perplexity: logarithmic where they span a factor 3."""
-    positive = _finite(values)
-    axis = axes.xaxis if name == "x" else axes.yaxis
-    if len(positive) and positive.min() > 0 and positive.max() / positive.min() > 3:
-        axis = _set_log(axes, name, base=10)
-        decades = 10.0 ** np.arange(np.floor(np.log10(positive.min())), np.ceil(np.log10(positive.max())) + 1)
-        steps = (1, 1.5, 2, 3, 5, 7) if positive.max() / positive.min() < 30 else (1, 3)
-        axis.set_major_locator(FixedLocator(np.outer(decades, steps).ravel()))
-        axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(_short))
-
-
-def topk_levels(axes, study, column, named=True):
-    """Draw the top-k configurations' values in `column` as horizontal lines, named at the right edge.
-
-    To be called when the axis has its scale and its data. A level far outside of them would flatten all
-    the rest: its value is written at the edge instead, with an arrow that says where it lies. Where there
-    is no room for names, the legend still tells the baseline.
-    """
-    levels = [(row[column], f"top-{int(row['k_or_max_k'])}") for _, row in study.topk.iterrows()]
-    levels = [(value, name) for value, name in levels if np.isfinite(value)]
-    baseline = study.baseline_value(column)
-    if np.isfinite(baseline):
-        axes.axhline(baseline, zorder=2, **BASELINE)
-        if baseline_label(study) not in [name for _, name in levels]:
-            levels.append((baseline, "baseline"))
-    near = [value for value, _ in levels if -0.6 <= _fraction(axes, value) <= 1.6]
-    axes.update_datalim([(axes.get_xlim()[0], value) for value in near])
-    axes.autoscale_view(scalex=False)
-    labels = []
-    for value, name in _merged(levels):
-        if value in near:
-            if value != baseline:
-                axes.axhline(value, color=NEUTRAL, linewidth=0.7, linestyle=":", zorder=2)
-            labels.append((value, name, value == baseline))
-        else:
-            arrow = "↑" if _fraction(axes, value) > 1 else "↓"
-            labels.append((value, f"{name} {arrow} {_short(float(f'{value:.3g}'))}", False))
-    if named:
-        edge_labels(axes, labels)
-
-
-def edge_labels(axes, labels):
-    """Write labels at the right edge, each (y value, text, whether to emphasise it), none over another.
-
-    To be called when the axis has its scale and all its data.
-    """
-    axes.set_ylim(axes.get_ylim())
-    places = np.clip([_fraction(axes, value) for value, _, _ in labels], 0.02, 0.97)
-    for place, moved, (_, text, emphasis) in zip(places, spread(places, 0.06), labels, strict=True):
-        axes.annotate(
-            text, (1, place), xytext=(7, moved), xycoords="axes fraction",
-            textcoords=("offset points", "axes fraction"),
-            va="center", fontsize=5.5, color="black" if emphasis else NEUTRAL,
-            weight="bold" if emphasis else "normal", annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-", "color": "#aaaaaa", "linewidth": 0.5, "relpos": (0, 0.5), "shrinkA": 1,
-                "shrinkB": 0,
-            },
+        shape, name = max_k_marker(study, max_k), f"BH with max_k {max_k}" if i == 0 else f"{max_k}"
+        shapes.append(
+            Line2D([], [], linestyle="none", marker=shape, color="#888888", label=name, markeredgecolor=INK,
+                   markersize=4.6 * LARGER.get(shape, 1.0), markeredgewidth=0.4)
         )  # fmt: skip
-
-
-def spread(places, gap):
-    """Move places in [0, 1] apart until neighbours are `gap` from each other, order and bounds kept.
-
-    With place = shift + rank * gap this is an isotonic regression of the shifts within bounds: the sum of
-    squared moves is the least possible. Where not all fit, they start at 0 and leave the interval.
-    """
-    order = np.argsort(places, kind="stable")
-    ranks = np.arange(len(places))
-    shifts = (
-        scipy.optimize.isotonic_regression(np.asarray(places)[order] - gap * ranks).x
-        if len(places)
-        else ranks
-    )
-    moved = np.empty(len(places))
-    moved[order] = np.clip(shifts, 0, max(0.0, 1 - gap * (len(places) - 1))) + gap * ranks
-    return moved
-
-
-def legend(figure, study):
-    """One legend for the whole figure, below the panels."""
-    handles = [
-        Line2D(
-            [], [], color=colour(study, max_k), marker=marker(study, max_k), label=f"BH max_k {max_k}",
-            markeredgewidth=0.8,
-        )
-        for max_k in study.max_ks
-    ]  # fmt: skip
-    if len(study.alphas) > 1:
-        handles += alpha_handles(study)
-    if not study.topk.empty:
-        handles.append(_Ring(label="top-k (k in the ring)"))
+    references = [] if study.topk.empty else [Line2D([], [], label="top-k", **TOPK)]
     if study.baseline_row is not None:
-        handles.append(Line2D([], [], label=f"baseline, {baseline_label(study)}", **BASELINE))
-    per_row = 11 if figure.get_figwidth() > 8 else 5
-    rows = -(-len(handles) // per_row)
-    columns = max(1, -(-len(handles) // rows))
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=columns, columnspacing=1.4, handletextpad=0.5,
-        handler_map={_Ring: _RingHandler()},
-    )  # fmt: skip
+        references.append(Line2D([], [], label=f"baseline, {baseline_label(study)}", **BASELINE))
+    return [group for group in (shapes, alpha_handles(study), references) if group]
 
 
 def alpha_handles(study):
-    """Legend entries of the alphas, in grey: all, or the smallest and the largest of many."""
-    shown = study.alphas if len(study.alphas) <= 5 else [study.alphas[0], study.alphas[-1]]
+    """Legend entries of the alphas: a swatch each, or one strip from the smallest to the largest of many."""
+    if len(study.alphas) > MOST_SWATCHES:
+        ends = f"{alpha_text(study.alphas[0])} to {alpha_text(study.alphas[-1])}"
+        return [Strip([alpha_colour(study, alpha) for alpha in study.alphas], f"α {ends}")]
     return [
-        Line2D(
-            [], [], linestyle="none", marker="s", color="#444444", label=f"α {alpha:.4g}",
-            markerfacecolor=_shade((0.27,) * 3, study.alphas.index(alpha), len(study.alphas)),
-        )
-        for alpha in shown
-    ]  # fmt: skip
-
-
-class _Ring(Line2D):
-    """Legend entry of the top-k configurations."""
-
-    def __init__(self, label):
-        super().__init__([], [], label=label)
-
-
-class _RingHandler(HandlerBase):
-    def create_artists(self, legend, handle, x, y, width, height, fontsize, transform):
-        centre = x + width / 2, y + height / 2
-        circle = Line2D(
-            [centre[0]], [centre[1]], marker="o", color="black", markerfacecolor="white", markersize=8.5,
-            markeredgewidth=0.8, linestyle="none", transform=transform,
-        )  # fmt: skip
-        letter = Text(
-            *centre, "k", ha="center", va="center_baseline", fontsize=5.5, style="italic", transform=transform
-        )
-        return [circle, letter]
-
-
-def _shade(hue, rank, count, palest=0.12):
-    """Blend a colour with white: rank 0 of `count` is pale, the last is full."""
-    strength = 1.0 if count == 1 else palest + (1 - palest) * rank / (count - 1)
-    return tuple(1 - strength * (1 - np.array(hue)))
-
-
-def _log_alpha(alphas):
-    return alphas[0] > 0 and alphas[-1] / alphas[0] >= 10
-
-
-def _apart(study, x, share):
-    """Shift alphas by a share of the axis's length."""
-    alphas = np.array(study.alphas)
-    if _log_alpha(alphas):
-        return x * (alphas[-1] / alphas[0]) ** share
-    width = alphas[-1] - alphas[0]
-    return x + share * (width if width > 0 else alphas[0])
-
-
-def _set_log(axes, name, base):
-    if name == "x":
-        axes.set_xscale("log", base=base)
-        return axes.xaxis
-    axes.set_yscale("log", base=base)
-    return axes.yaxis
-
-
-def _merged(levels):
-    """One name for the levels that coincide: top-16 and top-32 become top-16, 32."""
-    names = {}
-    for value, name in levels:
-        names.setdefault(value, []).append(name)
-    return [
-        (value, ", ".join([first, *(name.removeprefix("top-") for name in others)]))
-        for value, (first, *others) in names.items()
+        Strip([alpha_colour(study, alpha)], f"α {alpha_text(alpha)}" if i == 0 else alpha_text(alpha))
+        for i, alpha in enumerate(study.alphas)
     ]
 
 
-def _short(value, _position=None):
-    if value >= 1e6:
-        return f"{value:.3g}"
-    return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
+def legend_rows(groups, width):
+    """Divide groups of legend entries into rows of at most `width` inches; a group is split only if it must be."""
+    rows, free = [[]], width
+    for group in groups:
+        if sum(map(_entry_width, group)) > free and rows[-1]:
+            rows.append([])
+            free = width
+        for handle in group:
+            if _entry_width(handle) > free and rows[-1]:
+                rows.append([])
+                free = width
+            rows[-1].append(handle)
+            free -= _entry_width(handle)
+    return rows
 
 
-def _thin(values, places, most):
-    """The values whose places on the axis leave room for at most `most` labels, the last among them."""
-    gap = 0.85 * (places[-1] - places[0]) / max(1, most - 1)
-    kept = [len(values) - 1]
-    for i in reversed(range(len(values) - 1)):
-        if places[kept[-1]] - places[i] >= gap:
-            kept.append(i)
-    return np.asarray(values)[kept[::-1]]
+def add_legend(figure, rows, row_height):
+    """One legend at the figure's bottom, each row centred."""
+    for i, handles in enumerate(reversed(rows)):
+        figure.legend(
+            handles=handles, loc="lower center", ncols=len(handles), columnspacing=1.3, handletextpad=0.4,
+            handlelength=1.5, borderaxespad=0, borderpad=0.2, handler_map={Strip: _StripHandler()},
+            bbox_to_anchor=(0.5, (0.03 + i * row_height) / figure.get_figheight()),
+        )  # fmt: skip
 
 
-def _finite(values):
-    values = np.asarray(values, dtype=float)
-    return values[np.isfinite(values)]
+def _entry_width(handle):
+    """About how many inches a legend entry takes."""
+    return 0.32 + 0.062 * len(handle.get_label())
 
 
-def _fraction(axes, value):
-    """Where `value` lies on the y axis, as a fraction of its length."""
-    low, high = axes.yaxis.get_transform().transform(np.array(axes.get_ylim()))
-    return float((axes.yaxis.get_transform().transform(np.array([value]))[0] - low) / (high - low))
+class Strip(Line2D):
+    """Legend entry of colours side by side."""
+
+    def __init__(self, colours, label):
+        super().__init__([], [], label=label)
+        self.colours = colours
+
+
+class _StripHandler(HandlerBase):
+    def create_artists(self, legend, handle, x, y, width, height, fontsize, transform):
+        each = width / len(handle.colours)
+        return [
+            Rectangle((x + i * each, y), each, height, facecolor=colour, linewidth=0, transform=transform)
+            for i, colour in enumerate(handle.colours)
+        ]
+
+
+def _row(study, config):
+    rows = study.configurations[study.configurations["config"] == config]
+    return rows.iloc[0]
