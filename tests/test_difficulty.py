@@ -25,7 +25,7 @@ from adaptive_routing.study import make_study
 from PIL import Image
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
-from test_panels import overlaps
+from legibility import overlaps
 
 LEVELS = (1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4)
 RISING = (2.0, 2.2, 2.1, 3.0, 3.2, 3.1, 4.0, 4.2, 4.1, 5.0, 5.2, 5.1)

@@ -1,6 +1,7 @@
 """The figure `experts_by_difficulty`: does BH give harder prompts more experts?
 
-One column a max_k, prompt tokens above, new tokens below, all on one scale; colours as in the nine panels.
+One column a max_k, prompt tokens above, new tokens below, all on one scale; shapes and colours as in the nine
+panels.
 """
 
 import matplotlib as mpl
@@ -9,7 +10,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter
 
-from adaptive_routing.panels import style
+from adaptive_routing.panels import scales, style
 
 DPI = 300
 TITLE = "Experts by difficulty of the prompt"
@@ -35,9 +36,9 @@ def draw_difficulty_figure(study, table):
         )
         rows = table[(table["strategy"] == "bh") & table["k_or_max_k"].isin(study.max_ks)]
         if rows.empty:
-            style.nothing_to_show(
-                figure, figure.add_gridspec(1, 1)[0], "", "no BH configuration ran on the prompts"
-            )
+            axes = figure.subplots()
+            axes.set_axis_off()
+            axes.text(0.5, 0.5, "no BH configuration ran on the prompts", ha="center", color=style.NEUTRAL)
             return figure
         axes = figure.subplots(
             len(SHOWN), len(study.max_ks), sharex=True, sharey=True, squeeze=False
@@ -68,11 +69,9 @@ def _lines(axes, study, rows, max_k, column):
         drawn = True
         x, y = own["difficulty"].to_numpy(float) + shift, own[column].to_numpy(float)
         errors = own[f"{column}_stderr"].fillna(0).to_numpy(float)
-        hue = style.line_colour(study, max_k, alpha)
         axes.errorbar(
-            x, y, errors, color=hue, ecolor=style.colour(study, max_k), elinewidth=0.7, zorder=3,
-            marker=style.marker(study, max_k), markerfacecolor=style.filling(study, max_k, alpha),
-            markeredgecolor=style.colour(study, max_k), markeredgewidth=0.8,
+            x, y, errors, color=style.alpha_colour(study, alpha), elinewidth=0.9, zorder=3,
+            marker=style.max_k_marker(study, max_k), markeredgecolor=style.INK, markeredgewidth=0.4,
         )  # fmt: skip
     if not drawn:
         axes.annotate(
@@ -92,7 +91,7 @@ def _scales(axes, study, rows):
         ax.xaxis.set_major_locator(FixedLocator(levels))
         ax.set_xlim(levels[0] - 0.4, levels[-1] + 0.4)
         ax.tick_params(labelsize=LARGER["ytick.labelsize"])
-    style.count_axis(axes[0, 0], "y", values)
+    scales.count_axis(axes[0, 0], "y", values)
     axes[0, 0].yaxis.set_minor_formatter(NullFormatter())
 
 
@@ -106,4 +105,7 @@ def _legend(figure, study):
     handles = style.alpha_handles(study)
     if _reference(study) is not None:
         handles.append(Line2D([], [], label=f"baseline, {style.baseline_label(study)}", **style.BASELINE))
-    figure.legend(handles=handles, loc="outside lower center", ncols=6, handletextpad=0.4)
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=len(handles), handletextpad=0.4, handlelength=1.5,
+        handler_map=style.HANDLERS,
+    )  # fmt: skip

@@ -74,7 +74,7 @@ def _scales(every, layers, shown):
     held = shown[np.isfinite(shown)]
     scales.fit_y(every[0, 0], held, [])
     scales.plain_axis(every[1, 0], "y", most=4)
-    every[1, 0].set_ylim(bottom=0)
+    every[1, 0].set_ylim(0, max(every[1, 0].get_ylim()[1], 1.0))
     first, last = layers[0], layers[-1]
     columns = every.shape[1]
     ticks = (

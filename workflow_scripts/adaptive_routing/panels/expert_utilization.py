@@ -13,18 +13,18 @@ def draw(cell, study):
     unused = 100 * (1 - grid_axis.by_config(study, "expert_utilization").astype(float))
     most = unused.max()
     worth = most >= UNUSED_WORTH_AN_AXIS
-    used = "" if worth or not np.isfinite(most) else f"; at least {_percent(100 - most)} % of all experts run"
-    cell.heading(TITLE, f"0: all used alike; bars: range over layers{used}")
+    used = "" if worth or not np.isfinite(most) else f"; at least {_percent(100 - most)} % of experts run"
+    cell.heading(TITLE, f"spread of use, 0: even; bars: range over layers{used}")
     every = cell.axes(rows=2 if worth else 1, heights=(0.34, 0.66) if worth else (1,), gap=(0, 0.16))[:, 0]
     if worth:
         grid_axis.draw(every[0], study, unused, named=False)
-        every[0].set_ylabel("never run (%)")
+        every[0].set_ylabel("unused (%)")
         every[0].set_xlabel("")
         every[0].tick_params(labelbottom=False)
     values = grid_axis.by_config(study, "gini_coefficient").astype(float)
     bars = means.min(axis=1), means.max(axis=1)
     grid_axis.draw(every[-1], study, values, bars)
-    every[-1].set_ylabel("Gini coefficient of use (0 to 1)")
+    every[-1].set_ylabel("Gini coefficient (0 to 1)")
 
 
 def describe(study):

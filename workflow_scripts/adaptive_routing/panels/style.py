@@ -239,7 +239,7 @@ def add_legend(figure, rows, row_height):
     for i, handles in enumerate(reversed(rows)):
         figure.legend(
             handles=handles, loc="lower center", ncols=len(handles), columnspacing=1.3, handletextpad=0.4,
-            handlelength=1.5, borderaxespad=0, borderpad=0.2, handler_map={Strip: _StripHandler()},
+            handlelength=1.5, borderaxespad=0, borderpad=0.2, handler_map=HANDLERS,
             bbox_to_anchor=(0.5, (0.03 + i * row_height) / figure.get_figheight()),
         )  # fmt: skip
 
@@ -264,6 +264,9 @@ class _StripHandler(HandlerBase):
             Rectangle((x + i * each, y), each, height, facecolor=colour, linewidth=0, transform=transform)
             for i, colour in enumerate(handle.colours)
         ]
+
+
+HANDLERS = {Strip: _StripHandler()}
 
 
 def _row(study, config):
