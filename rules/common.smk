@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(workflow.basedir) / "workflow_scripts"))
 from adaptive_routing.code_fingerprint import code_fingerprint
 from adaptive_routing.code_version import code_version
 from adaptive_routing.errors import InputError
-from adaptive_routing.panels import PANELS, panel_module
+from adaptive_routing.panels import PANELS, TITLES, panel_module
 from adaptive_routing.processes import identity
 from adaptive_routing.settings import load_settings
 from adaptive_routing.tasks import task_module
@@ -273,6 +273,19 @@ def atlas_figures(suffix):
 def atlas_files():
     """The routing atlas: the page and the pictures."""
     return [results("routing_atlas.html"), *atlas_figures("png"), *atlas_figures("svg")]
+
+
+def panel_reports():
+    """Every panel's PNG by name, each with its own caption in Snakemake's report."""
+    return {
+        f"panel_{panel}": report(
+            results(f"visualizations/panel_{panel}.png"),
+            caption=f"../report/panel_{panel}.rst",
+            category="Panels",
+            labels={"panel": panel.split("_")[0], "shows": TITLES[panel]},
+        )
+        for panel in PANELS
+    }
 
 
 def study_figures():

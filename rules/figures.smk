@@ -9,17 +9,13 @@ rule plot_panels:
         comparisons=results("bh_routing_comparisons.csv"),
     output:
         panel_files("svg"),
+        **panel_reports(),
         figure_png=report(
             results("visualizations/bh_comprehensive_comparison.png"),
             caption="../report/comparison.rst",
             category="Comparison",
         ),
         figure_svg=results("visualizations/bh_comprehensive_comparison.svg"),
-        panels=report(
-            panel_files("png"),
-            caption="../report/panel.rst",
-            category="Panels",
-        ),
     log:
         job_log("plot_panels"),
     conda:

@@ -10,7 +10,7 @@ SMALLEST = 6.0  # points at print size
 
 
 def texts_of(figure):
-    """Draw a figure and list (text, its bounding box in pixels, its size in points) of all that is visible."""
+    """Draw a figure and list (text, its bounding box in pixels, its size in points) of what is visible."""
     canvas = FigureCanvasAgg(figure)
     with style.visual_language():
         canvas.draw()
@@ -36,20 +36,17 @@ def texts_of(figure):
     return found
 
 
-def overlaps(figure):
-    """What cannot be read: pairs of texts that cover each other, and texts that leave the page."""
+def illegible(figure):
+    """What cannot be read: pairs of texts that cover each other, texts off the page or too small."""
+    texts = texts_of(figure)
     # A box is a little taller than its letters: 1 point may be shared.
     point = figure.dpi / 72
-    boxes = [(text, box.padded(-0.5 * point)) for text, box, _ in texts_of(figure)]
+    boxes = [(text, box.padded(-0.5 * point)) for text, box, _ in texts]
     faults = [(a, b) for (a, box_a), (b, box_b) in combinations(boxes, 2) if box_a.overlaps(box_b)]
     page = figure.bbox
-    return faults + [
+    faults += [
         text
         for text, box in boxes
         if box.x0 < page.x0 or box.x1 > page.x1 or box.y0 < page.y0 or box.y1 > page.y1
     ]
-
-
-def too_small(figure):
-    """Texts below the smallest size that can be read in print."""
-    return [text for text, _, size in texts_of(figure) if size < SMALLEST]
+    return faults + [text for text, _, size in texts if size < SMALLEST]

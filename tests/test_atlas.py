@@ -35,7 +35,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load, save_file
-from test_panels import overlaps
+from legibility import illegible
 from tokenizers import Tokenizer, decoders, models
 
 ROOT = Path(__file__).parents[1]
@@ -729,7 +729,7 @@ def test_the_pictures_show_the_summaries(pictured, tmp_path):
         texts = [text.get_text() for axes in figures[name].axes for text in axes.texts]
         assert texts == ["no results"] * missing
     for name, figure in figures.items():
-        assert overlaps(figure) == []
+        assert illegible(figure) == []
         for suffix in ("png", "svg"):
             save(figure, tmp_path / f"{name}.{suffix}")
             assert (tmp_path / f"{name}.{suffix}").stat().st_size > 10_000
@@ -757,4 +757,4 @@ def test_pictures_of_a_study_without_bh_or_without_baseline(pictured):
     figures = draw_atlas(no_baseline, summaries)
     assert len(figures["atlas_usage"].axes) == 4 + 1
     for figure in figures.values():
-        assert overlaps(figure) == []
+        assert illegible(figure) == []

@@ -22,10 +22,10 @@ from adaptive_routing.report.difficulty import by_difficulty
 from adaptive_routing.report.recommendations import Margins
 from adaptive_routing.report.sentences import main_sentences
 from adaptive_routing.study import make_study
+from legibility import illegible
 from PIL import Image
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
-from legibility import overlaps
 
 LEVELS = (1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4)
 RISING = (2.0, 2.2, 2.1, 3.0, 3.2, 3.1, 4.0, 4.2, 4.1, 5.0, 5.2, 5.1)
@@ -183,7 +183,7 @@ def test_sentences_where_there_is_little_to_say():
 def test_the_figure_shows_the_tables_values(tmp_path):
     table = difficulty_table(grid())
     figure = draw_difficulty_figure(results_tables.study(), table)
-    assert overlaps(figure) == []
+    assert illegible(figure) == []
     axes = np.array(figure.axes).reshape(2, 4)
     for row, column in zip(axes, ("avg_experts_prompt", "avg_experts_new"), strict=True):
         assert row[0].get_yscale() == "log"
@@ -213,7 +213,7 @@ def test_the_figure_shows_the_tables_values(tmp_path):
 )
 def test_the_figure_is_legible_with_configurations_missing(options, summaries):
     figure = draw_difficulty_figure(results_tables.study(**options), difficulty_table(summaries))
-    assert overlaps(figure) == []
+    assert illegible(figure) == []
     texts = [text.get_text() for ax in figure.axes for text in ax.texts]
     drawn = [ax for ax in figure.axes if ax.containers]
     assert len(figure.axes) == len(drawn) + len(texts)  # an empty multiple says so

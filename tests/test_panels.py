@@ -1,62 +1,42 @@
 """The figure: what it shows is what the tables hold, in any study, without one text over another."""
 
+import itertools
 import multiprocessing
 import subprocess
 import sys
-from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import results_tables
 from adaptive_routing.errors import InputError
-from adaptive_routing.panels import PANELS, describe_panel, draw_figure, draw_panel, save_drawings, style
-from adaptive_routing.panels.alpha_max_k_heatmap import quality_measure
-from adaptive_routing.panels.floor_middle_ceiling import shares
+from adaptive_routing.panels import (
+    PANELS,
+    describe_panel,
+    draw_figure,
+    draw_panel,
+    grid_axis,
+    labels,
+    layout,
+    quality,
+    save_drawings,
+    scales,
+    style,
+)
+from adaptive_routing.panels.alpha_max_k_heatmap import quality_changes
+from adaptive_routing.panels.floor_middle_ceiling import shares, spread
 from adaptive_routing.panels.pareto_frontier import frontier
 from adaptive_routing.study import make_study, read_study
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from legibility import illegible
 from matplotlib import image
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.text import Annotation
+from matplotlib.collections import PathCollection
+from PIL import Image
+from studies import STUDIES
 
-ALPHAS_20 = tuple(i / 20 for i in range(1, 21))
-
-
-def without(study, *configs):
-    """The study as if these configurations had no results."""
-    tables = (study.experiments, study.configurations, study.layers, study.comparisons)
-    return make_study(*(table[~table["config"].isin(configs)] for table in tables), study.baseline)
-
-
-def nulled(study, *columns):
-    """The study with nothing in these columns."""
-    frames = [table.copy() for table in (study.experiments, study.configurations)]
-    for frame in frames:
-        frame[list(columns)] = np.nan
-    return make_study(*frames, study.layers, study.comparisons, study.baseline)
-
-
-STUDIES = {
-    "full": lambda: results_tables.study(),
-    "older grid": lambda: results_tables.study(
-        max_ks=(4, 8, 16, 32, 64), alphas=(0.01, 0.05, 0.1, 0.2), ks=(8,)
-    ),
-    "84 configurations": lambda: results_tables.study(alphas=ALPHAS_20),
-    "many max_k": lambda: results_tables.study(max_ks=(4, 8, 12, 16, 24, 32, 48, 64), alphas=ALPHAS_20[:10]),
-    "one configuration": lambda: results_tables.study(max_ks=(8,), alphas=(0.3,), ks=(8,)),
-    "wikitext alone": lambda: results_tables.study(datasets=("wikitext",)),
-    "lambada alone": lambda: results_tables.study(datasets=("lambada",)),
-    "four data sets": lambda: results_tables.study(
-        datasets=("wikitext", "lambada", "hellaswag", "arc_challenge")
-    ),
-    "top-k alone": lambda: results_tables.study(max_ks=()),
-    "BH alone": lambda: results_tables.study(ks=()),
-    "without the baseline": lambda: without(results_tables.study(), results_tables.BASELINE),
-    "holes in the grid": lambda: without(results_tables.study(), "16experts_bh_a040", "64experts_bh_a060"),
-    "no second pass": lambda: nulled(results_tables.study(), "latency_ms_per_token", "expert_overlap_score"),
-}
+PRINTED = 297 / 25.4, 210 / 25.4  # A4 landscape, inches
 
 
 @pytest.fixture(params=STUDIES)
@@ -93,31 +73,57 @@ def test_what_reads_the_tables_imports_no_library_of_statistics():
 
 def test_the_page_is_legible_in_any_study(any_study):
     figure = draw_figure(any_study)
-    assert overlaps(figure) == []
-    numbered = [ax.get_title("left") for ax in figure.axes if ax.get_title("left")]
+    assert figure.get_size_inches() == pytest.approx(PRINTED, abs=0.01)
+    assert illegible(figure) == []
+    numbered = [text.get_text() for text in figure.texts if text.get_weight() == "bold"]
     assert [title.split()[0] for title in numbered] == [str(i) for i in range(1, 10)]
 
 
-def test_panels_alone_are_legible(full):
+@pytest.mark.parametrize("name", ["full", "84 configurations", "BH is the baseline", "four data sets"])
+def test_panels_alone_are_legible(name):
+    study = STUDIES[name]()
     for panel in PANELS:
-        assert overlaps(draw_panel(panel, full)) == [], panel
+        figure = draw_panel(panel, study)
+        assert illegible(figure) == [], panel
 
 
-def test_every_axis_is_named_and_no_panel_is_empty(full):
-    figure = draw_figure(full)
-    for axes in figure.axes:
-        if axes.get_label() == "<colorbar>":
-            assert axes.get_ylabel()
-            continue
-        assert axes.get_xlabel(), axes.get_title("left")
-        assert axes.get_ylabel(), axes.get_title("left")
-        assert axes.has_data(), axes.get_title("left")
+def test_what_cannot_be_read_is_seen():
+    with style.visual_language():
+        figure = style.new_figure((2, 2), layout=None)
+        for x, text in ((0.2, "first"), (0.25, "second"), (0.95, "outside")):
+            figure.text(x, 0.5, text)
+        figure.text(0.1, 0.1, "tiny", fontsize=5)
+    assert illegible(figure) == [("first", "second"), "outside", "tiny"]
 
 
-def test_a_panel_without_numbers_says_so():
-    study = STUDIES["lambada alone"]()
-    texts = [text.get_text() for text in draw_panel("1_perplexity", study).axes[0].texts]
-    assert texts == ["no data set of this study has a perplexity"]
+def test_no_panel_of_any_study_is_empty(any_study):
+    for panel in PANELS:
+        axes = draw_panel(panel, any_study).axes
+        assert axes, panel
+        assert all(one.has_data() for one in axes), panel
+
+
+def test_every_axis_is_named(full):
+    for panel in PANELS:
+        axes = draw_panel(panel, full).axes
+        # Small multiples share the names of their first column and last row.
+        lefts, bottoms = ({round(one.get_position().bounds[i], 3) for one in axes} for i in (0, 1))
+        for one in axes:
+            if round(one.get_position().x0, 3) == min(lefts):
+                assert one.get_ylabel(), panel
+        assert any(one.get_xlabel() for one in axes if round(one.get_position().y0, 3) == min(bottoms)), panel
+
+
+def test_a_study_without_any_quality_says_so():
+    study = results_tables.study(datasets=("prompts",))
+    study = make_study(
+        study.experiments, study.configurations, study.layers, study.comparisons.iloc[:0], study.baseline
+    )
+    for panel in ("1_perplexity", "2_task_accuracy", "4_alpha_max_k_heatmap", "9_speed_quality"):
+        figure = draw_panel(panel, study)
+        assert figure.axes == []
+        assert any(text.get_text().startswith("no ") for text in figure.texts), panel
+        assert describe_panel(panel, study).endswith(".")
 
 
 def test_sentences_hold_no_nan(any_study):
@@ -127,122 +133,207 @@ def test_sentences_hold_no_nan(any_study):
         assert "nan" not in sentence.replace("`", " ").split()
 
 
+def points_of(axes):
+    """(x, y, face colour, marker path) of every BH point, from left to right."""
+    found = []
+    for collection in axes.collections:
+        if isinstance(collection, PathCollection):
+            path = collection.get_paths()[0].vertices.tobytes()
+            for (x, y), colour in zip(collection.get_offsets(), collection.get_facecolors(), strict=True):
+                found.append((x, y, tuple(colour[:3]), path))
+    return sorted(found)
+
+
 @pytest.mark.parametrize(
     "panel, column", [("1_perplexity", "perplexity"), ("3_average_experts", "avg_experts")]
 )
-def test_lines_show_the_tables_values(full, panel, column):
+def test_points_show_the_tables_values(full, panel, column):
     (axes,) = draw_panel(panel, full).axes
-    points = [line.get_ydata()[0] for line in axes.lines if line.get_marker() in style.MARKERS]
-    assert sorted(points) == pytest.approx(sorted(full.bh[column]))
+    # From left to right is the order of the table: by max_k, in it by alpha.
+    assert [y for _, y, _, _ in points_of(axes)] == pytest.approx(full.bh[column].tolist())
     levels = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"]
     assert levels == [full.baseline_value(column)]
+    circles = [line.get_ydata()[0] for line in axes.lines if line.get_marker() == "o"]
+    near = full.topk[column] <= axes.get_ylim()[1]
+    assert circles[: near.sum()] == full.topk[column][near].tolist()
 
 
 def test_error_bars_are_one_standard_error(full):
     (axes,) = draw_panel("1_perplexity", full).axes
-    heights = [np.ptp(path[:, 1]) for bars in axes.collections for path in bars.get_segments()]
-    assert heights == pytest.approx(2 * full.bh["perplexity_stderr"].to_numpy())
+    low, high = grid_axis.around(
+        grid_axis.by_config(full, "perplexity"), grid_axis.by_config(full, "perplexity_stderr")
+    )
+    drawn = [
+        (path[0, 1], path[1, 1])
+        for bars in axes.collections
+        if hasattr(bars, "get_segments") and bars.get_transform() == axes.transData
+        for path in bars.get_segments()
+        if path[0, 0] == path[1, 0]
+    ]
+    for config in full.bh["config"]:
+        assert any(np.allclose(ends, (low[config], high[config])) for ends in drawn), config
+
+
+def test_accuracies_without_a_data_set_become_paired_differences():
+    study = STUDIES["wikitext alone"]()
+    (axes,) = draw_panel("2_task_accuracy", study).axes
+    assert [y for _, y, _, _ in points_of(axes)] == pytest.approx([0.5] * len(study.bh))
+    assert describe_panel("2_task_accuracy", study).endswith(
+        "lies above 0 (worse) for 19 of 19 configurations and below 0 (better) for 0, before any correction."
+    )
 
 
 def test_a_configuration_looks_the_same_in_every_panel(full):
     looks = {}
     for panel, column in (("1_perplexity", "perplexity"), ("5_pareto_frontier", "perplexity")):
         (axes,) = draw_panel(panel, full).axes
-        for line in axes.lines:
-            if (
-                line.get_marker() in style.MARKERS
-                and len(line.get_ydata()) == 1
-                and line.get_color() != "black"
-            ):
-                row = full.bh.iloc[(full.bh[column] - line.get_ydata()[0]).abs().argmin()]
-                look = (line.get_marker(), line.get_color(), line.get_markerfacecolor())
-                looks.setdefault(row["config"], set()).add(look)
+        for _, y, colour, path in points_of(axes):
+            row = full.bh.iloc[(full.bh[column] - y).abs().argmin()]
+            looks.setdefault(row["config"], set()).add((colour, path))
     assert len(looks) == len(full.bh)
     assert all(len(one) == 1 for one in looks.values())
     assert len(set.union(*looks.values())) == len(full.bh)  # and none looks like another
+    for config, ((colour, _),) in looks.items():
+        assert style.colour(full, config) == pytest.approx(colour)
 
 
-@given(count=st.integers(2, 12))
-def test_max_k_colours_are_ordered_in_greyscale(count):
+@settings(deadline=None)
+@given(count=st.integers(2, 40))
+def test_alphas_keep_their_order_in_greyscale(count):
+    study = SimpleNamespace(alphas=[i / 100 for i in range(1, count + 1)])
+    luminance = [style.luminance(style.alpha_colour(study, alpha)) for alpha in study.alphas]
+    assert np.all(np.diff(luminance) < 0)  # darker for a larger alpha
+    assert contrast(1.0, max(luminance)) > 1.6  # against the page
+    if count <= style.MOST_SWATCHES:  # each has a swatch of its own: neighbours differ to the eye
+        assert min(contrast(a, b) for a, b in itertools.pairwise(luminance)) > 1.2
+
+
+def test_max_ks_differ_in_shape_and_from_top_k():
+    count = len(style.MARKERS)
     study = results_tables.study(max_ks=tuple(range(4, 4 + count)), alphas=(0.3,), ks=(8,))
-    luminance = [np.dot(style.colour(study, max_k), (0.2126, 0.7152, 0.0722)) for max_k in study.max_ks]
-    assert np.all(np.diff(luminance) > 0)
-    assert len({style.marker(study, max_k) for max_k in study.max_ks}) == count
+    shapes = {style.marker(study, config) for config in study.bh["config"]}
+    assert len(shapes) == count
+    assert style.marker(study, study.baseline) not in shapes
 
 
-@given(count=st.integers(1, 12))
-def test_every_line_is_visible_in_greyscale(count):
-    study = results_tables.study(max_ks=tuple(range(4, 4 + count)), ks=(8,))
-    for max_k in study.max_ks:
-        shades = [style.line_colour(study, max_k, alpha) for alpha in study.alphas]
-        luminance = [np.dot(shade, (0.2126, 0.7152, 0.0722)) for shade in shades]
-        assert max(luminance) < 0.75
-        assert np.all(np.diff(luminance) < 0)  # darker for a larger alpha
+def contrast(lighter, darker):
+    """Contrast ratio of two luminances (WCAG 2)."""
+    return (lighter + 0.05) / (darker + 0.05)
 
 
-def test_a_note_stays_within_its_panel(full):
-    # On the page a panel is about a third of its width.
-    figure = draw_figure(full)
-    canvas = FigureCanvasAgg(figure)
-    with style.visual_language():
-        canvas.draw()
-    renderer = canvas.get_renderer()
-    axes = {ax.get_title("left")[:1]: ax for ax in figure.axes if ax.get_title("left")}
-    for number, ax in axes.items():
-        right = axes.get(str(int(number) + 1))
-        limit = figure.bbox.x1 if int(number) % 3 == 0 else right.get_window_extent(renderer).x0
-        notes = [t for t in ax.texts if isinstance(t, Annotation) and t.get_fontsize() == style.SMALL]
-        for note in notes:
-            box = super(Annotation, note).get_window_extent(renderer)
-            assert box.x1 < limit - 0.01 * figure.bbox.width, note.get_text()
+@settings(deadline=None)
+@given(low=st.floats(-300, 50), high=st.floats(-50, 300), lower_is_better=st.booleans())
+def test_changes_are_blue_or_orange_darker_the_larger_and_their_numbers_legible(low, high, lower_is_better):
+    colours, norm = style.change_colours(min(low, high), max(low, high), lower_is_better)
+    reach = norm.vmax
+    assert colours(norm(0.0))[:3] == pytest.approx((1, 1, 1), abs=0.02)
+    for sign in (-1, 1):
+        side = [colours(norm(sign * reach * share))[:3] for share in np.linspace(0.05, 1, 20)]
+        better = (sign < 0) == lower_is_better
+        assert all((rgb[2] > rgb[0]) == better for rgb in side)
+        assert np.all(np.diff([style.luminance(rgb) for rgb in side]) <= 1e-9)
+        for rgb in side:
+            ink = style.luminance(style.ink_on(rgb))
+            assert contrast(*sorted((ink, style.luminance(rgb)), reverse=True)) > 4.5
 
 
-def test_a_level_far_outside_is_written_as_the_ticks_are(full):
+def test_names_of_configurations(full):
+    assert style.label(full, "8experts_topk_baseline") == style.baseline_label(full) == "top-8"
+    assert style.label(full, "16experts_bh_a040") == "max_k 16, α 0.4"
+    fine = STUDIES["three digits"]()
+    assert style.label(fine, "16experts_bh_a0305") == "max_k 16, α 0.305"
+    assert style.baseline_label(STUDIES["without the baseline"]()) == results_tables.BASELINE
+
+
+def test_a_level_far_outside_is_written_at_the_edge(full):
     study = make_study(
         full.experiments, full.configurations.copy(), full.layers, full.comparisons, full.baseline
     )
     study.configurations.loc[study.configurations["config"] == "16experts_topk_baseline", "perplexity"] = 2163
     (axes,) = draw_panel("1_perplexity", study).axes
-    assert any("top-16 ↑ 2.16k" in text.get_text() for text in axes.texts)
+    assert any("↑2.16k" in text.get_text() for text in axes.texts)
+    (axes,) = draw_panel("5_pareto_frontier", study).axes
+    assert any("top-16 ↑2.16k" in text.get_text() for text in axes.texts)
 
 
 def test_a_level_far_outside_does_not_flatten_the_rest(full):
     (axes,) = draw_panel("1_perplexity", full).axes
     assert axes.get_ylim()[1] < full.topk["perplexity"].max() / 2
-    assert any("top-64 ↑ 42" in text.get_text() for text in axes.texts)
+    assert any("↑42" in text.get_text() for text in axes.texts)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    held=st.lists(st.floats(1, 100), min_size=1, max_size=8),
+    others=st.lists(st.floats(1, 1e6), max_size=5),
+)
+def test_limits_hold_what_must_be_seen(held, others):
+    with style.visual_language():
+        axes = style.new_figure((3, 2), layout=None).add_subplot()
+        above, below = scales.fit_y(axes, held, others)
+    low, high = axes.get_ylim()
+    assert low < min(held) and max(held) < high
+    for value, over, under in zip(others, above, below, strict=True):
+        assert over or under or low < value < high
+        assert not (over or under) or not min(held) <= value <= max(held)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=12, unique=True))
+def test_placed_names_do_not_meet(points):
+    with style.visual_language():
+        figure = style.new_figure((3, 2), layout=None)
+        axes = figure.add_subplot(xticks=[], yticks=[])
+        names = [(x, y, f"name {i}", "normal") for i, (x, y) in enumerate(points)]
+        labels.place(axes, names, points, [])
+    assert illegible(figure) == []
+    assert len(axes.texts) >= 1 or len(points) > 1  # one alone always finds room
+
+
+@pytest.mark.parametrize("name", ["full", "many max_k", "one max_k", "top-k alone", "older grid"])
+def test_every_configuration_has_its_own_place(name):
+    study = STUDIES[name]()
+    places = grid_axis.Places.of(study)
+    x = [places.x(row) for _, row in study.configurations.iterrows()]
+    assert len(set(np.round(x, 6))) == len(x)
+    for place, k in zip(x, study.configurations["k_or_max_k"], strict=True):
+        left, right = places.span(k)
+        assert left <= place <= right
+
+
+def test_axes_are_in_their_cell_and_apart():
+    with style.visual_language():
+        figure = style.new_figure(layout.PAGE, layout=None)
+        cells = layout.cells(figure, 3, 3, 1)
+        boxes = [one.get_position() for cell in cells for one in cell.axes(2, 3).ravel()]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert all(0 < box.x0 < box.x1 < 1 and 0 < box.y0 < box.y1 < 1 for box in boxes)
 
 
 @given(
     st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12),
-    st.sampled_from(["perplexity", "avg_task_accuracy"]),
+    st.booleans(),
 )
-def test_frontier_is_what_nothing_dominates(points, column):
-    table = pd.DataFrame(points, columns=["avg_experts", column])
-    table = table.assign(config=[f"c{i}" for i in table.index])
-
-    class Tables:
-        configurations = table
-
-    sign = 1 if column == "perplexity" else -1
-    costs = {(experts, sign * quality) for experts, quality in points}
+def test_frontier_is_what_nothing_dominates(points, lower_is_better):
+    names = [f"c{i}" for i in range(len(points))]
+    experts, values = (pd.Series(column, index=names) for column in zip(*points, strict=True))
+    measure = quality.Quality(values, values, "", "", None, lower_is_better, False)
+    sign = 1 if lower_is_better else -1
+    costs = {(cost, sign * value) for cost, value in points}
     expected = {
         cost
         for cost in costs
         if not any(other != cost and other[0] <= cost[0] and other[1] <= cost[1] for other in costs)
     }
-    found = frontier(Tables, column)
-    assert list(zip(found["avg_experts"], sign * found[column], strict=True)) == sorted(expected)
+    found = frontier(experts, measure)
+    assert [(experts[one], sign * values[one]) for one in found] == sorted(expected)
 
 
-@given(st.lists(st.floats(0, 1), max_size=10))
-def test_labels_are_spread_in_order_within_bounds(places):
-    gap = 0.08
-    moved = style.spread(places, gap)
-    order = np.argsort(places, kind="stable")
-    assert np.all(np.diff(moved[order]) >= gap - 1e-9)
-    assert np.all((moved >= -1e-9) & (moved <= 1 + 1e-9))
-    if len(places) > 1 and np.diff(np.sort(places)).min() >= gap:
-        assert moved == pytest.approx(places)
+@given(st.lists(st.floats(0, 100), max_size=3))
+def test_names_of_shares_are_spread_in_order_within_bounds(places):
+    moved = spread(sorted(places), 6.5, 2, 98)
+    assert np.all(np.diff(moved) >= 6.5 - 1e-9)
+    assert all(2 - 1e-9 <= place <= 98 + 1e-9 for place in moved)
 
 
 def test_shares_sum_to_all_token_layers(full):
@@ -262,13 +353,44 @@ def test_min_k_equal_to_max_k_is_all_ceiling():
 
 
 def test_heat_map_is_relative_to_the_baseline(full):
-    changes, _, unit, lower_is_better = quality_measure(full)
-    assert (unit, lower_is_better) == ("%", True)
-    assert changes[results_tables.BASELINE] == 0
+    changes = quality_changes(full)
+    assert (changes.unit, changes.lower_is_better) == ("%", True)
+    assert changes.values[results_tables.BASELINE] == 0
     row = full.bh.iloc[0]
-    assert changes[row["config"]] == pytest.approx(100 * (row["perplexity"] - 11.0) / 11.0)
-    _, _, unit, lower_is_better = quality_measure(STUDIES["lambada alone"]())
-    assert (unit, lower_is_better) == ("points", False)
+    assert changes.values[row["config"]] == pytest.approx(100 * (row["perplexity"] - 11.0) / 11.0)
+    expected = {
+        c for c in full.configurations["config"] if full.verdict(c, "wikitext") in ("better", "worse")
+    }
+    assert changes.starred == expected
+    lambada = STUDIES["lambada alone"]()
+    changes = quality_changes(lambada)
+    assert (changes.unit, changes.lower_is_better) == ("points", False)
+    comparison = lambada.comparison("16experts_bh_a030", "lambada")
+    ends = changes.low["16experts_bh_a030"], changes.high["16experts_bh_a030"]
+    assert ends == pytest.approx((100 * comparison["ci_low"], 100 * comparison["ci_high"]))
+    loss = quality_changes(STUDIES["prompts alone"]())
+    assert loss.values["16experts_bh_a030"] == pytest.approx(100 * (np.exp(0.5) - 1))
+
+
+def test_heat_map_without_the_baseline_shows_the_values_themselves():
+    study = STUDIES["without the baseline"]()
+    changes = quality_changes(study)
+    assert not changes.from_baseline
+    assert changes.values.tolist() == study.configurations["perplexity"].tolist()
+
+
+def test_heat_map_writes_every_change_with_its_sign(full):
+    axes = draw_panel("4_alpha_max_k_heatmap", full).axes[0]
+    written = {
+        (text.get_position()[0], round(text.get_position()[1])): text.get_text() for text in axes.texts
+    }
+    assert len(written) == len(full.configurations)
+    changes = quality_changes(full)
+    for _, row in full.bh.iterrows():
+        place = full.max_ks.index(row["k_or_max_k"]), 1 + full.alphas.index(row["alpha"])
+        value = changes.values[row["config"]]
+        star = "*" if row["config"] in changes.starred else ""
+        assert written[place] == f"{value:+z.1f}{star}".replace("-", "−")
 
 
 @pytest.mark.parametrize(
@@ -333,6 +455,14 @@ def test_a_drawing_that_fails_fails_the_job_and_leaves_no_process(full, tmp_path
     assert multiprocessing.active_children() == []
 
 
+def test_a_png_has_300_dots_an_inch(full, tmp_path):
+    figure = draw_panel("1_perplexity", full)
+    style.save(figure, tmp_path / "panel.png")
+    with Image.open(tmp_path / "panel.png") as one:
+        assert one.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+        assert one.width == pytest.approx(300 * figure.get_figwidth(), abs=2)
+
+
 def test_svg_holds_real_text(full, tmp_path):
     style.save(draw_panel("1_perplexity", full), tmp_path / "panel.svg")
     svg = (tmp_path / "panel.svg").read_text()
@@ -359,32 +489,3 @@ def test_empty_and_incomplete_tables_are_refused(tmp_path):
     paths["layers"].unlink()
     with pytest.raises(InputError, match="does not exist"):
         read_study(**paths, baseline="8experts_topk_baseline")
-
-
-def overlaps(figure):
-    """Pairs of texts that cover each other, or text outside the page; labels of data points may meet."""
-    canvas = FigureCanvasAgg(figure)
-    with style.visual_language():
-        canvas.draw()
-        renderer = canvas.get_renderer()
-        texts = []
-        for axes in figure.axes:
-            texts += [axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label]
-            for axis in (axes.xaxis, axes.yaxis):
-                low, high = sorted(axis.get_view_interval())
-                ticks = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=False)
-                texts += [label for place, label in ticks if low <= place <= high]
-            texts += [t for t in axes.texts if isinstance(t, Annotation) and t.xycoords == "axes fraction"]
-        texts += [text for legend in figure.legends for text in legend.get_texts()]
-        boxes = []
-        for text in texts:
-            if text.get_text() and text.get_visible():
-                # An annotation's own extent includes its leader line.
-                box = super(Annotation, text) if isinstance(text, Annotation) else text
-                boxes.append((text.get_text(), box.get_window_extent(renderer).padded(-1)))
-    faults = [(a, b) for (a, box_a), (b, box_b) in combinations(boxes, 2) if box_a.overlaps(box_b)]
-    page = figure.bbox.padded(2)
-    faults += [
-        a for a, box in boxes if box.x0 < page.x0 or box.x1 > page.x1 or box.y0 < page.y0 or box.y1 > page.y1
-    ]
-    return faults

@@ -31,9 +31,7 @@ def draw_difficulty_figure(study, table):
     with style.visual_language():
         mpl.rcParams.update(LARGER)
         figure = style.new_figure((COLUMN * max(3, len(study.max_ks)) + 0.9, ROW * len(SHOWN) + 1.3))
-        figure.suptitle(
-            f"{TITLE}: mean over a level's prompts; bars: ± 1 standard error", x=0.01, ha="left", fontsize=9.5
-        )
+        style.headline(figure, TITLE, "mean over a level's prompts; bars: ± 1 standard error", 10.0)
         rows = table[(table["strategy"] == "bh") & table["k_or_max_k"].isin(study.max_ks)]
         if rows.empty:
             axes = figure.subplots()

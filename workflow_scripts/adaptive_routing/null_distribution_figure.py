@@ -6,15 +6,17 @@ logits are, and how large a logit must be before BH can count it as evidence.
 
 import math
 
+import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from adaptive_routing.files import atomic_path
+from adaptive_routing.panels import style
 
+DPI = 150
+LARGER = {"axes.titlesize": 9.0, "axes.titlepad": 3.0, "xtick.labelsize": 8.0, "ytick.labelsize": 8.0}
 CURVE_POINTS = 400
 TAIL = 1e-3  # the axes show what lies between these tails of every layer
 MARKED_P_VALUES = {0.05: ":", 0.01: "--"}  # line style
+LINES = "dotted: p = 0.05, dashed: p = 0.01"
 
 
 def density_curve(null_distribution, layer, low, high):
@@ -41,33 +43,29 @@ def save_null_distribution_figure(null_distribution, path):
     low = min(critical_logit(null_distribution, layer, 1 - TAIL) for layer in range(num_layers))
     high = max(critical_logit(null_distribution, layer, TAIL) for layer in range(num_layers))
 
-    figure = Figure(figsize=(2.6 * columns + 0.6, 1.5 * rows + 1.3), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for layer, ax in enumerate(axes[:num_layers]):
-        x, density = density_curve(null_distribution, layer, low, high)
-        ax.fill_between(x, density, color="#0072B2", alpha=0.25, linewidth=0)
-        ax.plot(x, density, color="#0072B2", linewidth=1.2)
-        for p, style in MARKED_P_VALUES.items():
-            critical = critical_logit(null_distribution, layer, p)
-            ax.axvline(critical, color="black", linestyle=style, linewidth=0.9, label=f"p = {p:g}")
-        ax.set_title(f"layer {layer}", fontsize=9, loc="left", pad=3)
-        ax.tick_params(labelsize=8)
-        ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set(xlim=(low, high), ylim=(0, None))
-    for ax in axes[num_layers:]:
-        ax.set_axis_off()
-    for ax in axes[max(num_layers - columns, 0) : num_layers]:
-        ax.tick_params(labelbottom=True)  # also above an empty place in the last row
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=len(handles), fontsize=9, frameon=False)
-    figure.suptitle(
-        f"Null distribution of router logits\n{_subtitle(null_distribution)}", fontsize=10, x=0.01, ha="left"
-    )
-    figure.supxlabel("router logit", fontsize=9)
-    figure.supylabel("density (per unit of logit)", fontsize=9)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    with style.visual_language():
+        mpl.rcParams.update(LARGER)
+        figure = style.new_figure((max(2.6 * columns + 0.6, 5.0), 1.5 * rows + 1.2))
+        style.headline(
+            figure, "Null distribution of router logits", f"{_subtitle(null_distribution)}; {LINES}", 10.0
+        )
+        axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        for layer, ax in enumerate(axes[:num_layers]):
+            x, density = density_curve(null_distribution, layer, low, high)
+            ax.fill_between(x, density, color=style.PALE, alpha=0.5, linewidth=0)
+            ax.plot(x, density, color=style.NEUTRAL, linewidth=1.2)
+            for p, line in MARKED_P_VALUES.items():
+                critical = critical_logit(null_distribution, layer, p)
+                ax.axvline(critical, color="black", linestyle=line, linewidth=0.9)
+            ax.set_title(f"layer {layer}")
+        axes[0].set(xlim=(low, high), ylim=(0, None))
+        for ax in axes[num_layers:]:
+            ax.set_axis_off()
+        for ax in axes[max(num_layers - columns, 0) : num_layers]:
+            ax.tick_params(labelbottom=True)  # also above an empty place in the last row
+        figure.supxlabel("router logit", fontsize=9)
+        figure.supylabel("density (per unit of logit)", fontsize=9)
+    style.save(figure, path, DPI)
 
 
 def _subtitle(null_distribution):

@@ -2,9 +2,9 @@
 
 A panel is a module with `draw(cell, study)`, which fills one `layout.Cell` of the figure, and
 `describe(study)`, which says in a sentence what the panel shows in this study. They share `style` (what a
-configuration looks like), `grid_axis` and `scatter` (the two ways to set configurations side by side), `scales`,
-`labels` and `quality`. Importing this package does not import matplotlib, so that the workflow can read the
-list of panels at no cost.
+configuration looks like), `grid_axis` and `scatter` (the two ways to set configurations side by side),
+`scales`, `labels` and `quality`. Importing this package does not import matplotlib, so that the workflow can
+read the list of panels at no cost.
 """
 
 import importlib

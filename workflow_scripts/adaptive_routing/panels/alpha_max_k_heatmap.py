@@ -1,8 +1,9 @@
 """Panel 4: change of quality against the baseline for each alpha and max_k, paired over the same samples.
 
 The lowest row is top-k at the same k. The quality is perplexity, else the mean accuracy, else the loss (as a
-ratio of perplexities); where the baseline has none, the values themselves. A star marks a difference that is significant after Holm's correction; where there is room, the 95 % interval of the change
-stands below it, which is narrower than panel 1's bars suggest, since the samples are the same.
+ratio of perplexities); where the baseline has none, the values themselves. A star marks a difference that is
+significant after Holm's correction; where there is room, the 95 % interval of the change stands below it.
+Being paired, that is narrower than panel 1's bars suggest.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Panel 8: experts in every layer: the mean and the spread over tokens, one column a max_k, one line an alpha."""
+"""Panel 8: experts in every layer, mean and spread over tokens: one column a max_k, one line an alpha."""
 
 import numpy as np
 from matplotlib.ticker import FixedLocator
@@ -16,7 +16,7 @@ def draw(cell, study):
     left_out = f"; {len(max_ks)} of {len(study.max_ks)} max_k" if len(max_ks) < len(study.max_ks) else ""
     number = "" if len(max_ks) <= MOST_NAMED else "; columns: max_k"
     what = "by max_k" if study.max_ks else "top-k"
-    cell.heading(TITLE, f"{what}; above: mean over tokens; below: their standard deviation{number}{left_out}")
+    cell.heading(TITLE, f"{what}; above: mean over tokens; below: standard deviation{number}{left_out}")
     every = cell.axes(rows=2, columns=max(1, len(max_ks)), gap=(0.1, 0.1), share_y=True, top=0.55)
     for above, below, max_k in zip(*every, max_ks, strict=False):
         above.set_title(f"max_k {max_k}" if not number else f"{max_k}", fontsize=6.4, pad=2, loc="center")
@@ -77,9 +77,7 @@ def _scales(every, layers, shown):
     every[1, 0].set_ylim(0, max(every[1, 0].get_ylim()[1], 1.0))
     first, last = layers[0], layers[-1]
     columns = every.shape[1]
-    ticks = (
-        [first, last] if columns > MOST_NAMED else sorted({first, last, *_spread(list(layers), 4)})
-    )
+    ticks = [first, last] if columns > MOST_NAMED else sorted({first, last, *_spread(list(layers), 4)})
     for i, row in enumerate(every):
         for j, axes in enumerate(row):
             axes.set_xlim(first - 0.7, last + 0.7)

@@ -44,8 +44,8 @@ def describe(study):
     means = study.layer_means("gini_coefficient").reindex(study.bh["config"]).mean()
     if means.notna().any() and len(means) > 1:
         sentence += (
-            f" Over the layers the work is spread most evenly in layer {means.idxmin()} ({means.min():.3f}) and "
-            f"least in layer {means.idxmax()} ({means.max():.3f})."
+            f" Over the layers the work is spread most evenly in layer {means.idxmin()} "
+            f"({means.min():.3f}) and least in layer {means.idxmax()} ({means.max():.3f})."
         )
     return sentence
 

@@ -112,8 +112,9 @@ def reference_line(axes, study, value, named=True, along="x"):
     (axes.axhline if along == "x" else axes.axvline)(value, zorder=1.5, **style.BASELINE)
     if named and along == "x":
         axes.annotate(
-            style.reference_name(study), (1, value), xytext=(2.5, 0), xycoords=axes.get_yaxis_transform(), textcoords="offset points",
-            va="center_baseline", fontsize=style.SMALL, weight="bold", annotation_clip=False,
+            style.reference_name(study), (1, value), xytext=(2.5, 0), textcoords="offset points",
+            xycoords=axes.get_yaxis_transform(), va="center_baseline", fontsize=style.SMALL, weight="bold",
+            annotation_clip=False,
         )  # fmt: skip
 
 
@@ -124,9 +125,7 @@ def _draw_bh(axes, study, rows, size):
         ends = group[["low", "high"]].to_numpy(float)
         bars = [[(x, low), (x, high)] for x, (low, high) in zip(group["x"], ends, strict=True)]
         axes.add_collection(LineCollection(bars, colors=colours, linewidths=0.9, zorder=3), autolim=False)
-        axes.scatter(
-            group["x"], group["value"], c=colours, zorder=4, **style.points(study, max_k, size)
-        )
+        axes.scatter(group["x"], group["value"], c=colours, zorder=4, **style.points(study, max_k, size))
 
 
 def _draw_topk(axes, places, rows, above, below):

@@ -42,8 +42,8 @@ def place(axes, items, marks, lines):
         far = np.hypot(dx, dy) >= LEADER
         centre = (box[:2] + box[2:]) / 2 - point
         axes.annotate(
-            text, (x, y), xytext=centre, textcoords="offset points", ha="center", va="center", fontsize=style.SMALL,
-            weight=weight, color=style.INK, zorder=6,
+            text, (x, y), xytext=centre, textcoords="offset points", ha="center", va="center",
+            fontsize=style.SMALL, weight=weight, color=style.INK, zorder=6,
             arrowprops={"arrowstyle": "-", "color": style.INK, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 3}
             if far else None,
         )  # fmt: skip
@@ -57,8 +57,9 @@ def _free(point, width, height, frame, taken, marks, inked):
             step = np.array(direction) / np.hypot(*direction)
             near = point + distance * step
             # The box lies on the far side of `near`.
-            centre = near + np.array(direction) * (width / 2, height / 2)
-            box = np.array([*(centre - (width / 2, height / 2)), *(centre + (width / 2, height / 2))])
+            half = np.array([width, height]) / 2
+            centre = near + np.array(direction) * half
+            box = np.concatenate([centre - half, centre + half])
             if (box[:2] < frame[:2] + 1).any() or (box[2:] > frame[2:] - 1).any():
                 continue
             if any(_meet(box, other) for other in taken):

@@ -65,9 +65,7 @@ class Cell:
 
     def strip(self, left, bottom, width, height):
         """Add one axes at a place in the cell, from its lower left corner."""
-        return self.figure.add_axes(
-            self._fractions(self.left + left, self.bottom + bottom, width, height)
-        )
+        return self.figure.add_axes(self._fractions(self.left + left, self.bottom + bottom, width, height))
 
     def nothing_to_show(self, title, reason):
         """Fill a panel whose numbers this study does not have with the reason."""

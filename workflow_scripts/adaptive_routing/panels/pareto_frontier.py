@@ -64,4 +64,3 @@ def describe(study):
     names = ", ".join(f"`{config}`" for config in rivals[:3])
     more = f" and {len(rivals) - 3} more" if len(rivals) > 3 else ""
     return sentence + f"; the baseline is not: {names}{more} run no more experts and measured no worse."
-

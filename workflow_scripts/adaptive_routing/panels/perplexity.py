@@ -1,6 +1,6 @@
 """Panel 1: perplexity over the grid, beside the top-k that may run as many experts.
 
-WikiText's perplexity, or that of LAMBADA's target words where the study has no WikiText, or else the mean loss.
+WikiText's perplexity, or that of LAMBADA's target words where the study has no WikiText, else the mean loss.
 """
 
 from adaptive_routing.panels import TITLES, grid_axis, quality, scales

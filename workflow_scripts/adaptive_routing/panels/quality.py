@@ -8,11 +8,10 @@ import pandas as pd
 from adaptive_routing.panels.grid_axis import by_config
 from adaptive_routing.tables import averaged_datasets
 
-TEXTS = {"perplexity": "wikitext", "word_perplexity": "wikitext", "target_perplexity": "lambada's target words"}
-UNITS = {
-    "perplexity": "exp(mean sample loss)",
-    "word_perplexity": "exp(mean loss of a word)",
-    "target_perplexity": "exp(mean loss of a word)",
+PERPLEXITIES = {  # column: (in sentences, on an axis)
+    "perplexity": ("perplexity on wikitext", "perplexity, exp(mean sample loss)"),
+    "word_perplexity": ("word perplexity on wikitext", "word perplexity, exp(mean loss of a word)"),
+    "target_perplexity": ("perplexity on lambada's target words", "perplexity, exp(mean loss of a word)"),
 }
 
 
@@ -36,14 +35,13 @@ class Quality:
 
 def perplexity(study):
     """The perplexity that is a data set's score, or that of LAMBADA's target words; None without one."""
-    column = next((c for c in (study.perplexity, "target_perplexity") if c is not None and study.has(c)), None)
+    column = next(
+        (c for c in (study.perplexity, "target_perplexity") if c is not None and study.has(c)), None
+    )
     if column is None:
         return None
     dataset = next((d for d, score in study.scores.items() if score == column), "lambada")
-    return Quality(
-        *_with_errors(study, column), f"{column.replace('_', ' ')} on {TEXTS[column]}",
-        f"{'word perplexity' if column == 'word_perplexity' else 'perplexity'}, {UNITS[column]}", dataset, True, True,
-    )  # fmt: skip
+    return Quality(*_with_errors(study, column), *PERPLEXITIES[column], dataset, True, True)
 
 
 def accuracy(study):
@@ -74,7 +72,7 @@ def loss(study):
 
 
 def frontier_measure(study):
-    """What is set against experts: a perplexity of text, else accuracy, else a word's perplexity or a loss."""
+    """What is set against experts: perplexity of text, else accuracy, else a word's perplexity or loss."""
     text = perplexity(study) if study.perplexity is not None else None
     return text or first_of(study, accuracy, perplexity, loss)
 
@@ -96,8 +94,8 @@ def extremes(study, quality, digits):
     if len(values) == 1:
         return f"The one BH configuration, `{first}`, has {quality.name} {values.iloc[0]:{digits}}{against}."
     sentence = (
-        f"Over {len(values)} BH configurations {quality.name} runs from {values.iloc[0]:{digits}} (`{first}`) "
-        f"to {values.iloc[-1]:{digits}} (`{last}`){against}"
+        f"Over {len(values)} BH configurations {quality.name} runs from {values.iloc[0]:{digits}} "
+        f"(`{first}`) to {values.iloc[-1]:{digits}} (`{last}`){against}"
     )
     if reference == reference:
         below = values < reference if quality.lower_is_better else values > reference

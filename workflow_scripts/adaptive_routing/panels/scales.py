@@ -1,5 +1,4 @@
-"""The scales of axes: logarithmic where values span decades, ticks at round values, no far value that flattens.
-"""
+"""The scales of axes: logarithmic where values span decades, round ticks, and no far value that flattens."""
 
 import numpy as np
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, ScalarFormatter

@@ -10,7 +10,7 @@ SIZE, SMALL_SIZE, MANY = 4.6, 3.4, 40  # of markers in points; for more than MAN
 
 
 def draw(axes, study, x, quality, x_scale, named=(), cheap_is_left=True):
-    """Draw quality over a cost or a speed: BH joined along alpha, top-k along k, the baseline as a cross of lines.
+    """Draw quality over a cost or a speed: BH joined along alpha, top-k along k, the baseline as a cross.
 
     x: Series by configuration; quality: of `quality`; x_scale: of `scales`; named: BH configurations to name;
     cheap_is_left: on which side of the baseline's x the better ones lie, which is shaded.
@@ -22,7 +22,9 @@ def draw(axes, study, x, quality, x_scale, named=(), cheap_is_left=True):
     ).dropna(subset=["x", "y"])
     bh, topk = table[table["strategy"] == "bh"], table[table["strategy"] == "topk"]
     baseline = table[table["config"] == study.baseline]
-    held = np.concatenate([[*part["y"] - part["error"], *part["y"] + part["error"]] for part in (bh, baseline)])
+    held = np.concatenate(
+        [[*part["y"] - part["error"], *part["y"] + part["error"]] for part in (bh, baseline)]
+    )
     if bh.empty:
         held = table["y"].to_numpy()
     x_scale(axes, "x", table["x"])
@@ -38,14 +40,14 @@ def draw(axes, study, x, quality, x_scale, named=(), cheap_is_left=True):
         colours = [style.alpha_colour(study, alpha) for alpha in rows["alpha"]]
         axes.plot(rows["x"], rows["y"], color=style.PALE, linewidth=0.7, zorder=2)
         axes.add_collection(_bars(rows, colours), autolim=False)
-        axes.scatter(
-            rows["x"], rows["y"], c=colours, zorder=4, **style.points(study, max_k, size)
-        )
+        axes.scatter(rows["x"], rows["y"], c=colours, zorder=4, **style.points(study, max_k, size))
     shown = _draw_topk(axes, topk, above, below)
     items = list(_topk_names(study, topk, shown))
     for config in named:
         row = bh[bh["config"] == config]
-        items += [(row["x"].item(), row["y"].item(), style.label(study, config), "normal")] if len(row) else []
+        items += (
+            [(row["x"].item(), row["y"].item(), style.label(study, config), "normal")] if len(row) else []
+        )
     marks = np.column_stack([[*bh["x"], *topk["x"]], [*bh["y"], *shown]])
     bars = [[(x, y - e), (x, y + e)] for x, y, e in bh[["x", "y", "error"]].itertuples(index=False)]
     joined = [*zip(marks[len(bh) : -1], marks[len(bh) + 1 :], strict=True)]

@@ -7,6 +7,7 @@ has. The baseline: a dashed black line wherever there is an axis for it. What is
 """
 
 import contextlib
+import textwrap
 
 import matplotlib as mpl
 import numpy as np
@@ -36,7 +37,7 @@ TOPK = {
     "markeredgewidth": 0.9,
 }  # fmt: skip
 SMALL = 6.0  # points, the smallest text
-# Change against the baseline: blue is better, orange is worse (Okabe and Ito's blue and vermilion), white none.
+# Change against the baseline: blue is better, orange worse (Okabe and Ito's blue and vermilion), white none.
 BETTER, WORSE = ("#023858", "#0072b2", "#9ecae1", "#ffffff"), ("#ffffff", "#fdc899", "#d55e00", "#6b2400")
 
 SETTINGS = {
@@ -90,6 +91,20 @@ def new_figure(size, layout="constrained"):
     return figure
 
 
+def headline(figure, title, note, size):
+    """Write a figure's title of `size` points, and below it a note, above a constrained layout."""
+    width, height = figure.get_size_inches()
+    # A letter is about half as wide as high.
+    lines = textwrap.wrap(note, max(20, int((width - 0.2) * 72 / (0.52 * 0.86 * size))))
+    line = 1.25 * 0.86 * size / 72  # inches
+    room = 1.5 * size / 72 + line * len(lines) + 0.08
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - room / height))
+    at = height - 1.3 * size / 72
+    figure.text(0.08 / width, at / height, title, fontsize=size, weight="bold")
+    for i, text in enumerate(lines, start=1):
+        figure.text(0.08 / width, (at - i * line) / height, text, fontsize=0.86 * size, color=NEUTRAL)
+
+
 def save(figure, path, dpi=DPI):
     """Write a figure as PNG or SVG, whole or not at all, and the same bytes for the same figure.
 
@@ -108,7 +123,7 @@ def save(figure, path, dpi=DPI):
 
 
 def alpha_colour(study, alpha):
-    """The colour of an alpha: its rank among the study's alphas on viridis, as (red, green, blue) in [0, 1]."""
+    """The colour of an alpha by its rank among the study's on viridis: (red, green, blue) in [0, 1]."""
     count = len(study.alphas)
     place = study.alphas.index(float(alpha)) / (count - 1) if count > 1 else 0.6
     return mpl.colormaps["viridis"](SMALLEST_ALPHA + place * (LARGEST_ALPHA - SMALLEST_ALPHA))[:3]
@@ -219,7 +234,7 @@ def alpha_handles(study):
 
 
 def legend_rows(groups, width):
-    """Divide groups of legend entries into rows of at most `width` inches; a group is split only if it must be."""
+    """Divide groups of legend entries into rows of at most `width` inches; only too wide a group is split."""
     rows, free = [[]], width
     for group in groups:
         if sum(map(_entry_width, group)) > free and rows[-1]:

@@ -35,15 +35,15 @@ def describe(study):
             return "There is no experiment on a data set with an accuracy, and no loss to compare."
         worse, better = (int((sign * rows[end] > 0).sum()) for sign, end in ((1, "ci_low"), (-1, "ci_high")))
         return (
-            "There is no experiment on a data set with an accuracy; shown is the paired difference of the mean "
-            f"loss on {dataset} from the baseline. Its 95 % interval lies above 0 (worse) for {worse} of "
+            "There is no experiment on a data set with an accuracy; shown is the paired difference of "
+            f"the mean loss on {dataset} from the baseline. Its 95 % interval lies above 0 (worse) for {worse} of "
             f"{len(rows)} configurations and below 0 (better) for {better}, before any correction."
         )
     return " ".join(_sentence(study, column) for column in study.accuracies)
 
 
 def differences(study):
-    """(data set, rows of `comparisons` of its mean loss, by configuration) of the first data set with such rows."""
+    """The first data set whose mean loss is compared, and its rows of `comparisons` by configuration."""
     for dataset in averaged_datasets(study.datasets):
         rows = study.comparisons
         rows = rows[(rows["dataset"] == dataset) & (rows["metric"] == "loss") & rows["difference"].notna()]
