@@ -55,6 +55,7 @@ PASS = jobs("collect_router_logits", experiments=EXPERIMENTS)  # of calibration 
 METRICS = jobs(metrics=EXPERIMENTS)
 TABLES, REPORT = jobs("tabulate_results"), jobs("write_report")
 PANELS_ALONE, FIGURES = jobs("plot_panels"), jobs("plot_panels", "plot_routing_atlas")
+LOOKS = jobs("plot_panels", "plot_routing_atlas", "plot_null_distribution")
 ATLAS_PAGE, ATLAS_PICTURES = jobs("draw_routing_atlas"), jobs("plot_routing_atlas")
 
 AFTER_EDIT = {
@@ -114,8 +115,9 @@ AFTER_EDIT = {
     "null_distribution/kernels": jobs("fit_null_distribution"),
     "null_distribution/table": jobs("fit_null_distribution"),
     "panels": PANELS_ALONE,
-    "panels/__init__": FIGURES,
-    "panels/style": FIGURES,
+    "panels/__init__": LOOKS,
+    "panels/layout": LOOKS,
+    "panels/style": LOOKS,
     "report": REPORT,
     "routing/__init__": PASS,
     "routing/base": PASS,

@@ -10,8 +10,8 @@ from adaptive_routing.tables import averaged_datasets
 
 PERPLEXITIES = {  # column: (in sentences, on an axis)
     "perplexity": ("perplexity on wikitext", "perplexity, exp(mean sample loss)"),
-    "word_perplexity": ("word perplexity on wikitext", "word perplexity, exp(mean loss of a word)"),
-    "target_perplexity": ("perplexity on lambada's target words", "perplexity, exp(mean loss of a word)"),
+    "word_perplexity": ("word perplexity on wikitext", "perplexity, exp(mean loss per word)"),
+    "target_perplexity": ("perplexity on lambada's target words", "perplexity, exp(mean loss per word)"),
 }
 
 

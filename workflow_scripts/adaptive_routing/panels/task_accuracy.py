@@ -9,20 +9,21 @@ import pandas as pd
 from adaptive_routing.panels import TITLES, grid_axis, quality
 from adaptive_routing.tables import averaged_datasets
 
+MOST_SPELLED_OUT = 2  # data sets, above each other, whose axes are long enough
 TITLE = f"2  {TITLES['2_task_accuracy']}"
 
 
 def draw(cell, study):
     if not study.accuracies:
         return _draw_differences(cell, study)
-    cell.heading(TITLE, "by data set; higher is better; bars: ± 1 standard error")
+    cell.heading(TITLE, "share correct by data set; higher is better; bars: ± 1 standard error")
     every = cell.axes(rows=len(study.accuracies), gap=(0, 0.22), top=0.53)[:, 0]
     for axes, column in zip(every, study.accuracies, strict=True):
         values = grid_axis.by_config(study, column)
         errors = grid_axis.by_config(study, f"{column}_stderr")
         grid_axis.draw(axes, study, values, grid_axis.around(values, errors))
         axes.set_title(column.removesuffix("_accuracy"), fontsize=6.4, pad=2.5)
-        axes.set_ylabel("share correct")
+        axes.set_ylabel("share correct" if len(every) <= MOST_SPELLED_OUT else "share")
         if axes is not every[-1]:
             axes.set_xlabel("")
             axes.tick_params(labelbottom=False)
@@ -35,9 +36,9 @@ def describe(study):
             return "There is no experiment on a data set with an accuracy, and no loss to compare."
         worse, better = (int((sign * rows[end] > 0).sum()) for sign, end in ((1, "ci_low"), (-1, "ci_high")))
         return (
-            "There is no experiment on a data set with an accuracy; shown is the paired difference of "
-            f"the mean loss on {dataset} from the baseline. Its 95 % interval lies above 0 (worse) for {worse} of "
-            f"{len(rows)} configurations and below 0 (better) for {better}, before any correction."
+            "There is no experiment on a data set with an accuracy; shown is the paired difference of the "
+            f"mean loss on {dataset} from the baseline. Its 95 % interval lies above 0 (worse) for {worse} "
+            f"of {len(rows)} configurations and below 0 (better) for {better}, before any correction."
         )
     return " ".join(_sentence(study, column) for column in study.accuracies)
 
