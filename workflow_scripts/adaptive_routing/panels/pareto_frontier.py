@@ -11,9 +11,7 @@ def draw(cell, study):
     measure = quality.frontier_measure(study)
     if measure is None:
         return cell.nothing_to_show(TITLE, "no quality was measured")
-    corner = "lower" if measure.lower_is_better else "upper"
-    shade = "; shaded: beats the baseline in both" if study.baseline_row is not None else ""
-    cell.heading(TITLE, f"{corner} left is better; grey: frontier{shade}")
+    cell.heading(TITLE, f"grey: frontier; {scatter.note(study, measure, 'left')}")
     axes = cell.axes()[0, 0]
     x = grid_axis.by_config(study, "avg_experts")
     best = frontier(x, measure)

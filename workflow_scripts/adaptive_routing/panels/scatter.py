@@ -60,6 +60,13 @@ def draw(axes, study, x, quality, x_scale, named=(), cheap_is_left=True):
     labels.place(axes, items, marks, [*bars, *joined, *cross])
 
 
+def note(study, quality, side):
+    """How to read such a panel whose better configurations lie at a side, "left" or "right"."""
+    corner = f"{'lower' if quality.lower_is_better else 'upper'} {side} is better"
+    shade = "shaded: beats the baseline in both" if study.baseline_row is not None else corner
+    return shade + ("; bars: ± 1 standard error" if quality.errors.notna().any() else "")
+
+
 def _draw_baseline(axes, study, baseline, lower_is_better, cheap_is_left):
     """The baseline's two levels; shaded, what is no worse than it in both."""
     if baseline.empty:

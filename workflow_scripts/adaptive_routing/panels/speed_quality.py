@@ -11,9 +11,7 @@ def draw(cell, study):
     measure = quality.first_of(study, quality.accuracy, quality.perplexity, quality.loss)
     if measure is None or not study.has("tokens_per_second"):
         return cell.nothing_to_show(TITLE, "no speed or no quality was measured")
-    corner = "lower" if measure.lower_is_better else "upper"
-    shade = "; shaded: beats the baseline in both" if study.baseline_row is not None else ""
-    cell.heading(TITLE, f"{corner} right is better{shade}")
+    cell.heading(TITLE, scatter.note(study, measure, "right"))
     axes = cell.axes()[0, 0]
     speeds = grid_axis.by_config(study, "tokens_per_second").astype(float)
     bh = speeds.reindex(study.bh["config"]).dropna()
