@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -36,6 +37,7 @@ from matplotlib.collections import PathCollection
 from PIL import Image
 from studies import STUDIES
 
+REPOSITORY = Path(__file__).parents[1]
 PRINTED = 297 / 25.4, 210 / 25.4  # A4 landscape, inches
 
 
@@ -468,6 +470,12 @@ def test_svg_holds_real_text(full, tmp_path):
     svg = (tmp_path / "panel.svg").read_text()
     assert ">perplexity, exp(mean sample loss)</text>" in svg
     assert "<dc:date>" not in svg
+
+
+def test_every_panel_has_a_caption_of_its_own():
+    captions = {path.stem: path.read_text() for path in (REPOSITORY / "report").glob("panel_*.rst")}
+    assert set(captions) == {f"panel_{panel}" for panel in PANELS}
+    assert len(set(captions.values())) == len(PANELS)
 
 
 def test_empty_and_incomplete_tables_are_refused(tmp_path):
