@@ -13,8 +13,8 @@ def draw(cell, study):
     if measure is None:
         return cell.nothing_to_show(TITLE, "no data set of this study has a perplexity or a loss to compare")
     bars = "; bars: ± 1 standard error" if measure.errors.notna().any() else ""
-    name = measure.name if measure.is_ratio else f"no perplexity here: {measure.name}"
-    cell.heading(TITLE, f"{name}; lower is better{bars}")
+    name = f"{measure.name}; lower is better" if measure.is_ratio else f"no perplexity: {measure.name}"
+    cell.heading(TITLE, f"{name}{bars}")
     axes = cell.axes()[0, 0]
     scale = scales.ratio_axis if measure.is_ratio else scales.plain_axis
     grid_axis.draw(axes, study, measure.values, grid_axis.around(measure.values, measure.errors), scale)
