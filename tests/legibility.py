@@ -11,9 +11,7 @@ SMALLEST = 6.0  # points at print size
 
 def texts_of(figure):
     """Draw a figure and list (text, its bounding box in pixels, its size in points) of what is visible."""
-    figure.dpi = (
-        144  # quick, and letters are a little wider than at 300
-    )
+    figure.dpi = 144  # quick, and letters are a little wider than at 300
     canvas = FigureCanvasAgg(figure)
     with style.visual_language():
         canvas.draw()
