@@ -15,6 +15,7 @@ from adaptive_routing.atlas.curves import (
     ranges_within,
 )
 from adaptive_routing.panels import style
+from adaptive_routing.panels.layout import PAGE, SINGLE
 
 DPI = 200
 MOST_CONFIGURATIONS = 4  # BH
@@ -109,7 +110,7 @@ def _usage(study, summaries, rows, datasets):
 
 def _position_loss(study, summaries, rows, datasets):
     """Mean counts over the position in the sequence, above, and loss over counts, below."""
-    figure = style.new_figure(style.PAGE)
+    figure = style.new_figure(PAGE)
     axes = figure.subplots(2, len(datasets), squeeze=False)
     for column, dataset in enumerate(datasets):
         above, below = axes[:, column]
@@ -127,7 +128,7 @@ def _position_loss(study, summaries, rows, datasets):
             )
             x, y, errors = _over_counts(arrays)
             below.errorbar(
-                x, y, errors, fmt="s", color="black", markerfacecolor="white", elinewidth=0.7, zorder=4
+                x, y, errors, fmt="o", color="black", markerfacecolor="white", elinewidth=0.7, zorder=4
             )
         above.set_xscale("log", base=2)
         above.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -147,7 +148,7 @@ def _position_loss(study, summaries, rows, datasets):
     _heading(
         figure,
         "Above: where in the sequence many experts are chosen. Below: is a token that gets more of them a "
-        "surprise? Mean loss; bars: ± 1 standard error; square: the baseline",
+        "surprise? Mean loss; bars: ± 1 standard error; circle: the baseline",
     )
     return figure
 
@@ -168,13 +169,12 @@ def _over_counts(arrays):
 
 def _look(study, row):
     """Line, marker and label of a BH configuration."""
-    max_k, alpha = row["k_or_max_k"], row["alpha"]
+    config = row["config"]
     return {
-        "color": style.line_colour(study, max_k, alpha),
-        "marker": style.marker(study, max_k),
-        "markerfacecolor": style.filling(study, max_k, alpha),
-        "markeredgecolor": style.colour(study, max_k),
-        "markeredgewidth": 0.8,
+        "color": style.colour(study, config),
+        "marker": style.marker(study, config),
+        "markeredgecolor": style.INK,
+        "markeredgewidth": 0.4,
         "label": _name(row),
     }
 
@@ -191,7 +191,7 @@ def _range_name(starts, i, largest):
 
 
 def _maps(rows, columns):
-    width, _ = style.PAGE
+    width, _ = PAGE
     figure = style.new_figure((width, 2.0 * rows + 1.0))
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for ax in axes.flat:
@@ -226,7 +226,7 @@ def _heading(figure, text):
 
 
 def _nothing_adaptive():
-    figure = style.new_figure(style.SINGLE)
-    cell = figure.add_gridspec(1, 1)[0]
-    style.nothing_to_show(figure, cell, "How many experts, layer by layer", "no BH configuration has results")
+    figure = style.new_figure(SINGLE)
+    _heading(figure, "How many experts, layer by layer")
+    figure.text(0.5, 0.5, "no BH configuration has results", ha="center", va="center", color=style.NEUTRAL)
     return figure
