@@ -11,6 +11,7 @@ rule write_report:
         summaries=per_experiment("logs/{config}_{dataset}.json"),
         figure=results("visualizations/bh_comprehensive_comparison.png"),
         panels=panel_files("png"),
+        atlas=ancient(results("routing_atlas.html")),  # linked, whatever it shows
     output:
         markdown=results("bh_routing_report.md"),
         html=report(

@@ -1004,10 +1004,12 @@ def test_from_logs_to_figure_and_report(tmp_path, run_script):
         summaries=list(map(str, study.summaries)),
         figure=page["figure_png"],
         panels=panels["png"],
+        atlas=str(tmp_path / "routing_atlas.html"),
     )
     output = Files(**{name: str(tmp_path / f"report.{name}") for name in ("markdown", "html", "summary")})
     run_script("write_report", input=inputs, output=output, params=params, log=[tmp_path / "r.log"])
     text = Path(output.markdown).read_text()
+    assert "(routing_atlas.html)" in section(text, "## Panels")
     costs = section(text, "### What it costs")
     lowest = frames["configurations"].set_index("config")["perplexity"].idxmin()
     assert row_of(costs, lowest)["configuration"].startswith(f"`{lowest}`<br>")

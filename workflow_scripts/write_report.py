@@ -30,7 +30,7 @@ with job(snakemake):
         difficulty = levels, trend, inputs.difficulty_figure
     with blaming("summary", *inputs.summaries):
         text = write_markdown(
-            study, summaries, params.settings, inputs.figure, inputs.panels, folder, difficulty
+            study, summaries, params.settings, inputs.figure, inputs.panels, folder, difficulty, inputs.atlas
         )
     with atomic_path(output.markdown) as temporary:
         temporary.write_text(text, encoding="utf-8")

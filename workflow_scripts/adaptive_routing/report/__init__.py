@@ -26,12 +26,13 @@ def write_summary(study, settings):
     return "".join(f"{words.plain(one)}\n" for one in main_sentences(study, margins_of(settings)))
 
 
-def write_markdown(study, summaries, settings, figure, panels, folder, difficulty=None):
+def write_markdown(study, summaries, settings, figure, panels, folder, difficulty=None, atlas=None):
     """Return the report as Markdown.
 
     summaries: contents of logs/{config}_{dataset}.json. settings: the complete config of the run. figure:
     path of the nine-panel PNG; panels: paths of the panels' PNGs in the order of `PANELS`; both are linked
-    relative to `folder`, where the report will lie. difficulty: see `difficulty.by_difficulty`.
+    relative to `folder`, where the report will lie. difficulty: see `difficulty.by_difficulty`. atlas: path of
+    the routing atlas, linked in the same way.
     """
     figure, *panels = (quote(os.path.relpath(path, folder)) for path in (figure, *panels))
     margins = margins_of(settings)
@@ -46,6 +47,7 @@ def write_markdown(study, summaries, settings, figure, panels, folder, difficult
         *gaps(study, summaries),
         "## Panels",
         f"![All nine panels on a page; each follows alone]({figure})",
+        _atlas(atlas, folder),
         *_panels(study, panels),
         *by_difficulty(difficulty, folder),
         "## Tables",
@@ -58,6 +60,15 @@ def write_markdown(study, summaries, settings, figure, panels, folder, difficult
         *reproduction(settings),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _atlas(path, folder):
+    if path is None:
+        return ""
+    return (
+        f"The [routing atlas]({quote(os.path.relpath(path, folder))}) shows which experts each configuration "
+        "chose, how many in which layer, and on which tokens of the text."
+    )
 
 
 def _setting(study, summaries):
