@@ -21,7 +21,7 @@ def profile(name):
 def test_what_goes_before_the_slurm_profile_says_the_same():
     """`profiles/default` is always read, after the file given with --profile, and goes before it."""
     default, slurm = profile("default"), profile("slurm")
-    assert {"resources", "rerun-triggers", "scheduler"} == default.keys() & slurm.keys()
+    assert {"resources", "rerun-triggers", "rerun-incomplete", "scheduler"} == default.keys() & slurm.keys()
     assert all(slurm[key] == default[key] for key in default.keys() & slurm.keys())
 
 

@@ -19,6 +19,7 @@ from adaptive_routing import tables
 from adaptive_routing.files import read_json
 from adaptive_routing.metrics import METRICS, compute_metrics
 from adaptive_routing.panels import PANELS
+from adaptive_routing.processes import identity
 from adaptive_routing.report import recommendations as rules
 from adaptive_routing.report import words, write_markdown, write_summary
 from adaptive_routing.report.html import to_html
@@ -968,7 +969,9 @@ def run_script(monkeypatch):
 
     def run(name, **job):
         script = REPOSITORY / "workflow_scripts" / f"{name}.py"
-        runpy.run_path(str(script), init_globals={"snakemake": SimpleNamespace(threads=1, **job)})
+        config = {"workflow_process": identity()}
+        snakemake = SimpleNamespace(threads=1, config=config, **job)
+        runpy.run_path(str(script), init_globals={"snakemake": snakemake})
 
     yield run
     signal.signal(signal.SIGTERM, handler)

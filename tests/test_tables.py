@@ -256,10 +256,12 @@ def run_script(folder, snakemake, root):
     code = (
         "import sys, runpy, json; from types import SimpleNamespace as N\n"
         "spec = json.loads(sys.argv[2], object_hook=lambda d: N(**d))\n"
+        "spec.config = vars(spec.config)\n"
         "spec.output = type('O', (list,), vars(spec.output))(vars(spec.output).values())\n"
         "runpy.run_path(sys.argv[1], {'snakemake': spec})"
     )
     script = root / "workflow_scripts" / f"{snakemake.pop('script')}.py"
+    snakemake["config"] = {"workflow_process": identity()}
     done = subprocess.run(
         [sys.executable, "-c", code, str(script), to_json(snakemake).decode()],
         cwd=folder,
@@ -275,7 +277,7 @@ def test_the_scripts_make_every_file(study, experiments, tmp_path, request):
     job = {
         "script": "compute_metrics",
         "input": {"summary": str(study.summaries[-1]), "tensors": str(study.tensors[-1])},
-        "output": {"metrics": "metrics.json"},
+        "output": {"metrics": "metrics.json", "atlas": "atlas.safetensors"},
         "log": ["metrics.log"],
     }
     assert run_script(tmp_path, dict(job), root).status == 0
@@ -283,12 +285,16 @@ def test_the_scripts_make_every_file(study, experiments, tmp_path, request):
 
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(study.tensors[-1].read_bytes()[:-10])
-    job["input"]["tensors"], job["output"]["metrics"] = str(cut), "not_made.json"
+    job["input"]["tensors"], job["output"] = (
+        str(cut),
+        {"metrics": "not_made.json", "atlas": "not_made.safetensors"},
+    )
     failed = run_script(tmp_path, dict(job), root)
     assert failed.status == 1
     assert "cut.safetensors" in failed.stderr
     assert "Traceback" not in failed.stderr
     assert not (tmp_path / "not_made.json").exists()
+    assert not (tmp_path / "not_made.safetensors").exists()
 
     paths = []
     for experiment in experiments:

@@ -31,8 +31,8 @@ def write_markdown(study, summaries, settings, figure, panels, folder, difficult
 
     summaries: contents of logs/{config}_{dataset}.json. settings: the complete config of the run. figure:
     path of the nine-panel PNG; panels: paths of the panels' PNGs in the order of `PANELS`; both are linked
-    relative to `folder`, where the report will lie. difficulty: see `difficulty.by_difficulty`. atlas: path of
-    the routing atlas, linked in the same way.
+    relative to `folder`, where the report will lie. difficulty: see `difficulty.by_difficulty`. atlas: path
+    of the routing atlas, linked in the same way.
     """
     figure, *panels = (quote(os.path.relpath(path, folder)) for path in (figure, *panels))
     margins = margins_of(settings)
