@@ -95,6 +95,7 @@ def _usage(study, summaries, rows, datasets):
     shares = {
         key: 100 * np.einsum("lee->le", arrays["co_selection"]) / arrays["count_histogram"][0].sum()
         for key, arrays in summaries.items()
+        if key[0] in {row["config"] for row in columns}
     }
     figure, axes = _maps(len(datasets), len(columns))
     norm = mpl.colors.Normalize(0, max(share.max() for share in shares.values()))
