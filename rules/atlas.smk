@@ -10,6 +10,7 @@ rule draw_routing_atlas:
             results("routing_atlas.html"),
             caption="../report/atlas_page.rst",
             category="Routing atlas",
+            labels={"shows": "Routing of every configuration, interactive"},
         ),
     log:
         job_log("draw_routing_atlas"),
@@ -32,11 +33,7 @@ rule plot_routing_atlas:
         comparisons=results("bh_routing_comparisons.csv"),
     output:
         atlas_figures("svg"),
-        pictures=report(
-            atlas_figures("png"),
-            caption="../report/atlas_figures.rst",
-            category="Routing atlas",
-        ),
+        **atlas_reports(),
     log:
         job_log("plot_routing_atlas"),
     conda:

@@ -262,12 +262,29 @@ def panel_files(suffix):
     return [results(f"visualizations/panel_{panel}.{suffix}") for panel in PANELS]
 
 
+ATLAS_FIGURES = {
+    "counts": "How many experts, layer by layer",
+    "usage": "Which experts",
+    "position_loss": "Experts over the sequence, and loss",
+}
+
+
 def atlas_figures(suffix):
     """The pictures of the routing atlas."""
-    return [
-        results(f"visualizations/atlas_{name}.{suffix}")
-        for name in ("counts", "usage", "position_loss")
-    ]
+    return [results(f"visualizations/atlas_{name}.{suffix}") for name in ATLAS_FIGURES]
+
+
+def atlas_reports():
+    """Every picture's PNG by name, for Snakemake's report."""
+    return {
+        name: report(
+            results(f"visualizations/atlas_{name}.png"),
+            caption="../report/atlas_figures.rst",
+            category="Routing atlas",
+            labels={"shows": title},
+        )
+        for name, title in ATLAS_FIGURES.items()
+    }
 
 
 def atlas_files():
@@ -282,7 +299,7 @@ def panel_reports():
             results(f"visualizations/panel_{panel}.png"),
             caption=f"../report/panel_{panel}.rst",
             category="Panels",
-            labels={"panel": panel.split("_")[0], "shows": TITLES[panel]},
+            labels={"shows": f"{panel[0]} {TITLES[panel]}"},
         )
         for panel in PANELS
     }

@@ -14,6 +14,7 @@ rule plot_panels:
             results("visualizations/bh_comprehensive_comparison.png"),
             caption="../report/comparison.rst",
             category="Comparison",
+            labels={"shows": "The nine panels on a page"},
         ),
         figure_svg=results("visualizations/bh_comprehensive_comparison.svg"),
     log:
@@ -36,6 +37,7 @@ rule plot_null_distribution:
             results("calibration/null_distribution.png"),
             caption="../report/null_distribution.rst",
             category="Calibration",
+            labels={"shows": "Null distributions, layer by layer"},
         ),
     log:
         job_log("plot_null_distribution"),
@@ -62,6 +64,7 @@ if has_prompts():
                 results("visualizations/experts_by_difficulty.png"),
                 caption="../report/difficulty.rst",
                 category="Comparison",
+                labels={"shows": "Experts by difficulty of the prompt"},
             ),
         log:
             job_log("plot_difficulty"),

@@ -27,12 +27,14 @@ rule tabulate_results:
             results("bh_routing_results.csv"),
             caption="../report/results_table.rst",
             category="Tables",
+            labels={"shows": "Experiments: all metrics"},
         ),
         experiments_json=results("bh_routing_results.json"),
         configurations_csv=report(
             results("bh_routing_configurations.csv"),
             caption="../report/configurations_table.rst",
             category="Tables",
+            labels={"shows": "Configurations: means over data sets"},
         ),
         configurations_json=results("bh_routing_configurations.json"),
         layers_csv=results("bh_routing_layers.csv"),
@@ -40,6 +42,7 @@ rule tabulate_results:
             results("bh_routing_comparisons.csv"),
             caption="../report/comparisons_table.rst",
             category="Tables",
+            labels={"shows": "Comparisons with the baseline: tests"},
         ),
         comparisons_json=results("bh_routing_comparisons.json"),
     log:
@@ -63,12 +66,14 @@ if has_prompts():
                 results("bh_routing_difficulty.csv"),
                 caption="../report/difficulty_table.rst",
                 category="Tables",
+                labels={"shows": "Prompts: expert counts by difficulty"},
             ),
             levels_json=results("bh_routing_difficulty.json"),
             trend_csv=report(
                 results("bh_routing_difficulty_trend.csv"),
                 caption="../report/difficulty_trend.rst",
                 category="Tables",
+                labels={"shows": "Prompts: trend with difficulty"},
             ),
         log:
             job_log("tabulate_difficulty"),

@@ -18,6 +18,7 @@ rule write_report:
             results("bh_routing_report.html"),
             caption="../report/report.rst",
             category="Report",
+            labels={"shows": "Answers, evidence and method"},
         ),
         summary=results("bh_routing_summary.txt"),
     log:

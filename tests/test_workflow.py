@@ -10,6 +10,8 @@ import sys
 import jsonschema
 import pandas as pd
 import pytest
+from adaptive_routing.panels import TITLES
+from browser import Browser, find_chromium
 from study_folder import REPOSITORY, StudyFolder
 
 REAL_DATA = REPOSITORY.parent / "shared" / "data"
@@ -273,3 +275,22 @@ def test_the_real_rows_and_the_real_null_distributions_run(tmp_path):
     table = pd.read_csv(folder.results("bh_routing_results.csv"))
     assert len(table) == 6
     assert table.loc[table["dataset"] == "wikitext", "perplexity"].notna().all()
+
+
+def test_snakemakes_own_report_holds_everything_and_asks_nobody(study, tmp_path):
+    page = tmp_path / "report.html"
+    study.snakemake("--report", page)
+    text = page.read_text()
+    titles = [f"{panel[0]} {title}" for panel, title in TITLES.items()]
+    titles += ["The nine panels on a page", "Answers, evidence and method", "Which experts"]
+    titles += ["Experiments: all metrics", "Null distributions, layer by layer"]
+    assert [title for title in titles if json.dumps(title)[1:-1] not in text and title not in text] == []
+    if not find_chromium():
+        pytest.skip("no Chromium to open the report in")
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(page)
+        browser.wait_for("document.body?.innerText.includes('Routing atlas')")
+        assert "Does choosing experts token by token" in browser.run("document.body.innerText")
+        assert [url for url in browser.requests if not url.startswith(("file:", "data:", "blob:"))] == []
+        # Snakemake's page builds its style in the browser, and the style's library remarks on that.
+        assert [one for one in browser.problems if "tailwindcss" not in str(one)] == []
