@@ -189,13 +189,14 @@ def atlas_page_fingerprint():
 
 
 def experiment_files():
-    """The three files of every experiment."""
+    """The files of every experiment: its logs and metrics."""
     return [
         path
         for pattern in (
             "logs/{config}_{dataset}.json",
             "logs/{config}_{dataset}_internal_routing.json",
             "logs/{config}_{dataset}_internal_routing.safetensors",
+            "metrics/{config}_{dataset}.json",
         )
         for path in per_experiment(pattern)
     ]
