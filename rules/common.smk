@@ -11,7 +11,7 @@ from adaptive_routing.code_version import code_version
 from adaptive_routing.errors import InputError
 from adaptive_routing.panels import PANELS, TITLES, panel_module
 from adaptive_routing.processes import identity
-from adaptive_routing.settings import load_settings
+from adaptive_routing.settings import load_settings, needs_p_values
 from adaptive_routing.tasks import task_module
 
 try:
@@ -99,7 +99,7 @@ CHECKS = (
 
 def uses_null_distribution(name):
     """Whether a configuration needs p-values."""
-    return CONFIGURATIONS[name].strategy != "topk"
+    return needs_p_values(CONFIGURATIONS[name])
 
 
 def null_distribution_source(wildcards):
@@ -147,7 +147,7 @@ def experiment_configuration(wildcards):
 def experiment_routing(wildcards):
     """The routing settings that apply: a fixed number of experts has no minimum."""
     routing = dict(SETTINGS["routing"])
-    if CONFIGURATIONS[wildcards.config].strategy == "topk":
+    if not CONFIGURATIONS[wildcards.config].is_adaptive:
         del routing["min_k"]
     return routing
 

@@ -31,6 +31,11 @@ class Configuration:
         """The level of the false discovery rate; None for a strategy without one."""
         return self.parameters.get("alpha")
 
+    @property
+    def is_adaptive(self):
+        """Whether tokens may get different numbers of experts, `routing.min_k` to max_k."""
+        return "max_k" in self.parameters
+
 
 def grid(strategies):
     """Return every configuration of `strategies`, a mapping {strategy: {parameter: list of values}}.

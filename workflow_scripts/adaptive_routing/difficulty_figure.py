@@ -32,7 +32,8 @@ def draw_difficulty_figure(study, table):
         mpl.rcParams.update(LARGER)
         figure = style.new_figure((COLUMN * max(3, len(study.max_ks)) + 0.9, ROW * len(SHOWN) + 1.3))
         style.headline(figure, TITLE, "mean over a level's prompts; bars: ± 1 standard error", 10.0)
-        rows = table[(table["strategy"] == "bh") & table["k_or_max_k"].isin(study.max_ks)]
+        rows = table[(table["strategy"] != "topk") & table["k_or_max_k"].isin(study.max_ks)]
+        rows = rows.assign(variant=[study.variant(row) for _, row in rows.iterrows()])
         if rows.empty:
             axes = figure.subplots()
             axes.set_axis_off()
@@ -57,18 +58,18 @@ def draw_difficulty_figure(study, table):
 
 
 def _lines(axes, study, rows, max_k, column):
-    """One line an alpha over difficulty, each set a little apart so that bars do not hide each other."""
-    shifts = np.linspace(-0.15, 0.15, len(study.alphas)) if len(study.alphas) > 1 else [0.0]
+    """One line a variant over difficulty, each set a little apart so that bars do not hide each other."""
+    shifts = np.linspace(-0.15, 0.15, len(study.variants)) if len(study.variants) > 1 else [0.0]
     drawn = False
-    for alpha, shift in zip(study.alphas, shifts, strict=True):
-        own = rows[(rows["alpha"] == alpha) & rows[column].notna()].sort_values("difficulty")
+    for one, shift in zip(study.variants, shifts, strict=True):
+        own = rows[(rows["variant"] == one) & rows[column].notna()].sort_values("difficulty")
         if own.empty:
             continue
         drawn = True
         x, y = own["difficulty"].to_numpy(float) + shift, own[column].to_numpy(float)
         errors = own[f"{column}_stderr"].fillna(0).to_numpy(float)
         axes.errorbar(
-            x, y, errors, color=style.alpha_colour(study, alpha), elinewidth=0.9, zorder=3,
+            x, y, errors, color=style.variant_colour(study, one), elinewidth=0.9, zorder=3,
             marker=style.max_k_marker(study, max_k), markeredgecolor=style.INK, markeredgewidth=0.4,
         )  # fmt: skip
     if not drawn:
@@ -100,7 +101,7 @@ def _reference(study):
 
 
 def _legend(figure, study):
-    handles = style.alpha_handles(study)
+    handles = style.variant_handles(study)
     if _reference(study) is not None:
         handles.append(Line2D([], [], label=f"baseline, {style.baseline_label(study)}", **style.BASELINE))
     figure.legend(

@@ -120,8 +120,8 @@ class SampleRouting:
         return np.unpackbits(packed, axis=-1, count=self.log.num_experts, bitorder="little").astype(bool)
 
     def p_values(self, layer):
-        """(T, E) float64, or None for top-k."""
-        if self.log.head["strategy"] == "topk":
+        """(T, E) float64, or None for a strategy without a level alpha, such as top-k."""
+        if self.log.head["alpha"] is None:
             return None
         return self.log.null_distribution.p_values(torch.tensor(self.router_logits(layer)), layer).numpy()
 

@@ -63,6 +63,12 @@ def load_settings(config, base_dir=".", command_line=None):
     return settings
 
 
+def needs_p_values(configuration):
+    """Whether a Configuration's strategy needs p-values: what its entry in the schema says."""
+    strategies = schema()["properties"]["strategies"]["properties"]
+    return strategies[configuration.strategy].get("p_values", False)
+
+
 def check_against_model(settings, num_experts):
     """Raise InputError where `settings` ask for more experts than a layer's `num_experts`."""
     for configuration in settings["configurations"]:
@@ -109,7 +115,7 @@ def _check_baseline(settings):
 def _check_limits(settings):
     min_k = settings["routing"]["min_k"]
     for configuration in settings["configurations"]:
-        if "max_k" in configuration.parameters and min_k > configuration.max_experts:
+        if configuration.is_adaptive and min_k > configuration.max_experts:
             raise InputError(
                 f"routing.min_k is {min_k}, but strategies.{configuration.strategy}.max_k holds "
                 f"{configuration.max_experts}; min_k must be at most the smallest max_k"
@@ -135,7 +141,7 @@ def _resolve_null_distribution(settings, base_dir):
     null_distribution = settings["null_distribution"]
     calibration = null_distribution["calibration"]
     _resolve_source(calibration, base_dir, "train")
-    if all(configuration.strategy == "topk" for configuration in settings["configurations"]):
+    if not any(map(needs_p_values, settings["configurations"])):
         return
     if null_distribution["table"] is not None:
         _check_table(null_distribution["table"], base_dir)

@@ -28,7 +28,8 @@ NEVER_EMPTY = {"config", "strategy", "dataset", "metric", "k_or_max_k", "num_exp
 @dataclass(frozen=True)
 class Study:
     """Four tables of docs/architecture.md and the name of the configuration that all are compared with.
-    `configurations` is sorted: top-k by k, then BH by max_k and alpha. A value that does not exist is NaN.
+    `configurations` is sorted: top-k by k, then BH by max_k and alpha, then other strategies. A value that
+    does not exist is NaN.
     """
 
     experiments: pd.DataFrame
@@ -45,15 +46,35 @@ class Study:
     def bh(self):
         return self.configurations[self.configurations["strategy"] == "bh"]
 
+    @property
+    def beside_topk(self):
+        """The configurations of BH and of every other strategy."""
+        return self.configurations[self.configurations["strategy"] != "topk"]
+
     @cached_property
     def max_ks(self):
-        """Every max_k of a BH configuration, ascending."""
-        return sorted({int(max_k) for max_k in self.bh["k_or_max_k"]})
+        """Every max_k of a configuration beside top-k, ascending."""
+        return sorted({int(max_k) for max_k in self.beside_topk["k_or_max_k"]})
 
     @cached_property
     def alphas(self):
         """Every alpha of a BH configuration, ascending."""
         return sorted({float(alpha) for alpha in self.bh["alpha"]})
+
+    @cached_property
+    def others(self):
+        """The variants of strategies other than top-k and BH, in table order."""
+        rows = self.beside_topk[self.beside_topk["strategy"] != "bh"]
+        return list(dict.fromkeys(self.variant(row) for _, row in rows.iterrows()))
+
+    @property
+    def variants(self):
+        """What tells configurations of one max_k apart: the alphas of BH, then `others`."""
+        return [*self.alphas, *self.others]
+
+    def variant(self, row):
+        """Which of `variants` a row is: alpha, or the end of the name, such as `topp_p090`."""
+        return float(row["alpha"]) if row["strategy"] == "bh" else row["config"].partition("experts_")[2]
 
     @cached_property
     def datasets(self):
@@ -173,9 +194,10 @@ def make_study(experiments, configurations, layers, comparisons, baseline):
         # A study of the baseline alone has nothing to compare; the other tables must hold something.
         if table.empty and name != "comparisons":
             raise InputError(f"the table of {name} is empty: there is nothing to show")
+    strategies = ["topk", "bh", *sorted({*configurations["strategy"]} - {"topk", "bh"})]
     ordered = configurations.sort_values(
         by=["strategy", "k_or_max_k", "alpha"],
-        key=lambda column: column != "topk" if column.name == "strategy" else column,
+        key=lambda column: column.map(strategies.index) if column.name == "strategy" else column,
         kind="stable",
     )
     return Study(experiments, ordered.reset_index(drop=True), layers, comparisons, baseline)

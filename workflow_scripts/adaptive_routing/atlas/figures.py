@@ -29,7 +29,7 @@ def shown_configurations(study):
 
     There the ceiling hides least of how many experts BH finds.
     """
-    rows = study.bh[study.bh["k_or_max_k"] == max(study.max_ks, default=0)].sort_values("alpha")
+    rows = study.bh[study.bh["k_or_max_k"] == study.bh["k_or_max_k"].max()].sort_values("alpha")
     places = np.linspace(0, len(rows) - 1, min(MOST_CONFIGURATIONS, len(rows))).round().astype(int)
     return [row for _, row in rows.iloc[places].iterrows()]
 
@@ -183,6 +183,8 @@ def _look(study, row):
 def _name(row):
     if row["strategy"] == "topk":
         return f"top-{int(row['k_or_max_k'])}"
+    if row["strategy"] != "bh":
+        return row["config"]
     return f"BH max_k {int(row['k_or_max_k'])}, α {row['alpha']:.4g}"
 
 

@@ -182,7 +182,9 @@ def label(head):
     """Name a configuration as a reader would."""
     if head["strategy"] == "topk":
         return f"top-{head['k_or_max_k']}"
-    return f"{head['strategy'].upper()} max_k {head['k_or_max_k']}, α {head['alpha']:.4g}"
+    if head["strategy"] != "bh":
+        return head["config"]
+    return f"BH max_k {head['k_or_max_k']}, α {head['alpha']:.4g}"
 
 
 def _place(head):

@@ -1,4 +1,4 @@
-"""The figure's nine panels: their order, and how one or all of them are drawn.
+"""The figure's panels: their order, and how one or all of them are drawn.
 
 A panel is a module with `draw(cell, study)`, which fills one `layout.Cell` of the figure, and
 `describe(study)`, which says in a sentence what the panel shows in this study. They share `style` (what a
@@ -28,23 +28,27 @@ PANELS = tuple(TITLES)
 
 
 def draw_figure(study):
-    """Draw all panels on one A4 landscape page; return the matplotlib figure."""
-    return _draw(PANELS, study, (3, 3))
+    """Draw all panels on one page, A4 landscape for nine; return the matplotlib figure."""
+    from adaptive_routing.panels import layout
+
+    return _draw(PANELS, study, *layout.page(len(PANELS)))
 
 
 def draw_panel(panel, study):
     """Draw one panel, named as in `PANELS`, alone; return the matplotlib figure."""
-    return _draw([panel], study, (1, 1))
+    from adaptive_routing.panels import layout
+
+    return _draw([panel], study, layout.SINGLE, (1, 1))
 
 
-def _draw(panels, study, grid):
+def _draw(panels, study, size, grid):
     from adaptive_routing.panels import layout, style
 
     with style.visual_language():
-        figure = style.new_figure(layout.PAGE if len(panels) > 1 else layout.SINGLE, layout=None)
+        figure = style.new_figure(size, layout=None)
         legend = style.legend_rows(style.legend_handles(study), figure.get_figwidth())
         cells = layout.cells(figure, *grid, len(legend))
-        for panel, cell in zip(panels, cells, strict=True):
+        for panel, cell in zip(panels, cells, strict=False):
             _module(panel).draw(cell, study)
         style.add_legend(figure, legend, layout.LEGEND_ROW)
     return figure

@@ -1,9 +1,9 @@
 """Panel 4: change of quality against the baseline for each alpha and max_k, paired over the same samples.
 
-The lowest row is top-k at the same k. The quality is perplexity, else the mean accuracy, else the loss (as a
-ratio of perplexities); where the baseline has none, the values themselves. A star marks a difference that is
-significant after Holm's correction; where there is room, the 95 % interval of the change stands below it.
-Being paired, that is narrower than panel 1's bars suggest.
+The lowest row is top-k at the same k; other strategies stand above the alphas. The quality is perplexity,
+else the mean accuracy, else the loss (as a ratio of perplexities); where the baseline has none, the values
+themselves. A star marks a difference that is significant after Holm's correction; where there is room, the
+95 % interval of the change stands below it. Being paired, that is narrower than panel 1's bars suggest.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.patches import Rectangle
 
-from adaptive_routing.panels import TITLES, grid_axis, quality, style
+from adaptive_routing.panels import TITLES, grid_axis, layout, quality, style
 
 TITLE = f"4  {TITLES['4_alpha_max_k_heatmap']}"
 MOST_WRITTEN = 22, 9  # rows, columns: with more there is no room for numbers
@@ -47,19 +47,21 @@ def draw(cell, study):
         return cell.nothing_to_show(TITLE, "no quality was measured")
     columns = grid_axis.Places.of(study).groups
     rows = ["top-k"] * (not study.topk.empty) + [style.alpha_text(alpha) for alpha in study.alphas]
+    rows += study.others
     cells = {row["config"]: _place(study, row, columns) for _, row in study.configurations.iterrows()}
     values = np.full((len(rows), len(columns)), np.nan)
     for config, place in cells.items():
         values[place] = changes.values.get(config, np.nan)
-    # Top-k may be far off: the colours are those of BH's changes, and reach further only where there is none.
-    scaled = changes.values.reindex(study.configurations["config"] if study.bh.empty else study.bh["config"])
+    # Top-k may be far off: the colours are those of the others, and reach further only where none is.
+    varied = study.configurations if study.beside_topk.empty else study.beside_topk
+    scaled = changes.values.reindex(varied["config"])
     colours, norm = _colours(changes, scaled.dropna())
     written = len(rows) <= MOST_WRITTEN[0] and len(columns) <= MOST_WRITTEN[1]
     intervals = len(rows) <= MOST_WITH_INTERVAL[0] and len(columns) <= MOST_WITH_INTERVAL[1]
     intervals = intervals and bool(changes.low.notna().any())
     more = "; below: 95 % interval" if intervals else "" if written else "; dot: better"
     cell.heading(TITLE, changes.note + more)
-    axes = cell.axes(right=0.8)[0, 0]
+    axes = cell.axes(right=0.8, left=0.95 if study.others else layout.Margins.left)[0, 0]
     image = axes.pcolormesh(
         np.arange(len(columns) + 1) - 0.5, np.arange(len(rows) + 1) - 0.5, np.ma.masked_invalid(values),
         cmap=colours, norm=norm, edgecolors="white", linewidth=0.8 if written else 0,
@@ -72,7 +74,7 @@ def draw(cell, study):
     axes.set_ylabel("α (target false discovery rate)")
     _ticks(axes.xaxis, columns, 12)
     _ticks(axes.yaxis, rows, 12)
-    if not study.topk.empty and not study.bh.empty:
+    if not study.topk.empty and not study.beside_topk.empty:
         axes.axhline(0.5, color="white", linewidth=2.5)
     if study.baseline in cells:
         i, j = cells[study.baseline]
@@ -149,11 +151,11 @@ def _interval(study, measure, end):
 
 
 def _place(study, row, columns):
-    """(row, column) of a configuration: top-k at the bottom, then the alphas."""
+    """(row, column) of a configuration: top-k at the bottom, then the variants of the others."""
     column = columns.index(int(row["k_or_max_k"]))
     if row["strategy"] == "topk":
         return 0, column
-    return int(not study.topk.empty) + study.alphas.index(float(row["alpha"])), column
+    return int(not study.topk.empty) + study.variants.index(study.variant(row)), column
 
 
 def _colours(changes, scaled):

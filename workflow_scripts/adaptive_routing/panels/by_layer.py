@@ -1,4 +1,4 @@
-"""Panel 8: experts in every layer, mean and spread over tokens: one column a max_k, one line an alpha."""
+"""Panel 8: experts in every layer, mean and spread over tokens: a column a max_k, a line an alpha."""
 
 import numpy as np
 from matplotlib.ticker import FixedLocator
@@ -20,7 +20,7 @@ def draw(cell, study):
     every = cell.axes(rows=2, columns=max(1, len(max_ks)), gap=(0.1, 0.1), share_y=True, top=0.55)
     for above, below, max_k in zip(*every, max_ks, strict=False):
         above.set_title(f"max_k {max_k}" if not number else f"{max_k}", fontsize=6.4, pad=2, loc="center")
-        rows = study.bh[study.bh["k_or_max_k"] == max_k]
+        rows = study.beside_topk[study.beside_topk["k_or_max_k"] == max_k]
         _lines(above, study, means, rows)
         _lines(below, study, deviations, rows)
     if not max_ks:
@@ -28,7 +28,7 @@ def draw(cell, study):
             for config in study.topk["config"]:
                 axes.plot(table.columns, table.loc[config], color="black", linestyle=":", linewidth=0.8)
     reference = study.baseline_row
-    shown = means.reindex(study.bh["config"] if max_ks else study.topk["config"]).to_numpy().ravel()
+    shown = means.reindex((study.beside_topk if max_ks else study.topk)["config"]).to_numpy().ravel()
     if reference is not None and study.baseline in means.index:
         for j, axes in enumerate(every[0]):
             axes.plot(means.columns, means.loc[study.baseline], zorder=1.5, **style.BASELINE)
@@ -64,7 +64,7 @@ def _lines(axes, study, table, rows):
         if row["config"] in table.index:
             one_layer = {"marker": "_"} if len(table.columns) == 1 else {}
             axes.plot(
-                table.columns, table.loc[row["config"]], color=style.alpha_colour(study, row["alpha"]),
+                table.columns, table.loc[row["config"]], color=style.colour(study, row["config"]),
                 linewidth=width, zorder=3, **one_layer,
             )  # fmt: skip
 

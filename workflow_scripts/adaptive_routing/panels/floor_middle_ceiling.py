@@ -15,9 +15,9 @@ def draw(cell, study):
     if rows.empty:
         return cell.nothing_to_show(TITLE, "no BH configuration has these shares")
     note = "count is min_k: floor; max_k: ceiling; between, BH's own choice: middle"
-    cell.heading(TITLE, "top-k always runs k: all ceiling" if study.bh.empty else note)
+    cell.heading(TITLE, "top-k always runs k: all ceiling" if study.beside_topk.empty else note)
     axes = cell.axes()[0, 0]
-    places = grid_axis.Places.of(study, topk=study.bh.empty)
+    places = grid_axis.Places.of(study, topk=study.beside_topk.empty)
     grid_axis.prepare(axes, study, places)
     x = np.array([places.x(row) for _, row in rows.iterrows()])
     width = places.step * (0.86 if len(rows) <= TIGHT else 1.0)
@@ -53,15 +53,15 @@ def spread(places, gap, low, high):
 
 
 def shares(study):
-    """Return the BH rows that have both rates, and their floor, middle and ceiling shares in percent.
+    """Return the rows beside top-k with both rates, and their floor, middle and ceiling shares in percent.
 
-    Where min_k = max_k the one count is floor and ceiling at once; it is shown as ceiling. In a study without
-    BH the rows are those of top-k, which always runs k.
+    Where min_k = max_k the one count is floor and ceiling at once; it is shown as ceiling. In a study of
+    top-k alone the rows are those of top-k, which always runs k.
     """
-    if study.bh.empty:
+    if study.beside_topk.empty:
         none = np.zeros(len(study.topk))
         return study.topk, none, none, none + 100
-    rows = study.bh.dropna(subset=["floor_hit_rate", "ceiling_hit_rate"])
+    rows = study.beside_topk.dropna(subset=["floor_hit_rate", "ceiling_hit_rate"])
     ceiling = rows["ceiling_hit_rate"].to_numpy(float)
     floor = np.minimum(rows["floor_hit_rate"].to_numpy(float), 100 - ceiling)
     return rows, floor, np.clip(100 - floor - ceiling, 0, 100), ceiling
@@ -69,7 +69,9 @@ def shares(study):
 
 def describe(study):
     rows, floor, middle, ceiling = shares(study)
-    if rows.empty or study.bh.empty:
+    bh = (rows["strategy"] == "bh").to_numpy()
+    rows, floor, middle, ceiling = rows[bh], floor[bh], middle[bh], ceiling[bh]
+    if rows.empty:
         return "No BH configuration has these shares."
     names = rows["config"].tolist()
     free, bound, lowest = int(middle.argmax()), int(ceiling.argmax()), int(floor.argmax())

@@ -1,4 +1,5 @@
-"""The x axis of panels over the grid: a group a max_k, in it the top-k of the same k, then alpha rising.
+"""The x axis of panels over the grid: a group a max_k, in it the top-k of the same k, then alpha rising,
+then the configurations of other strategies.
 
 Every configuration has a place of its own, so that no point and no error bar hides another, and each BH
 configuration stands beside the top-k that may run as many experts.
@@ -20,34 +21,37 @@ WIDEST = 0.64  # of a group's width, what its alphas take
 class Places:
     """x of every configuration; group i lies around i."""
 
+    study: object
     groups: list
-    alphas: list
+    variants: list
     topk_beside: bool
 
     @classmethod
     def of(cls, study, topk=True):
         """The places of a study. topk: whether top-k configurations are shown."""
         ks = [int(k) for k in study.topk["k_or_max_k"]] if topk else []
-        return cls(sorted({*study.max_ks, *ks}), study.alphas, bool(ks))
+        return cls(study, sorted({*study.max_ks, *ks}), study.variants, bool(ks))
 
     @property
     def step(self):
-        """Distance between neighbouring alphas."""
-        return WIDEST / max(len(self.alphas), 2)
+        """Distance between neighbours in a group."""
+        return WIDEST / max(len(self.variants), 2)
 
     def x(self, row):
         """The place of a configuration's row."""
         group = self.groups.index(int(row["k_or_max_k"]))
         if row["strategy"] == "topk":
-            return group - 0.34 if self.alphas else float(group)
-        rank = self.alphas.index(float(row["alpha"])) - (len(self.alphas) - 1) / 2
+            return group - 0.34 if self.variants else float(group)
+        rank = self.variants.index(self.study.variant(row)) - (len(self.variants) - 1) / 2
         return group + (0.08 if self.topk_beside else 0.0) + rank * self.step
 
     @property
     def label(self):
         """What the axis shows."""
-        names = ["max_k of BH"] * bool(self.alphas) + ["k of top-k"] * self.topk_beside
-        within = "; in a group: α rising" if len(self.alphas) > 1 else ""
+        alphas = [one for one in self.variants if not isinstance(one, str)]
+        names = ["max_k of BH" if alphas == self.variants else "max_k"] * bool(self.variants)
+        names += ["k of top-k"] * self.topk_beside
+        within = "; in a group: α rising" if len(alphas) > 1 else ""
         return f"{', '.join(names)} (experts){within}"
 
     def span(self, k):
@@ -71,13 +75,13 @@ def draw(axes, study, values, bars=None, scale=scales.plain_axis, named=True, wh
         high=_bar(study, values, bars, 1),
     )
     table = table.assign(x=[places.x(row) for _, row in table.iterrows()]).dropna(subset=["value"])
-    bh, topk = table[table["strategy"] == "bh"], table[table["strategy"] == "topk"]
+    varied, topk = table[table["strategy"] != "topk"], table[table["strategy"] == "topk"]
     baseline = table[table["config"] == study.baseline]
-    shown = table if whole or bh.empty else pd.concat([bh, baseline])
+    shown = table if whole or varied.empty else pd.concat([varied, baseline])
     held = [*shown["low"], *shown["value"], *shown["high"]]
     scale(axes, "y", held)
     above, below = scales.fit_y(axes, held, topk["value"])
-    _draw_bh(axes, study, bh, _size(axes, places))
+    _draw_varied(axes, study, varied, _size(axes, places))
     _draw_topk(axes, places, topk, above, below)
     if len(baseline):
         reference_line(axes, study, baseline["value"].item(), named)
@@ -95,11 +99,11 @@ def prepare(axes, study, places):
     axes.set_xlabel(places.label)
     for i in range(1, count):
         axes.axvline(i - 0.5, color="#dddddd", linewidth=0.5, zorder=0)
-    rows = study.bh
+    rows = study.beside_topk
     point = axes.figure.dpi / 72 / axes.bbox.height  # as a fraction of the axes
     ticks = [[(x, -1.5 * point), (x, -4.5 * point)] for x in (places.x(row) for _, row in rows.iterrows())]
     strip = LineCollection(
-        ticks, colors=[style.alpha_colour(study, alpha) for alpha in rows["alpha"]], clip_on=False,
+        ticks, colors=style.colours(study, rows), clip_on=False,
         linewidths=float(np.clip(places.step * _points_a_group(axes, places) * 0.8, 0.8, 5)),
         transform=axes.get_xaxis_transform(),
     )  # fmt: skip
@@ -118,10 +122,12 @@ def reference_line(axes, study, value, named=True, along="x"):
         )  # fmt: skip
 
 
-def _draw_bh(axes, study, rows, size):
+def _draw_varied(axes, study, rows, size):
+    """A point a configuration beside top-k; those of BH are joined along alpha."""
     for max_k, group in rows.groupby("k_or_max_k"):
-        colours = [style.alpha_colour(study, alpha) for alpha in group["alpha"]]
-        axes.plot(group["x"], group["value"], color=style.PALE, linewidth=0.8, zorder=2)
+        colours = style.colours(study, group)
+        bh = group[group["strategy"] == "bh"]
+        axes.plot(bh["x"], bh["value"], color=style.PALE, linewidth=0.8, zorder=2)
         ends = group[["low", "high"]].to_numpy(float)
         bars = [[(x, low), (x, high)] for x, (low, high) in zip(group["x"], ends, strict=True)]
         axes.add_collection(LineCollection(bars, colors=colours, linewidths=0.9, zorder=3), autolim=False)

@@ -1,4 +1,4 @@
-"""Where things stand: the page of nine cells, a single cell, and the axes in a cell, all in inches.
+"""Where things stand: the page of cells, a single cell, and the axes in a cell, all in inches.
 
 Places are fixed rather than fitted to the text, so that all panels line up and nothing has to be drawn twice
 to find them out.
@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-PAGE = (11.69, 8.27)  # A4 landscape
+PAGE = (11.69, 8.27)  # A4 landscape, for three rows of three panels
+COLUMNS, ROWS = 3, 3
 SINGLE = (4.7, 3.4)
 EDGE = 0.12  # around the page
 LEGEND_ROW = 0.17
@@ -79,6 +80,12 @@ class Cell:
     def _fractions(self, left, bottom, width, height):
         page = self.figure.get_size_inches()
         return left / page[0], bottom / page[1], width / page[0], height / page[1]
+
+
+def page(panels):
+    """Size of a page of so many panels, higher than A4 for more than nine, and its (rows, columns)."""
+    rows = max(ROWS, -(-panels // COLUMNS))
+    return (PAGE[0], PAGE[1] * rows / ROWS), (rows, COLUMNS)
 
 
 def cells(figure, rows, columns, legend_rows):

@@ -20,12 +20,12 @@ def draw(axes, study, x, quality, x_scale, named=(), cheap_is_left=True):
         y=quality.values.reindex(study.configurations["config"]).to_numpy(float),
         error=quality.errors.reindex(study.configurations["config"]).fillna(0).to_numpy(float),
     ).dropna(subset=["x", "y"])
-    bh, topk = table[table["strategy"] == "bh"], table[table["strategy"] == "topk"]
+    varied, topk = table[table["strategy"] != "topk"], table[table["strategy"] == "topk"]
     baseline = table[table["config"] == study.baseline]
     held = np.concatenate(
-        [[*part["y"] - part["error"], *part["y"] + part["error"]] for part in (bh, baseline)]
+        [[*part["y"] - part["error"], *part["y"] + part["error"]] for part in (varied, baseline)]
     )
-    if bh.empty:
+    if varied.empty:
         held = table["y"].to_numpy()
     x_scale(axes, "x", table["x"])
     (scales.ratio_axis if quality.is_ratio else scales.plain_axis)(axes, "y", held)
@@ -35,22 +35,23 @@ def draw(axes, study, x, quality, x_scale, named=(), cheap_is_left=True):
     axes.autoscale_view(scaley=False)
     axes.set_xlim(axes.get_xlim())
     _draw_baseline(axes, study, baseline, quality.lower_is_better, cheap_is_left)
-    size = SIZE if len(bh) <= MANY else SMALL_SIZE
-    for max_k, rows in bh.groupby("k_or_max_k"):
-        colours = [style.alpha_colour(study, alpha) for alpha in rows["alpha"]]
-        axes.plot(rows["x"], rows["y"], color=style.PALE, linewidth=0.7, zorder=2)
+    size = SIZE if len(varied) <= MANY else SMALL_SIZE
+    for max_k, rows in varied.groupby("k_or_max_k"):
+        colours = style.colours(study, rows)
+        bh = rows[rows["strategy"] == "bh"]
+        axes.plot(bh["x"], bh["y"], color=style.PALE, linewidth=0.7, zorder=2)
         axes.add_collection(_bars(rows, colours), autolim=False)
         axes.scatter(rows["x"], rows["y"], c=colours, zorder=4, **style.points(study, max_k, size))
     shown = _draw_topk(axes, topk, above, below)
     items = list(_topk_names(study, topk, shown))
     for config in named:
-        row = bh[bh["config"] == config]
+        row = varied[varied["config"] == config]
         items += (
             [(row["x"].item(), row["y"].item(), style.label(study, config), "normal")] if len(row) else []
         )
-    marks = np.column_stack([[*bh["x"], *topk["x"]], [*bh["y"], *shown]])
-    bars = [[(x, y - e), (x, y + e)] for x, y, e in bh[["x", "y", "error"]].itertuples(index=False)]
-    joined = [*zip(marks[len(bh) : -1], marks[len(bh) + 1 :], strict=True)]
+    marks = np.column_stack([[*varied["x"], *topk["x"]], [*varied["y"], *shown]])
+    bars = [[(x, y - e), (x, y + e)] for x, y, e in varied[["x", "y", "error"]].itertuples(index=False)]
+    joined = [*zip(marks[len(varied) : -1], marks[len(varied) + 1 :], strict=True)]
     (x_low, x_high), (y_low, y_high) = axes.get_xlim(), axes.get_ylim()
     cross = [
         line

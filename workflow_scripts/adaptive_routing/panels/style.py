@@ -3,7 +3,8 @@
 BH: the marker says max_k, the colour says alpha. The colours are viridis, perceptually uniform and made for
 colour-blind readers, from green (smallest alpha) to violet (largest): their luminance falls with alpha, so
 that they keep their order in greyscale too. Top-k: white circles with a black edge, a shape that BH never
-has. The baseline: a dashed black line wherever there is an axis for it. What is not a configuration is grey.
+has. Other strategies: the marker of their max_k in warm colours. The baseline: a dashed black line wherever
+there is an axis for it. What is not a configuration is grey.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ COMPRESSION = {"compress_level": 3}  # of PNGs: 5 % larger than at 6, the defaul
 MARKERS = "^sDPXv*p<>hd"
 LARGER = {"P": 1.2, "X": 1.15, "*": 1.4, "p": 1.15, "h": 1.15, "d": 1.15}  # than others at the same area
 SMALLEST_ALPHA, LARGEST_ALPHA = 0.80, 0.04  # places on viridis, whose light end is too pale on white
+OTHERS = ("#d55e00", "#cc79a7", "#e69f00", "#8c2d04")  # of other strategies' variants, in turn
 MOST_SWATCHES = 6  # of alphas in the legend; more become a strip
 INK = "#1a1a1a"
 NEUTRAL = "#555555"
@@ -134,16 +136,31 @@ def max_k_marker(study, max_k):
     return MARKERS[study.max_ks.index(int(max_k)) % len(MARKERS)]
 
 
+def other_colour(study, name):
+    """The colour of one of `Study.others`, by its place among them: (red, green, blue) in [0, 1]."""
+    return mpl.colors.to_rgb(OTHERS[study.others.index(name) % len(OTHERS)])
+
+
+def variant_colour(study, one):
+    """The colour of one of `Study.variants`."""
+    return other_colour(study, one) if isinstance(one, str) else alpha_colour(study, one)
+
+
+def colours(study, rows):
+    """The colours of rows of configurations beside top-k."""
+    return [variant_colour(study, study.variant(row)) for _, row in rows.iterrows()]
+
+
 def colour(study, config):
-    """The colour of a configuration's marks: its alpha's for BH, black for top-k."""
+    """The colour of a configuration's marks: black for top-k, else its variant's."""
     row = _row(study, config)
-    return alpha_colour(study, row["alpha"]) if row["strategy"] == "bh" else (0.0, 0.0, 0.0)
+    return (0.0, 0.0, 0.0) if row["strategy"] == "topk" else variant_colour(study, study.variant(row))
 
 
 def marker(study, config):
-    """The marker of a configuration: its max_k's for BH, a circle for top-k (to be filled with white)."""
+    """The marker of a configuration: a circle for top-k (to be filled with white), else its max_k's."""
     row = _row(study, config)
-    return max_k_marker(study, row["k_or_max_k"]) if row["strategy"] == "bh" else "o"
+    return "o" if row["strategy"] == "topk" else max_k_marker(study, row["k_or_max_k"])
 
 
 def label(study, config):
@@ -151,7 +168,12 @@ def label(study, config):
     row = _row(study, config)
     if row["strategy"] == "topk":
         return f"top-{int(row['k_or_max_k'])}"
-    return f"max_k {int(row['k_or_max_k'])}, α {alpha_text(row['alpha'])}"
+    return f"max_k {int(row['k_or_max_k'])}, {variant_text(study.variant(row))}"
+
+
+def variant_text(one):
+    """What to call one of `Study.variants` in a figure: `α 0.3`, `topp_p090`."""
+    return one if isinstance(one, str) else f"α {alpha_text(one)}"
 
 
 def alpha_text(alpha):
@@ -209,9 +231,9 @@ def points(study, max_k, size):
 
 def legend_handles(study):
     """The legend's entries in groups: shapes, colours, references. The first of a group carries its name."""
-    shapes = []
+    shapes, first = [], "max_k " if study.others else "BH with max_k "
     for i, max_k in enumerate(study.max_ks):
-        shape, name = max_k_marker(study, max_k), f"BH with max_k {max_k}" if i == 0 else f"{max_k}"
+        shape, name = max_k_marker(study, max_k), f"{first}{max_k}" if i == 0 else f"{max_k}"
         shapes.append(
             Line2D([], [], linestyle="none", marker=shape, color="#888888", label=name, markeredgecolor=INK,
                    markersize=4.6 * LARGER.get(shape, 1.0), markeredgewidth=0.4)
@@ -219,10 +241,16 @@ def legend_handles(study):
     references = [] if study.topk.empty else [Line2D([], [], label="top-k", **TOPK)]
     if study.baseline_row is not None:
         references.append(Line2D([], [], label=f"baseline, {baseline_label(study)}", **BASELINE))
-    return [group for group in (shapes, alpha_handles(study), references) if group]
+    return [group for group in (shapes, variant_handles(study), references) if group]
 
 
-def alpha_handles(study):
+def variant_handles(study):
+    """Legend entries of the colours: of the alphas, then of the variants of other strategies."""
+    others = [Strip([other_colour(study, name)], name) for name in study.others]
+    return [*_alpha_handles(study), *others]
+
+
+def _alpha_handles(study):
     """Legend entries of the alphas: a swatch each, or one strip from the smallest to the largest of many."""
     if len(study.alphas) > MOST_SWATCHES:
         ends = f"{alpha_text(study.alphas[0])} to {alpha_text(study.alphas[-1])}"

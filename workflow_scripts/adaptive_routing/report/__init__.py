@@ -30,7 +30,7 @@ def write_markdown(study, summaries, settings, figure, panels, folder, difficult
     """Return the report as Markdown.
 
     summaries: contents of logs/{config}_{dataset}.json. settings: the complete config of the run. figure:
-    path of the nine-panel PNG; panels: paths of the panels' PNGs in the order of `PANELS`; both are linked
+    path of the PNG of all panels; panels: paths of the panels' PNGs in the order of `PANELS`; both are linked
     relative to `folder`, where the report will lie. difficulty: see `difficulty.by_difficulty`. atlas: path
     of the routing atlas, linked in the same way.
     """
@@ -46,7 +46,7 @@ def write_markdown(study, summaries, settings, figure, panels, folder, difficult
         "### Missing, skipped and shortened",
         *gaps(study, summaries),
         "## Panels",
-        f"![All nine panels on a page; each follows alone]({figure})",
+        f"![All panels on a page; each follows alone]({figure})",
         _atlas(atlas, folder),
         *_panels(study, panels),
         *by_difficulty(difficulty, folder),
@@ -79,12 +79,16 @@ def _setting(study, summaries):
     }
     samples = ", ".join(f"{d} ({words.plural(words.span(values), 'sample')})" for d, values in totals.items())
     missing = len(rules.missing_experiments(study))
+    counted = study.configurations["strategy"].value_counts(sort=False)
+    kinds = [
+        words.plural(counted.get(strategy, 0), f"{words.strategy(strategy)} configuration")
+        for strategy in dict.fromkeys(("topk", "bh", *counted.index))
+    ]
     native = sorted({s["routing"]["native_top_k"] for s in summaries})
     own = [f"{k}experts_topk_baseline" for k in native]
     return (
         f"Model {', '.join(map(words.code, models))}; {words.plural(len(study.experiments), 'experiment')}: "
-        f"{words.plural(len(study.topk), 'top-k configuration')} and "
-        f"{words.plural(len(study.bh), 'BH configuration')} on {samples}."
+        f"{words.joined(kinds)} on {samples}."
         + (f" **{words.plural(missing, 'experiment')} missing** (listed below)." if missing else "")
         + f" Everything is compared with the baseline, {words.code(study.baseline)}, sample by sample."
         + (

@@ -37,7 +37,7 @@ def answers(study, margins):
 def _too_few_samples(powerless):
     parts = [
         f"on {dataset} ({words.plural(samples, 'sample')}; "
-        f"{words.joined([words.STRATEGIES[s] for s in strategies])} configurations)"
+        f"{words.joined(map(words.strategy, strategies))} configurations)"
         for dataset, (strategies, samples) in powerless.items()
     ]
     return (

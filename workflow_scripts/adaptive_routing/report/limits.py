@@ -122,4 +122,4 @@ def _family_sizes(study):
     rows = study.comparisons[study.comparisons["metric"] == study.comparisons["dataset"].map(study.scores)]
     strategies = rows["config"].map(study.configurations.set_index("config")["strategy"])
     sizes = rows.groupby([strategies, rows["dataset"]]).size().groupby(level=0).max()
-    return " or ".join(f"{size} {words.STRATEGIES[strategy]} comparisons" for strategy, size in sizes.items())
+    return " or ".join(f"{size} {words.strategy(strategy)} comparisons" for strategy, size in sizes.items())

@@ -51,6 +51,11 @@ def _routing(settings):
             f"J. R. Stat. Soc. B 57, 1995), but at least {routing['min_k']} and at most max_k. Experts "
             "that are not selected are not run.",
             f"**Null distribution** of each layer: {_null_distribution(null)}",
+            *(
+                f"**{strategy}** selects as its module `routing/{strategy}.py` says."
+                for strategy in settings["strategies"]
+                if strategy not in words.STRATEGIES
+            ),
             f"**Weights** are the softmax over all E logits{_temperature(routing['temperature'])} at the "
             f"selected experts; they {weights}, in every configuration.",
         )
@@ -83,7 +88,8 @@ def _scores(study, settings):
     items = []
     for dataset in study.datasets:
         documents = settings["datasets"].get(dataset, {}).get("protocol") == "documents"
-        items.append(f"- **{dataset}**: {SCORES[f'{dataset} documents' if documents else dataset]}.")
+        name = f"{dataset} documents" if documents else dataset
+        items.append(f"- **{dataset}**: {SCORES.get(name, f'as its module `tasks/{dataset}.py` says')}.")
     return "As lm-evaluation-harness scores them, zero-shot:\n\n" + "\n".join(items)
 
 

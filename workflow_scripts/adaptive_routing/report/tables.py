@@ -128,7 +128,8 @@ def _summary_of_tests(study, dataset, comparisons):
     """How many configurations of each strategy are better, worse or not shown to differ."""
     strategies = study.configurations.set_index("config")["strategy"]
     parts = []
-    for strategy, name in words.STRATEGIES.items():
+    # BH first, then top-k, then what else there is.
+    for strategy in dict.fromkeys((*words.STRATEGIES, *strategies)):
         verdicts = [
             study.verdict(config, dataset) for config, _ in comparisons if strategies[config] == strategy
         ]
@@ -142,7 +143,7 @@ def _summary_of_tests(study, dataset, comparisons):
                 )
                 if verdicts.count(verdict)
             ]
-            parts.append(f"{name} {', '.join(counts) or 'not tested'}")
+            parts.append(f"{words.strategy(strategy)} {', '.join(counts) or 'not tested'}")
     return f"Tests on {dataset}: {'; '.join(parts)}"
 
 

@@ -14,6 +14,11 @@ AIMS = {
 LARGE = 1e6  # from here on numbers are written with an exponent: a perplexity can have hundreds of digits
 
 
+def strategy(name):
+    """What to call a strategy."""
+    return STRATEGIES.get(name, name)
+
+
 def number(value, digits):
     """Format a number, a dash where there is none."""
     if value is None or pd.isna(value):

@@ -48,7 +48,7 @@ class ExpertWeighting:
 
 
 class RoutingStrategy(Protocol):
-    """What the patcher needs from a strategy.
+    """What the patcher needs from a strategy; a subclass inherits what holds for most.
 
     Attributes:
         max_experts: the most experts a token can get (K of the selection).
@@ -66,14 +66,24 @@ class RoutingStrategy(Protocol):
 
     def selects_top_k(self, k: int) -> bool:
         """Whether the selection is always the k largest logits: a model's own is then left as it is."""
+        return False
 
     def select(self, router_logits: torch.Tensor, layer: int) -> Selection:
         """Select experts from logits (T, E) of any float dtype in MoE layer `layer`."""
 
     def p_values(self, router_logits: torch.Tensor, layer: int) -> torch.Tensor | None:
         """p-values (T, E) float64 of the logits, or None for a strategy without."""
+        return None
 
 
 def order_by_logit(router_logits):
     """Experts in descending order of their logits, ties by lower index: (values, indices), each (T, E)."""
     return torch.sort(router_logits, dim=-1, descending=True, stable=True)
+
+
+def select_first(strategy, router_logits, order, counts):
+    """Select the first `counts` (T,) experts of an order (T, E), within the strategy's limits."""
+    counts = counts.clamp(strategy.min_experts, strategy.max_experts)
+    slots = torch.arange(strategy.max_experts, device=order.device)
+    experts = torch.where(slots < counts[:, None], order[:, : strategy.max_experts], router_logits.shape[-1])
+    return Selection(experts, strategy.weighting.weights(router_logits, experts), counts)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from adaptive_routing.null_distribution import NullDistribution
-from adaptive_routing.routing.base import ExpertWeighting, Selection, order_by_logit
+from adaptive_routing.routing.base import ExpertWeighting, RoutingStrategy, order_by_logit, select_first
 
 
 def _passes(p_values, alpha):
@@ -66,7 +66,7 @@ _thresholds = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
-class Strategy:
+class Strategy(RoutingStrategy):
     """BH routing at false discovery rate `alpha`, with `min_k` to `max_k` experts a token."""
 
     alpha: float
@@ -93,9 +93,6 @@ class Strategy:
     def min_experts(self):
         return self.min_k
 
-    def selects_top_k(self, k):
-        return False
-
     def select(self, router_logits, layer):
         num_experts = router_logits.shape[-1]
         # A survival function never increases, so descending logits are ascending p-values, and sorting
@@ -103,10 +100,7 @@ class Strategy:
         logits, order = order_by_logit(router_logits)
         passes = logits >= self._thresholds_on(logits.device, layer, num_experts)
         ranks = torch.arange(1, num_experts + 1, device=logits.device)
-        counts = (passes * ranks).amax(-1).clamp(self.min_k, self.max_k)
-        slots = torch.arange(self.max_k, device=order.device)
-        experts = torch.where(slots < counts[:, None], order[:, : self.max_k], num_experts)
-        return Selection(experts, self.weighting.weights(router_logits, experts), counts)
+        return select_first(self, router_logits, order, (passes * ranks).amax(-1))
 
     def _thresholds_on(self, device, layer, num_experts):
         thresholds = _thresholds.setdefault(self.null_distribution, {})

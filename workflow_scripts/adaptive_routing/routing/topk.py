@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from adaptive_routing.routing.base import ExpertWeighting, Selection, order_by_logit
+from adaptive_routing.routing.base import ExpertWeighting, RoutingStrategy, Selection, order_by_logit
 
 
 @dataclass(frozen=True)
-class Strategy:
+class Strategy(RoutingStrategy):
     """Fixed top-k routing; softmax is monotone, so the k largest logits are the k largest probabilities."""
 
     k: int
@@ -33,6 +33,3 @@ class Strategy:
         experts = order_by_logit(router_logits)[1][:, : self.k]
         counts = torch.full(experts.shape[:1], self.k, dtype=torch.int64, device=experts.device)
         return Selection(experts, self.weighting.weights(router_logits, experts), counts)
-
-    def p_values(self, router_logits, layer):
-        return None
