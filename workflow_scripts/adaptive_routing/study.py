@@ -73,7 +73,7 @@ class Study:
         return [*self.alphas, *self.others]
 
     def variant(self, row):
-        """Which of `variants` a row is: alpha, or the end of the name, such as `topp_p090`."""
+        """Which of `variants` a row is: alpha, or the end of the name, such as `topp_p030`."""
         return float(row["alpha"]) if row["strategy"] == "bh" else row["config"].partition("experts_")[2]
 
     @cached_property

@@ -70,7 +70,7 @@ def draw(cell, study):
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    axes.set_xlabel("max_k of BH, k of top-k (experts)")
+    axes.set_xlabel(f"{'max_k' if study.others else 'max_k of BH'}, k of top-k (experts)")
     axes.set_ylabel("α (target false discovery rate)")
     _ticks(axes.xaxis, columns, 12)
     _ticks(axes.yaxis, rows, 12)

@@ -172,7 +172,7 @@ def label(study, config):
 
 
 def variant_text(one):
-    """What to call one of `Study.variants` in a figure: `α 0.3`, `topp_p090`."""
+    """What to call one of `Study.variants` in a figure: `α 0.3`, `topp_p030`."""
     return one if isinstance(one, str) else f"α {alpha_text(one)}"
 
 
