@@ -196,3 +196,9 @@ def test_an_edit_of_the_new_strategy_reruns_its_experiments_alone(study):
     path.write_text(text)
     assert plan["run_experiment"] == 2 and plan["compute_metrics"] == 2
     assert not {"collect_router_logits", "fit_null_distribution", "prepare_dataset"} & set(plan)
+
+
+def test_a_strategy_without_p_values_needs_no_null_distribution(study):
+    plan = study.plan(f"results/extended/logs/{TOP_P}_piqa.json", "--forceall")
+    assert plan == {"inspect_model": 1, "prepare_dataset": 1, "run_experiment": 1}
+    assert "fit_null_distribution" in study.plan(f"results/extended/logs/{BH}_piqa.json", "--forceall")

@@ -1,0 +1,108 @@
+"""Figures and report of a study that holds a strategy beside top-k and BH."""
+
+import numpy as np
+import pytest
+import results_tables
+from adaptive_routing.atlas.figures import shown_configurations
+from adaptive_routing.atlas.page import label
+from adaptive_routing.configurations import Configuration
+from adaptive_routing.difficulty import difficulty_table
+from adaptive_routing.difficulty_figure import draw_difficulty_figure
+from adaptive_routing.panels import PANELS, describe_panel, draw_figure, style
+from adaptive_routing.report.answers import answers
+from adaptive_routing.report.recommendations import Margins
+from adaptive_routing.report.sentences import main_sentences
+from adaptive_routing.report.tables import tables as report_tables
+from adaptive_routing.settings import needs_p_values
+from adaptive_routing.study import make_study
+from legibility import illegible
+
+MARGINS = Margins(0.02, 0.02)
+RENAMED = {"bh_a050": "topp_p050", "bh_a060": "topp_p060"}
+ALL_RENAMED = RENAMED | {"bh_a030": "topp_p030", "bh_a040": "topp_p040"}
+
+
+def study_with(renamed, baseline=results_tables.BASELINE):
+    """The made-up study, some of its BH configurations being of the strategy topp."""
+    count, _, name = baseline.partition("experts_")
+    before = {new: old for old, new in renamed.items()}
+    tables = results_tables.tables(baseline=f"{count}experts_{before.get(name, name)}")
+    for table in tables.values():
+        count = table["config"].str.partition("experts_")
+        other = count[2].map(renamed)
+        is_other = other.notna()
+        table.loc[is_other, "config"] = (count[0] + "experts_" + other)[is_other]
+        if "strategy" in table:
+            table.loc[is_other, "strategy"] = "topp"
+            table.loc[is_other, "alpha"] = np.nan
+    return make_study(**tables, baseline=baseline)
+
+
+STUDIES = [
+    (RENAMED, results_tables.BASELINE),
+    (RENAMED, "8experts_topp_p050"),
+    (ALL_RENAMED, results_tables.BASELINE),
+]
+
+
+@pytest.mark.parametrize("renamed, baseline", STUDIES, ids=["beside BH", "as baseline", "without BH"])
+def test_every_panel_shows_it(renamed, baseline):
+    study = study_with(renamed, baseline)
+    figure = draw_figure(study)
+    assert illegible(figure) == []
+    legend = [text.get_text() for one in figure.legends for text in one.get_texts()]
+    assert set(renamed.values()) <= set(legend)
+    by_name = {name: style.other_colour(study, name) for name in renamed.values()}
+    assert len(set(by_name.values())) == len(by_name)
+    # Panel 5 has a point a configuration, in its own colour.
+    (pareto,) = [ax for ax in figure.axes if ax.get_xlabel() == "average experts per token and layer"]
+    drawn = {
+        (round(float(x), 6), tuple(colour[:3]))
+        for points in pareto.collections
+        if len(points.get_offsets()) == len(points.get_facecolors())
+        for (x, _), colour in zip(points.get_offsets(), points.get_facecolors(), strict=True)
+    }
+    table = study.configurations
+    for _, row in table[table["strategy"] == "topp"].iterrows():
+        assert (round(row["avg_experts"], 6), by_name[study.variant(row)]) in drawn
+    for panel in PANELS:
+        assert "nan" not in describe_panel(panel, study)
+
+
+@pytest.mark.parametrize("renamed, baseline", STUDIES, ids=["beside BH", "as baseline", "without BH"])
+def test_the_report_counts_and_judges_it(renamed, baseline):
+    study = study_with(renamed, baseline)
+    text = "\n".join([*main_sentences(study, MARGINS), *answers(study, MARGINS), *report_tables(study)])
+    assert "nan" not in text
+    assert "topp comparisons on one data set" in text
+    summaries = [line for line in text.splitlines() if "<summary>Tests on wikitext" in line]
+    counts = study.configurations["strategy"].value_counts()
+    assert len(summaries) == 1 and "; topp " in summaries[0]
+    assert ("BH " in summaries[0]) == ("bh" in counts)
+
+
+def test_its_configurations_stand_last_and_by_name():
+    study = study_with(RENAMED)
+    assert list(dict.fromkeys(study.configurations["strategy"])) == ["topk", "bh", "topp"]
+    assert study.variants == [0.3, 0.4, "topp_p050", "topp_p060"]
+    assert style.label(study, "16experts_topp_p050") == "max_k 16, topp_p050"
+    assert {row["config"] for row in shown_configurations(study)} == {f"64experts_bh_a0{a}0" for a in (3, 4)}
+    head = {"config": "16experts_topp_p050", "strategy": "topp", "k_or_max_k": 16, "alpha": None}
+    assert label(head) == "16experts_topp_p050"
+
+
+def test_the_figure_of_the_prompts_has_a_line_for_it():
+    study = study_with(RENAMED)
+    heads = study.configurations[["config", "strategy", "k_or_max_k", "alpha"]].to_dict("records")
+    prompts = [
+        {"difficulty": level, "loss": 1.0, "avg_experts_prompt": 2.0 + level, "avg_experts_new": 3.0 + level}
+        for level in (1, 2, 3)
+    ]
+    figure = draw_difficulty_figure(study, difficulty_table([one | {"samples": prompts} for one in heads]))
+    assert illegible(figure) == []
+    assert [len(axes.containers) for axes in figure.axes] == [len(study.variants)] * 8
+
+
+def test_the_schema_says_which_strategies_need_null_distributions():
+    assert needs_p_values(Configuration("8experts_bh_a030", "bh", 8, {"max_k": 8, "alpha": 0.3}))
+    assert not needs_p_values(Configuration("8experts_topk_baseline", "topk", 8, {"k": 8}))
