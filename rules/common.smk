@@ -300,14 +300,14 @@ def panel_reports():
             results(f"visualizations/panel_{panel}.png"),
             caption=f"../report/panel_{panel}.rst",
             category="Panels",
-            labels={"shows": f"{panel[0]} {TITLES[panel]}"},
+            labels={"shows": f"{panel.split('_')[0]} {TITLES[panel]}"},
         )
         for panel in PANELS
     }
 
 
 def study_figures():
-    """The figure of nine panels, each panel alone, and what stands beside them."""
+    """The figure of all panels, each panel alone, and what stands beside them."""
     figures = [
         results(f"visualizations/bh_comprehensive_comparison.{suffix}")
         for suffix in ("png", "svg")
