@@ -186,6 +186,9 @@ def test_the_new_panel_and_the_new_strategy_are_in_the_report(study):
     picture = study.results("visualizations/bh_comprehensive_comparison.svg").read_text()
     assert "topp_p030" in picture and "10  Router probability" in picture
     assert TOP_P in study.results("routing_atlas.html").read_text()
+    own = study.folder / "snakemake_report.html"
+    study.snakemake("--report", own)
+    assert "10 Router probability of the selected experts" in own.read_text()
 
 
 def test_an_edit_of_the_new_strategy_reruns_its_experiments_alone(study):
