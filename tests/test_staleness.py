@@ -98,7 +98,7 @@ AFTER_EDIT = {
     "routing_log": NOTHING,
     "routing_log_writer": jobs(experiments=EXPERIMENTS),
     "schema": NOTHING,
-    "scoring": PASS,
+    "scoring": jobs(experiments=EXPERIMENTS),
     "settings": NOTHING,
     "statistics": TABLES,
     "study": FIGURES,
