@@ -119,7 +119,7 @@ def test_everything_is_small():
 
 
 def card_figures() -> dict[str, float]:
-    card = (RESOURCES / "README.md").read_text("utf-8")
+    card = (RESOURCES / "embedded_model/README.md").read_text("utf-8")
     table = card.split("## Figures")[1].split("## Data sets")[0]
     return {name: float(value) for name, value in re.findall(r"^\| (.+?) \| ([\d.]+) \|$", table, re.M)}
 

@@ -88,7 +88,7 @@ def test_two_runs_write_the_same_bytes_but_for_timings(runs):
     shown = {
         name
         for name in one
-        if name.startswith(("visualizations/", "bh_routing_report", "bh_routing_summary"))
+        if name.startswith(("visualizations/", "bh_routing_report", "bh_routing_summary", "routing_atlas"))
     }
     assert set(one) - shown == set(other)
     differ = {name for name in other if one[name].read_bytes() != other[name].read_bytes()}
@@ -119,7 +119,8 @@ def test_tables_figures_and_report_are_made_anew_to_the_last_byte(runs, tmp_path
     shutil.copytree(one.folder, tmp_path / "study", symlinks=True)
     copy = StudyFolder(tmp_path / "study", one.project, **STUDY, execution="host")
     before = {name: path.read_bytes() for name, path in files(copy).items()}
-    made_anew = [path for name, path in files(copy).items() if name.startswith(("bh_", "visualizations/"))]
+    shown = ("bh_", "visualizations/", "routing_atlas")
+    made_anew = [path for name, path in files(copy).items() if name.startswith(shown)]
     assert len(made_anew) > 20
     for path in made_anew:
         path.unlink()
