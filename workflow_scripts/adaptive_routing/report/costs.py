@@ -42,11 +42,14 @@ def costs(study, decision, margins):
     yield (
         "Experts per token and layer. The baseline's row holds values ± one standard error, the others "
         "changes against it with 95 % intervals of the paired differences. ▲ better, ▼ worse than the "
-        f"baseline (corrected by Holm, p < {SIGNIFICANCE_LEVEL}), ○ no difference shown. Tokens/s: over all "
-        "data sets, in brackets the range over the data sets."
+        f"baseline (corrected by Holm, p < {SIGNIFICANCE_LEVEL}), ○ no difference shown. Intervals are not "
+        "corrected, so one beside ○ may exclude 0. Tokens/s: over all data sets, in brackets the range over "
+        "the data sets."
     )
     effects = [_setting_effect(study, setting) for setting in ("alpha", "k_or_max_k")]
-    yield " ".join(effect for effect in effects if effect)
+    if any(effects):
+        remark = "These are changes from end to end; the steps between need not go the same way."
+        yield " ".join(filter(None, [*effects, remark]))
 
 
 def _against_baseline(study, config):

@@ -27,8 +27,7 @@ def same_compute(study):
         )
         text.append("\n".join(f"- {item}" for item in items))
     if missing := rules.fixed_k_to_add(study):
-        smallest = study.topk["avg_experts"].min() if len(study.topk) else np.inf
-        count = words.of(int((study.bh["avg_experts"] < smallest).sum()), len(study.bh))
+        count = words.of(len(rules.below_every_topk(study)), len(study.bh))
         text.append(
             f"{count} BH configurations run fewer experts than any top-k configuration of this study. "
             "Whether a fixed top-k with as few experts would lose as much is **not answered here**: to "

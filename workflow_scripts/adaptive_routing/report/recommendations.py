@@ -357,10 +357,16 @@ def same_compute(study, column):
     return result
 
 
+def below_every_topk(study):
+    """The BH configurations that run fewer experts than any top-k of the study, as rows of the table."""
+    smallest = study.topk["avg_experts"].min() if len(study.topk) else math.inf
+    return study.bh[study.bh["avg_experts"] < smallest]
+
+
 def fixed_k_to_add(study):
     """The k of top-k configurations that would run as many experts as BH below the smallest k of the grid."""
     smallest = study.topk["avg_experts"].min() if len(study.topk) else math.inf
-    below = study.bh.loc[study.bh["avg_experts"] < smallest, "avg_experts"]
+    below = below_every_topk(study)["avg_experts"]
     return sorted({k for k in below.round().astype(int) if 1 <= k < smallest})
 
 

@@ -154,9 +154,20 @@ def verdict_on_bh(study, decision):
         case "worse":
             return (
                 f"BH does not help here: against {baseline}, {count(outcomes['worse'], 'are')} shown to be "
-                "worse on at least one data set, and none to be better."
+                f"worse on at least one data set, and none to be better{_without_equal(study)}."
             )
     return f"The data support no verdict on BH: none was compared with {baseline} on every data set."
+
+
+def _without_equal(study):
+    """What the comparison with the baseline leaves open, as the end of a sentence."""
+    below = len(rules.below_every_topk(study))
+    if not below:
+        return ""
+    return (
+        f"; whether a top-k with as few experts would lose as much is open for "
+        f"{words.of(below, len(study.bh))}, since the study has none"
+    )
 
 
 def _what_to_use(study, decision):
