@@ -8,12 +8,14 @@ sys.path.insert(0, str(Path(workflow.basedir) / "workflow_scripts"))
 
 from adaptive_routing.code_fingerprint import code_fingerprint
 from adaptive_routing.code_version import code_version
+from adaptive_routing.cores import keep_user_limit
 from adaptive_routing.errors import InputError
 from adaptive_routing.panels import PANELS, TITLES, panel_module
 from adaptive_routing.processes import children_import_from, identity
 from adaptive_routing.settings import load_settings, needs_p_values
 from adaptive_routing.tasks import task_module
 
+keep_user_limit()
 # Jobs run the code that was read here, whatever else is installed under its name.
 children_import_from(Path(workflow.basedir) / "workflow_scripts")
 

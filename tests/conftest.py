@@ -86,7 +86,6 @@ def embedded():
     """The embedded model in float32 on the CPU, its tokenizer, and a null distribution of its own logits."""
     info = inspect_model(ROOT / "resources/embedded_model")
     loaded, tokenizer = load_model(info, "float32", "cpu"), load_tokenizer(info)
-    torch.set_num_threads(1)  # load_model takes the whole machine
     rows = load_rows(str(ROOT / "resources/datasets/calibration.jsonl"))
     samples = encode_calibration_text(rows, "text", tokenizer, max_tokens=400, max_length=128)
     logits = collect_router_logits(loaded, samples, batch_tokens=1024)

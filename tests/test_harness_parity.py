@@ -232,7 +232,6 @@ def test_bfloat16_is_near_the_harness(embedded, dataset):
         pretrained=stock.eval(), tokenizer=embedded.tokenizer, batch_size=BATCH_SIZE, softmax_dtype="float32"
     )
     model = load_model(embedded.loaded.info, "bfloat16", "cpu").model
-    torch.set_num_threads(1)  # load_model takes the whole machine
     patcher = RouterPatcher(model, make_strategy(CONFIGURATIONS[NATIVE], ROUTING, None))
     ours = score(patcher, embedded.tokenizer, dataset, EMBEDDED / f"{dataset}.jsonl", 40)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from adaptive_routing.log_entries import LoggedRouting, first_tokens
@@ -49,6 +50,10 @@ class BatchRouting:
 def pack_selection(experts, num_experts):
     """Selected experts (N, L, K), unused slots E, as packed bits (N, L, ceil(E / 8)) uint8."""
     num_bytes = -(-num_experts // 8)
+    if experts.device.type == "cpu":
+        selected = np.zeros((*experts.shape[:2], num_experts + 1), bool)  # the last for unused slots
+        np.put_along_axis(selected, experts.numpy().astype(np.int64), True, -1)
+        return torch.from_numpy(np.packbits(selected[..., :-1], axis=-1, bitorder="little"))
     # One column more than there are bits, for the unused slots.
     selected = torch.zeros(*experts.shape[:2], num_bytes * 8 + 1, dtype=torch.uint8, device=experts.device)
     slots = torch.where(experts < num_experts, experts, num_bytes * 8).long()

@@ -10,7 +10,7 @@ from adaptive_routing.data import EncodedSequence, PreparedSample, encode_text
 from adaptive_routing.errors import InputError
 from adaptive_routing.files import atomic_path
 from adaptive_routing.finiteness import check_finite, finite_total
-from adaptive_routing.packing import Packing, forward_packed
+from adaptive_routing.packing import Packing, forward_packed, packed_attention
 from adaptive_routing.patching import RouterPatcher, find_routers
 from adaptive_routing.routing.topk import Strategy as TopK
 from adaptive_routing.tensor_files import sort_metadata
@@ -61,6 +61,7 @@ def collect_router_logits(loaded, samples, batch_tokens):
     queue = BatchQueue(model, samples, batch_tokens, "a smaller null_distribution.calibration.max_length")
     per_sample = [None] * len(samples)
 
+    @torch.inference_mode()  # holds in one thread only
     def forward(batch):
         sequences = [samples[index].sequences[0] for index in batch]
         packing = Packing.of([sequence.num_inputs for sequence in sequences], model.device)
@@ -69,12 +70,8 @@ def collect_router_logits(loaded, samples, batch_tokens):
         routing = patcher.take_batch()
         return routing.router_logits.cpu(), routing.lengths
 
-    with RouterPatcher(model, native) as patcher:
-        while queue:
-            done = queue.attempt(forward)
-            if done is None:
-                continue
-            (logits, lengths), batch = done, queue.pop()
+    with RouterPatcher(model, native) as patcher, packed_attention(model):
+        for batch, (logits, lengths) in queue.results(forward):
             check_finite([samples[index] for index in batch], logits, finite_total(logits))
             for index, own in zip(batch, logits.split(lengths), strict=True):
                 per_sample[index] = own

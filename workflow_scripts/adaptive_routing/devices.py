@@ -5,12 +5,28 @@ import time
 
 import torch
 
+from adaptive_routing.cores import usable_cores
+from adaptive_routing.memory import keep_freed_memory
+
 
 def to_device(tensor, device):
     """A copy of a CPU tensor on a device, for which nobody waits."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def passes_at_once(device):
+    """How many forward passes a device makes side by side: on a CPU, as many as use all cores."""
+    if device.type != "cpu":
+        return 1
+    return max(1, usable_cores() // torch.get_num_threads())
+
+
+def use_cores_for_passes():
+    """Have this process compute on the CPU with one thread a pass, and keep the memory that passes free."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
 
 
 class Clock:
@@ -30,6 +46,16 @@ class Clock:
             return self._stop - self._start
         self._stop.synchronize()
         return self._start.elapsed_time(self._stop) / 1e3
+
+    def seconds_after(self, covered):
+        """The part of the time that no pass before has covered: (seconds, what is covered now).
+
+        `covered` is 0 at first, then what the call for the pass before gave. On a CPU several passes run at
+        once; their seconds in this sense are those in which any did. A GPU makes one pass after another.
+        """
+        if self._is_cuda:
+            return self.seconds(), covered
+        return max(0.0, self._stop - max(self._start, covered)), max(self._stop, covered)
 
     def _now(self):
         if not self._is_cuda:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import torch
 
+from adaptive_routing.devices import passes_at_once
 from adaptive_routing.files import write_json
 from adaptive_routing.generation import generate_samples
 from adaptive_routing.log_entries import LoggedSample
@@ -49,9 +50,9 @@ def run_experiment(
     Returns:
         The summary, as written.
     """
-    run = _run(batch_tokens, code_version)
     started = time.perf_counter()
     task, model = get_task(dataset, settings["dataset"].get("protocol")), loaded.model
+    run = _run(model, batch_tokens, code_version)
     second_pass_samples = min(second_pass_samples, len(prepared))
     patcher = RouterPatcher(model, strategy)
     head = _head(loaded, configuration, patcher, dataset, settings)
@@ -121,12 +122,12 @@ def run_experiment(
     return summary
 
 
-def _run(batch_tokens, code_version):
+def _run(model, batch_tokens, code_version):
     """What may differ between two runs of the same experiment; the routing logs hold none of it."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": platform.node(),
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads() * passes_at_once(model.device),
         "batch_tokens": batch_tokens,
         "code": code_version,
     }

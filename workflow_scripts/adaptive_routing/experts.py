@@ -6,6 +6,7 @@ slots whose index is E (the number of experts) are unused and cost nothing; `all
 Every step is deterministic: no atomic additions.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
@@ -14,11 +15,6 @@ from adaptive_routing.errors import InputError
 
 SELECTED_PAIRS = "selected_pairs"
 ALL_SLOTS = "all_slots"
-
-# Below about this many pairs per expert, one grouped product beats a product per expert on a CPU. Measured
-# with the embedded model's experts (64 x 32, float32, two threads) at 64 pairs, where the grouped product
-# is 1.6 times faster, and at 256, where it is half as fast; the threshold lies between.
-_CPU_GROUPED_BELOW_PAIRS_PER_EXPERT = 96
 
 
 def check_experts(model):
@@ -71,30 +67,28 @@ def all_slots_forward(self, hidden_states, top_k_index, top_k_weights):
 
 def _run_pairs(self, hidden_states, pair_token, pair_expert):
     """Each pair's token through its expert: outputs (P, H) sorted by expert, and each pair's row (P,)."""
-    sorted_expert, by_expert = torch.sort(pair_expert, stable=True)
-    experts = torch.arange(self.num_experts, device=sorted_expert.device)
-    group_ends = torch.searchsorted(sorted_expert, experts, right=True)
-    outputs = _run_groups(self, hidden_states[pair_token[by_expert]], group_ends)
+    by_expert, group_ends = _group_by_expert(pair_expert, self.num_experts)
+    # `index_select` is several times faster on a CPU than indexing with brackets.
+    inputs = hidden_states.index_select(0, pair_token.index_select(0, by_expert))  # (P, H)
+    # One call for all experts: on a CPU too, its loop over them is not Python's, so that other threads run.
+    hidden = F.grouped_mm(inputs, self.gate_up_proj.transpose(-2, -1), offs=group_ends)  # (P, 2F)
+    outputs = F.grouped_mm(self._apply_gate(hidden), self.down_proj.transpose(-2, -1), offs=group_ends)
     position = torch.empty_like(by_expert)
     position[by_expert] = torch.arange(len(by_expert), device=by_expert.device)
     return outputs, position
 
 
-def _run_groups(self, inputs, group_ends):
-    """Each group of rows through its own expert: (P, H) to (P, H)."""
-    num_pairs = inputs.shape[0]
-    if inputs.device.type == "cpu" and num_pairs >= _CPU_GROUPED_BELOW_PAIRS_PER_EXPERT * self.num_experts:
-        outputs = torch.empty_like(inputs)
-        start = 0
-        for expert, end in enumerate(group_ends.tolist()):
-            if end > start:
-                hidden = self._apply_gate(F.linear(inputs[start:end], self.gate_up_proj[expert]))
-                torch.mm(hidden, self.down_proj[expert].T, out=outputs[start:end])
-            start = end
-        return outputs
-    group_ends = group_ends.to(torch.int32)
-    hidden = F.grouped_mm(inputs, self.gate_up_proj.transpose(-2, -1), offs=group_ends)
-    return F.grouped_mm(self._apply_gate(hidden), self.down_proj.transpose(-2, -1), offs=group_ends)
+def _group_by_expert(pair_expert, num_experts):
+    """A stable order of pairs (P,) by expert (P,) int64, and where each expert's end in it (E,) int32."""
+    if pair_expert.device.type == "cpu":
+        # NumPy sorts small integers by radix, in a tenth of the time.
+        keys = pair_expert.numpy().astype(np.uint8 if num_experts <= 256 else np.uint16)
+        by_expert = torch.from_numpy(np.argsort(keys, kind="stable"))
+        group_ends = torch.bincount(pair_expert, minlength=num_experts).cumsum(0)
+        return by_expert, group_ends.to(torch.int32)
+    sorted_expert, by_expert = torch.sort(pair_expert, stable=True)
+    experts = torch.arange(num_experts, device=sorted_expert.device)
+    return by_expert, torch.searchsorted(sorted_expert, experts, right=True, out_int32=True)
 
 
 ALL_EXPERTS_FUNCTIONS.register(SELECTED_PAIRS, selected_pairs_forward)

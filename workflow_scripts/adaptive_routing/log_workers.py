@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
+from adaptive_routing.cores import usable_cores
 from adaptive_routing.errors import HostError
 from adaptive_routing.log_entries import LoggedRouting, LoggedSample, RoutingStatistics, format_samples
-from adaptive_routing.models import cpu_count
 from adaptive_routing.processes import describe_end
 
 MOST_WORKERS = 4
@@ -88,7 +88,7 @@ class LogWorkers:
 
     def __init__(self, count=None):
         if count is None:
-            count = min(MOST_WORKERS, max(0, cpu_count() - _CORES_FOR_OTHERS))
+            count = min(MOST_WORKERS, max(0, usable_cores() - _CORES_FOR_OTHERS))
         self.count = count
         self._workers = [_Worker() for _ in range(count)]
         self._idle = queue.SimpleQueue()

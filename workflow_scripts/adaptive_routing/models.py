@@ -6,13 +6,13 @@ Weights come from safetensors only, and no code from a model's repository is run
 import functools
 import hashlib
 import importlib.metadata
-import os
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from adaptive_routing.cores import usable_cores
 from adaptive_routing.errors import InputError
 from adaptive_routing.files import excerpt, read_json
 
@@ -183,7 +183,7 @@ def _check_routers(folder, config, num_experts, routers):
 def _fingerprint(folder, weights):
     paths = [folder / "config.json", *sorted(folder.glob("tokenizer*.json")), *weights]
     total = hashlib.sha256()
-    with ThreadPoolExecutor(cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for path in paths:
             total.update(f"{path.name} {_digest(path, pool)}\n".encode())
     return total.hexdigest()
@@ -262,9 +262,6 @@ def load_model(info, dtype, device):
     _check_folder(info)
     logging.disable_progress_bar()
     device = resolve_device(device)
-    if device == "cpu":
-        # The job holds the whole device; Snakemake's --cores would leave it one thread of it.
-        torch.set_num_threads(cpu_count())
     model = _load_weights(info, dtype, device)
     model.eval().requires_grad_(False)
     _in_memory(lambda: check_packing(model), info, dtype, device)
@@ -353,19 +350,12 @@ def _allocation_failures(device):
     return 0 if device == "cpu" else torch.cuda.memory_stats(device).get("num_ooms", 0)
 
 
-def cpu_count():
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
 def load_tokenizer(info):
     """The model's tokenizer; InputError where it is missing or damaged."""
-    from transformers import AutoTokenizer
-
     _check_folder(info)
     folder, remedy = info["folder"], "get the model again, with tokenizer.json and tokenizer_config.json"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer = _tokenizer_class(folder).from_pretrained(
             folder,
             local_files_only=True,
             trust_remote_code=False,
@@ -379,6 +369,22 @@ def load_tokenizer(info):
     if len(tokenizer) <= len(tokenizer.added_tokens_decoder):  # transformers makes one with nothing but those
         raise InputError(f"model.name: {folder} holds no tokenizer; {remedy}")
     return tokenizer
+
+
+def _tokenizer_class(folder):
+    """The class that reads a folder's tokenizer.
+
+    The general one, which has two names, needs no torch; `AutoTokenizer` imports it to look up a model's own.
+    """
+    path = Path(folder, "tokenizer_config.json")
+    named = read_json(path).get("tokenizer_class") if path.exists() else None
+    if named in ("PreTrainedTokenizerFast", "TokenizersBackend"):
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
 
 
 def package_versions():

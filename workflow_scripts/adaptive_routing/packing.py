@@ -7,6 +7,8 @@ keys and values (and nothing else of the model) for torch's usual attention.
 
 import contextlib
 import inspect
+import threading
+import weakref
 from dataclasses import dataclass
 
 import torch
@@ -49,36 +51,51 @@ class Packing:
         return cls(tuple(lengths), *(to_device(tensor, device) for tensor in tensors))
 
 
-class _Current:
-    """The packing of the pass that is being made."""
+class _Current(threading.local):
+    """The packing of the pass that is being made, in each thread."""
 
     packing = None
 
 
+_current = _Current()
+_switch = threading.Lock()
+_users = weakref.WeakKeyDictionary()  # model: [its own attention, how many use the packed one]
+
+
 def current_packing():
-    """The `Packing` of the forward pass that is being made, or None where it is not a packed one."""
-    return _Current.packing
+    """The `Packing` of the forward pass that this thread is making, or None where it is not a packed one."""
+    return _current.packing
 
 
 @contextlib.contextmanager
-def _packed_attention(model, packing):
-    """Let a model's attention take its one row of tokens for the sequences of a packing."""
-    own = model.config._attn_implementation
-    model.set_attn_implementation(PACKED_ATTENTION)
-    _Current.packing = packing
+def packed_attention(model):
+    """Let a model's attention take one row of tokens for the sequences of a packing; several threads may."""
+    with _switch:
+        own, count = _users.get(model, (model.config._attn_implementation, 0))
+        _users[model] = own, count + 1
+        if not count:
+            model.set_attn_implementation(PACKED_ATTENTION)
     try:
         yield
     finally:
-        _Current.packing = None
-        model.set_attn_implementation(own)
+        with _switch:
+            own, count = _users[model]
+            _users[model] = own, count - 1
+            if count == 1:
+                model.set_attn_implementation(own)
+                del _users[model]
 
 
 def forward_packed(model, token_ids, packing):
     """Final hidden states (N, H) of packed sequences; token_ids: (N,) int64 on the model's device."""
-    with _packed_attention(model, packing):
-        output = model.base_model(
-            input_ids=token_ids[None], position_ids=packing.position_ids, use_cache=False
-        )
+    with packed_attention(model):
+        _current.packing = packing
+        try:
+            output = model.base_model(
+                input_ids=token_ids[None], position_ids=packing.position_ids, use_cache=False
+            )
+        finally:
+            _current.packing = None
     return output.last_hidden_state[0]
 
 
@@ -111,12 +128,11 @@ def packed_attention_forward(
     """
     if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
         raise InputError("model: its attention has a softcap or sinks, which packed sequences cannot have")
-    packing = _Current.packing
+    packing = _current.packing
     groups = query.shape[1] // key.shape[1]
-    query, key, value = (
-        one[0].repeat_interleave(repeats, 0).transpose(0, 1)  # (N, heads, D)
-        for one, repeats in ((query, 1), (key, groups), (value, groups))
-    )
+    query, key, value = (one[0].transpose(0, 1) for one in (query, key, value))  # (N, heads, D)
+    if groups > 1:
+        key, value = (one.repeat_interleave(groups, 1) for one in (key, value))
     if query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16):
         output = _flash(packing, query, key, value, scaling, sliding_window)
     else:

@@ -7,6 +7,7 @@ rewritten: removing them restores it. The model's own top-k is left untouched an
 
 import inspect
 import itertools
+import threading
 import weakref
 from dataclasses import dataclass, replace
 
@@ -19,7 +20,23 @@ from adaptive_routing.experts import ALL_SLOTS, SELECTED_PAIRS, check_experts
 from adaptive_routing.log_entries import LoggedSample, RoutingStatistics, format_samples
 from adaptive_routing.packing import current_packing
 from adaptive_routing.routing import Selection
-from adaptive_routing.routing.base import order_by_logit
+from adaptive_routing.routing.base import order_selected
+
+
+class _Pass(threading.local):
+    """What a patcher knows of the forward pass that a thread is making; several threads may each make one.
+
+    Attributes:
+        columns: per layer so far, (router logits, experts, weights, counts).
+        lengths: real tokens of each sequence.
+        real_tokens: their places among all tokens, None where there is no padding.
+        continues: whether the pass reads on from a key-value cache.
+        batch: `BatchRouting` of the thread's last pass, until it is taken.
+    """
+
+    def __init__(self):
+        self.columns, self.lengths, self.real_tokens = [], [], None
+        self.continues, self.batch = False, None
 
 
 @dataclass
@@ -118,10 +135,7 @@ class RouterPatcher:
         self._base_signature = inspect.signature(self._base_model.forward)
         self._depth = 0
         self._handles = []
-        self._pending = []
-        self._lengths, self._real_tokens = [], None
-        self._continues = False  # whether this pass reads on from a key-value cache
-        self._batch = None
+        self._pass = _Pass()
         self.clear_internal_logs()
 
     # Patching
@@ -152,7 +166,7 @@ class RouterPatcher:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._pending, self._real_tokens = [], None
+        self._pass = _Pass()
         _active[self.model].stack.remove(self)
         _set_experts_implementation(self.model)
         if not _active[self.model].stack:
@@ -180,19 +194,19 @@ class RouterPatcher:
         mask = arguments.get("attention_mask")
         if mask is not None and mask.dim() != 2:
             raise ValueError(f"attention_mask must be (batch, tokens), not {tuple(mask.shape)}")
-        packing = current_packing()
+        own, packing = self._pass, current_packing()
         if packing is not None:
-            self._lengths, self._real_tokens = packing.lengths, None
+            own.lengths, own.real_tokens = packing.lengths, None
         # With a key-value cache the mask covers the past too; the tokens of this pass are its last columns.
         elif mask is None:
-            self._lengths, self._real_tokens = [length] * batch_size, None
+            own.lengths, own.real_tokens = [length] * batch_size, None
         else:
             mask = mask[:, -length:].bool()
-            self._lengths = mask.sum(-1).tolist()
-            self._real_tokens = mask.reshape(-1).nonzero().squeeze(-1)
+            own.lengths = mask.sum(-1).tolist()
+            own.real_tokens = mask.reshape(-1).nonzero().squeeze(-1)
         cache = arguments.get("past_key_values")
-        self._continues = cache is not None and cache.get_seq_length() > 0
-        self._pending, self._batch = [], None
+        own.continues = cache is not None and cache.get_seq_length() > 0
+        own.columns, own.batch = [], None
 
     def _router_hook(self, layer):
         def hook(router, args, output):
@@ -211,26 +225,27 @@ class RouterPatcher:
 
     def _record(self, router_logits, selection):
         experts, counts = selection.experts.to(torch.int16), selection.counts.to(torch.int16)
-        self._pending.append((router_logits, experts, selection.weights, counts))
+        self._pass.columns.append((router_logits, experts, selection.weights, counts))
 
     def _after_forward(self, module, args, output):
-        if not self._is_innermost() or len(self._pending) != self.num_layers:
+        own = self._pass
+        if not self._is_innermost() or len(own.columns) != self.num_layers:
             return
-        columns = [torch.stack(column, dim=1) for column in zip(*self._pending, strict=True)]
-        if self._real_tokens is not None:
-            columns = [column[self._real_tokens] for column in columns]
+        columns = [torch.stack(column, dim=1) for column in zip(*own.columns, strict=True)]
+        if own.real_tokens is not None:
+            columns = [column[own.real_tokens] for column in columns]
         columns.append(pack_selection(columns[1], self.num_experts))
-        self._batch = BatchRouting(*(column.detach() for column in columns), tuple(self._lengths))
-        self._pending = []
+        own.batch = BatchRouting(*(column.detach() for column in columns), tuple(own.lengths))
+        own.columns = []
         if self._sample is not None:
-            copies = [tensor.cpu() for tensor in self._batch.tensors()]
-            self._log_pass(self._batch.replace_tensors(copies))
+            copies = [tensor.cpu() for tensor in own.batch.tensors()]
+            self._log_pass(own.batch.replace_tensors(copies))
 
     def take_batch(self):
-        """The routing of the last forward pass (`BatchRouting`), handed out once."""
-        if self._batch is None:
+        """The routing of this thread's last forward pass (`BatchRouting`), handed out once."""
+        if self._pass.batch is None:
             raise RuntimeError("no forward pass since the last take_batch()")
-        batch, self._batch = self._batch, None
+        batch, self._pass.batch = self._pass.batch, None
         return batch
 
     # Per-sample logging
@@ -247,7 +262,7 @@ class RouterPatcher:
     def _log_pass(self, batch):
         """Add a pass to the open sample, whose sequences are lists of `BatchRouting`."""
         sequences = self._sample["sequences"]
-        if not self._continues or len(sequences) < len(batch.lengths):
+        if not self._pass.continues or len(sequences) < len(batch.lengths):
             sequences.extend([] for _ in batch.lengths)
         bounds = itertools.pairwise(itertools.accumulate(batch.lengths, initial=0))
         for sequence, (start, stop) in zip(sequences[-len(batch.lengths) :], bounds, strict=True):
@@ -286,10 +301,9 @@ class RouterPatcher:
 
 def _native_selection(router_logits, experts, weights):
     """A router's own top-k in the order of the log: by logit, ties by index (torch.topk leaves it open)."""
-    experts, order = experts.sort(-1)
-    by_logit = order_by_logit(router_logits.gather(-1, experts))[1]
     counts = torch.full(experts.shape[:1], experts.shape[1], device=experts.device)
-    return Selection(experts.gather(-1, by_logit), weights.gather(-1, order.gather(-1, by_logit)), counts)
+    order = order_selected(router_logits.gather(-1, experts), experts)
+    return Selection(experts.gather(-1, order), weights.gather(-1, order), counts)
 
 
 def _set_experts_implementation(model):

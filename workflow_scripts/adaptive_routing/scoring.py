@@ -15,7 +15,7 @@ from adaptive_routing.batches import BatchQueue
 from adaptive_routing.devices import Clock, HostCopies, to_device
 from adaptive_routing.finiteness import check_finite, check_scores, finite_total
 from adaptive_routing.memory import run_alone
-from adaptive_routing.packing import Packing, forward_packed
+from adaptive_routing.packing import Packing, forward_packed, packed_attention
 from adaptive_routing.tasks import SequenceScore
 
 _warm = weakref.WeakSet()  # models that have run in this process
@@ -66,7 +66,8 @@ class BatchResult:
     """What a run gave for a batch of samples, one after another, on the CPU.
 
     Attributes:
-        seconds: of the forward pass and the head.
+        seconds: of the forward pass and the head; where several run side by side, their sum is the time in
+            which any did.
         samples: `SampleResult`s.
         routing: `BatchRouting` of all N tokens.
         token_ids: (N,) int64, as read.
@@ -80,11 +81,10 @@ class BatchResult:
     token_losses: torch.Tensor
 
 
-def score_samples(model, patcher, samples, batch_tokens, num_with_greedy_tokens):
+def score_samples(model, patcher, samples, batch_tokens, num_with_greedy_tokens, workers=None):
     """Score samples batch by batch under a patcher in force.
 
-    A batch is handed over once the next one is under way, so that a GPU always has work. A batch for which
-    the device has too little memory is done in smaller ones.
+    A batch for which the device has too little memory is done in smaller ones.
 
     Args:
         model: a causal language model of transformers.
@@ -92,6 +92,7 @@ def score_samples(model, patcher, samples, batch_tokens, num_with_greedy_tokens)
         samples: list of `data.PreparedSample`.
         batch_tokens: tokens in a batch.
         num_with_greedy_tokens: the first samples of the data set, whose greedy tokens are asked for.
+        workers: passes side by side, as in `BatchQueue`.
 
     Yields:
         `BatchResult`, batch by batch.
@@ -100,25 +101,25 @@ def score_samples(model, patcher, samples, batch_tokens, num_with_greedy_tokens)
         InputError: a single sample does not fit into the device's memory, or what the model computes is not
             finite.
     """
-    queue = BatchQueue(model, samples, batch_tokens, _SHORTER)
+    queue = BatchQueue(model, samples, batch_tokens, _SHORTER, workers)
 
     def begin(batch):
         return _Pass(model, _sequences(samples, batch), patcher, min(batch) < num_with_greedy_tokens)
 
-    if model not in _warm:
-        # The first pass of a process loads code and claims memory; that is not the configuration's speed.
-        while queue.attempt(lambda batch: begin(batch).finish()) is None:
-            pass
-        _warm.add(model)
-    # Nor is what a strategy finds once, such as thresholds.
-    score_alone(model, queue.last_sample(), patcher)
-    before = None
-    while queue:
-        under_way = queue.attempt(begin, is_alone=before is None)
-        if before:
-            yield _batch_result(*before, samples, num_with_greedy_tokens)
-        before = (queue.pop(), under_way) if under_way else None
-    yield _batch_result(*before, samples, num_with_greedy_tokens)
+    with packed_attention(model):
+        if model not in _warm:
+            # The first pass of a process loads code and claims memory; that is not the configuration's speed.
+            queue.warm_up(lambda batch: begin(batch).finish())
+            _warm.add(model)
+        # Nor is what a strategy finds once, such as thresholds.
+        score_alone(model, queue.last_sample(), patcher)
+        covered = 0.0
+        for batch, forward_pass in queue.results(begin):
+            scored, routing = forward_pass.finish()
+            seconds, covered = forward_pass.clock.seconds_after(covered)
+            yield _batch_result(
+                batch, forward_pass, scored, routing, seconds, samples, num_with_greedy_tokens
+            )
 
 
 def score_alone(model, sample, patcher, with_greedy_tokens=False):
@@ -134,8 +135,7 @@ def _sequences(samples, batch):
     return [sequence for index in batch for sequence in samples[index].sequences]
 
 
-def _batch_result(batch, forward_pass, samples, num_with_greedy_tokens):
-    scored, routing = forward_pass.finish()
+def _batch_result(batch, forward_pass, scored, routing, seconds, samples, num_with_greedy_tokens):
     results, first = [], 0
     for index in batch:
         own = slice(first, first + len(samples[index].sequences))
@@ -146,7 +146,7 @@ def _batch_result(batch, forward_pass, samples, num_with_greedy_tokens):
     for result in results:
         check_scores(samples[result.index], result.scores, routing.router_logits.dtype)
     token_losses = torch.cat(scored.token_losses)
-    return BatchResult(scored.seconds, results, routing, forward_pass.token_ids, token_losses)
+    return BatchResult(seconds, results, routing, forward_pass.token_ids, token_losses)
 
 
 def score_batch(model, sequences, with_greedy_tokens=False):
@@ -179,10 +179,10 @@ class _Pass:
         positions, targets, self._was_read = _scored_positions(sequences)
         self._read_positions = positions[self._was_read]
         inputs, positions, targets = (to_device(one, device) for one in (self.token_ids, positions, targets))
-        self._clock = Clock(device)
+        self.clock = Clock(device)
         hidden = forward_packed(model, inputs, packing)  # (N, H)
         scored = score_positions(model, hidden, positions, targets)
-        self._clock.stop()
+        self.clock.stop()
         greedy = most_likely_tokens(model, hidden) if with_greedy_tokens else None
         self._routing = patcher.take_batch() if patcher else None
         total = finite_total(self._routing.router_logits) if patcher else None
@@ -203,7 +203,7 @@ class _Pass:
         token_losses = token_losses.split(lengths)
         if greedy is not None:
             greedy = greedy.split(lengths)
-        scores = BatchScores(scores, token_losses, greedy, self._clock.seconds())
+        scores = BatchScores(scores, token_losses, greedy, self.clock.seconds())
         return scores, self._routing.replace_tensors(routing) if self._routing else None
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 
+from adaptive_routing.devices import use_cores_for_passes
 from adaptive_routing.log_workers import LogWorkers
 from adaptive_routing.models import load_model
 
@@ -44,6 +45,8 @@ class Cache:
     def _load_model(self, info, dtype, device):
         info, started = json.loads(info), time.perf_counter()
         loaded = load_model(info, dtype, device)
+        if loaded.model.device.type == "cpu":
+            use_cores_for_passes()
         if self._before_batch:
             loaded.model.base_model.register_forward_pre_hook(lambda *_: self._before_batch())
         seconds = time.perf_counter() - started

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors.numpy import save_file
 
 from adaptive_routing.errors import InputError
@@ -37,16 +36,21 @@ class NullDistribution:
     def num_layers(self):
         return len(self.survival)
 
-    @torch.no_grad()
     def p_values(self, router_logits, layer):
         """p-values (..., E) in float64 of `layer`'s router logits (..., E), of any floating dtype.
 
         A larger logit never has a larger p-value. NaN gives NaN. Nothing waits for the device.
         """
+        import torch  # only here: fitting and checking a null distribution take NumPy alone
+
+        with torch.no_grad():
+            return self._interpolated(router_logits.to(torch.float64, copy=True), layer)
+
+    def _interpolated(self, router_logits, layer):
         survival = self._survival_on(router_logits.device)[layer]  # (G,)
         last_cell = len(survival) - 2
         # In place: on the CPU, fresh memory for every step costs more than the arithmetic.
-        position = router_logits.to(torch.float64, copy=True).sub_(float(self.x0[layer]))
+        position = router_logits.sub_(float(self.x0[layer]))
         position.div_(float(self.dx[layer])).clamp_(0, last_cell + 1)  # in cells
         cell = position.long().clamp_(0, last_cell)  # NaN converts to any integer, hence the lower bound
         left, right = survival[:-1][cell], survival[1:][cell]
@@ -54,6 +58,8 @@ class NullDistribution:
         return (right - left).mul_(position.sub_(cell)).add_(left)
 
     def _survival_on(self, device):
+        import torch
+
         if device not in self._on_device:
             self._on_device[device] = torch.from_numpy(self.survival).to(device)
         return self._on_device[device]
