@@ -1,4 +1,7 @@
-"""Processes that depend on one another: which one it is, whether it still runs, ending with it."""
+"""Processes that depend on one another: which one it is, whether it still runs, and ending with it.
+
+Also the cores that this one may use.
+"""
 
 import contextlib
 import os
