@@ -15,10 +15,10 @@ import os
 import time
 
 import torch
-from adaptive_routing.log_workers import LogWorkers
-from adaptive_routing.metrics.efficiency import flops_per_token
-from adaptive_routing.patching import RouterPatcher
-from adaptive_routing.scoring import score_samples
+from adaptive_routing.analysis.metrics.efficiency import flops_per_token
+from adaptive_routing.evaluation.scoring import score_samples
+from adaptive_routing.model.patching import RouterPatcher
+from adaptive_routing.routing_log.workers import LogWorkers
 from setting import load_setting, matrix_tflops, parser, print_table, run_logged
 
 

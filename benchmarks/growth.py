@@ -13,8 +13,9 @@ import threading
 
 import psutil
 import torch
-from adaptive_routing.data import EncodedSequence, PreparedSample
-from adaptive_routing.log_workers import LogWorkers
+from adaptive_routing.data.samples import PreparedSample
+from adaptive_routing.data.tokens import EncodedSequence
+from adaptive_routing.routing_log.workers import LogWorkers
 from setting import load_setting, parser, print_table, run_logged
 
 

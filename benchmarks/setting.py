@@ -8,14 +8,17 @@ from pathlib import Path
 
 import torch
 import yaml
-from adaptive_routing.calibration import collect_router_logits, encode_calibration_text
-from adaptive_routing.data import load_rows, prepare_samples
-from adaptive_routing.devices import Clock
-from adaptive_routing.experiment import ExperimentFiles, run_experiment
-from adaptive_routing.models import inspect_model, load_model, load_tokenizer
+from adaptive_routing.data.rows import load_rows
+from adaptive_routing.data.samples import prepare_samples
+from adaptive_routing.evaluation.calibration import collect_router_logits, encode_calibration_text
+from adaptive_routing.evaluation.experiment import ExperimentFiles, run_experiment
+from adaptive_routing.model.devices import Clock
+from adaptive_routing.model.inspect import inspect_model
+from adaptive_routing.model.load import load_model
+from adaptive_routing.model.tokenizer import load_tokenizer
 from adaptive_routing.null_distribution.estimate import fit_null_distribution
 from adaptive_routing.routing import make_strategy
-from adaptive_routing.settings import load_settings
+from adaptive_routing.settings.load import load_settings
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -18,7 +18,7 @@ rule collect_router_logits:
         dtype=SETTINGS["model"]["dtype"],
         code=code_fingerprint(
             "collect_router_logits",
-            "adaptive_routing.model_jobs.collect_router_logits",
+            "adaptive_routing.jobs.model_jobs.collect_router_logits",
         ),
     script:
         "../workflow_scripts/collect_router_logits.py"

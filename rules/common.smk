@@ -6,14 +6,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow_scripts"))
 
-from adaptive_routing.code_fingerprint import code_fingerprint
-from adaptive_routing.code_version import code_version
-from adaptive_routing.cores import keep_user_limit
-from adaptive_routing.errors import InputError
-from adaptive_routing.panels import PANELS, TITLES, panel_module
-from adaptive_routing.processes import children_import_from, identity
-from adaptive_routing.settings import load_settings, needs_p_values
-from adaptive_routing.tasks import task_module
+from adaptive_routing.jobs.fingerprint import code_fingerprint
+from adaptive_routing.jobs.version import code_version
+from adaptive_routing.system.errors import InputError
+from adaptive_routing.figures.panels import PANELS, TITLES, panel_module
+from adaptive_routing.system.processes import children_import_from, identity
+from adaptive_routing.settings.load import load_settings, needs_p_values
+from adaptive_routing.data.tasks import task_module
+from adaptive_routing.system.cores import keep_user_limit
 
 keep_user_limit()
 # Jobs run the code that was read here, whatever else is installed under its name.
@@ -85,19 +85,8 @@ def dataset_task(wildcards):
     )
 
 
-# Loading a model, which these steps do not, takes more code than describing it.
-LOADING = (
-    "adaptive_routing.devices",
-    "adaptive_routing.experts",
-    "adaptive_routing.memory",
-    "adaptive_routing.packing",
-)
 # Settings that are wrong end a job; they decide nothing beside what its parameters say.
-CHECKS = (
-    "adaptive_routing.configurations",
-    "adaptive_routing.schema",
-    "adaptive_routing.settings",
-)
+CHECKS = ("adaptive_routing.settings",)
 
 # Null distributions
 
@@ -163,10 +152,10 @@ def experiment_code(wildcards):
     if not uses_null_distribution(wildcards.config):
         unused.append("adaptive_routing.null_distribution")
     if "max_new_tokens" not in SETTINGS["datasets"][wildcards.dataset]:
-        unused.append("adaptive_routing.generation")
+        unused.append("adaptive_routing.evaluation.generation")
     return code_fingerprint(
         "run_experiment",
-        "adaptive_routing.model_jobs.run_experiment",
+        "adaptive_routing.jobs.model_jobs.run_experiment",
         f"adaptive_routing.routing.{CONFIGURATIONS[wildcards.config].strategy}",
         dataset_task(wildcards),
         without=unused,

@@ -12,7 +12,7 @@ rule inspect_model:
         "../envs/adaptive_routing.yaml"
     params:
         model={key: SETTINGS["model"][key] for key in ("name", "revision")},
-        code=code_fingerprint("inspect_model", without=LOADING + CHECKS),
+        code=code_fingerprint("inspect_model", without=CHECKS),
     script:
         "../workflow_scripts/inspect_model.py"
 
@@ -30,7 +30,7 @@ rule prepare_dataset:
     params:
         settings=dataset_settings,
         code=lambda wildcards: code_fingerprint(
-            "prepare_dataset", dataset_task(wildcards), without=LOADING
+            "prepare_dataset", dataset_task(wildcards)
         ),
     script:
         "../workflow_scripts/prepare_dataset.py"

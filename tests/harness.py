@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from adaptive_routing.data import load_rows
+from adaptive_routing.data.rows import load_rows
 from conftest import ROOT
 
 REAL_DATA = ROOT.parent / "shared/data"

@@ -2,7 +2,7 @@
 
 from itertools import combinations
 
-from adaptive_routing.panels import style
+from adaptive_routing.figures import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Annotation
 

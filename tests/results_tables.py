@@ -2,9 +2,9 @@
 
 import numpy as np
 import pandas as pd
-from adaptive_routing.configurations import grid as configurations_of
-from adaptive_routing.study import make_study
-from adaptive_routing.tables import COMPARISON_COLUMNS
+from adaptive_routing.analysis.study import make_study
+from adaptive_routing.analysis.tables import COMPARISON_COLUMNS
+from adaptive_routing.settings.configurations import grid as configurations_of
 
 BASELINE = "8experts_topk_baseline"
 LAYERS = 16

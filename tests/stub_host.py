@@ -1,4 +1,4 @@
-"""A model host without a model: the server of `adaptive_routing.host` with jobs that the tests choose."""
+"""A model host without a model: the server of `adaptive_routing.jobs.host` with the tests' jobs."""
 
 import json
 import os
@@ -6,9 +6,9 @@ import sys
 import time
 from pathlib import Path
 
-from adaptive_routing.errors import InputError
-from adaptive_routing.files import atomic_path
-from adaptive_routing.host import server
+from adaptive_routing.jobs.host import server
+from adaptive_routing.system.errors import InputError
+from adaptive_routing.system.files import atomic_path
 
 
 class Cache:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import results_tables
-from adaptive_routing.study import make_study
+from adaptive_routing.analysis.study import make_study
 
 ALPHAS_20 = tuple(i / 20 for i in range(1, 21))
 

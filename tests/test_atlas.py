@@ -13,23 +13,23 @@ import numpy as np
 import pytest
 import results_tables
 import synthetic
-from adaptive_routing.atlas import summary
-from adaptive_routing.atlas.curves import (
+from adaptive_routing.analysis import routing_summary
+from adaptive_routing.analysis.metrics import HEAD, compute_metrics
+from adaptive_routing.analysis.routing_curves import (
     COUNT_STARTS,
     HALF_STARTS,
     loss_correlations,
     loss_curves,
     mean_count,
 )
-from adaptive_routing.atlas.figures import draw_atlas, shown_configurations
 from adaptive_routing.atlas.page import chosen_first, lift_codes, make_page, page_data
 from adaptive_routing.atlas.tokens import token_texts
-from adaptive_routing.errors import InputError
-from adaptive_routing.files import read_json
-from adaptive_routing.metrics import HEAD, compute_metrics
-from adaptive_routing.panels.style import save
+from adaptive_routing.figures.atlas import draw_atlas, shown_configurations
+from adaptive_routing.figures.style import save
 from adaptive_routing.routing_log import RoutingLog
-from adaptive_routing.tensor_files import TensorFile
+from adaptive_routing.system.errors import InputError
+from adaptive_routing.system.files import read_json
+from adaptive_routing.system.tensor_files import TensorFile
 from browser import Browser, find_chromium
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -118,8 +118,8 @@ def test_a_summary_is_what_a_plain_loop_finds(experiment, block):
         samples = [
             {"sample_id": f"s{i}", "num_tokens": int(n)} for i, n in enumerate(np.diff(sample_offsets))
         ]
-        with mock.patch.object(summary, "BLOCK_ELEMENTS", block), TensorFile(path) as file:
-            arrays, _ = summary.summarize_routing(file, samples)
+        with mock.patch.object(routing_summary, "BLOCK_ELEMENTS", block), TensorFile(path) as file:
+            arrays, _ = routing_summary.summarize_routing(file, samples)
         with RoutingLog(path) as log:
             plain = plain_summary(log)
     counts_shape = (num_layers, num_experts + 1)
@@ -131,7 +131,7 @@ def test_a_summary_is_what_a_plain_loop_finds(experiment, block):
     position = dense(plain["position"], (8, num_layers))
     for low, high, sums in zip(edges[:-1], edges[1:], arrays["position_count_sums"], strict=True):
         assert np.array_equal(sums, position[low:high].sum(axis=0))
-    frequent = [i for i in range(3) if np.sum(ids == i) >= summary.FEWEST_OCCURRENCES]
+    frequent = [i for i in range(3) if np.sum(ids == i) >= routing_summary.FEWEST_OCCURRENCES]
     assert sorted(arrays["type_ids"].tolist()) == frequent
     assert np.all(np.diff(arrays["type_tokens"]) <= 0)
     for i, tokens, sums in zip(*(arrays[f"type_{n}"] for n in ("ids", "tokens", "count_sums")), strict=True):
@@ -157,15 +157,15 @@ def made_up(tmp_path_factory):
         run = read_json(json_path)
         if (run["config"], run["dataset"]) != MISSING:
             with TensorFile(tensors_path) as tensors:
-                arrays, shown = summary.summarize_routing(tensors, run["samples"])
+                arrays, shown = routing_summary.summarize_routing(tensors, run["samples"])
             paths.append(folder / "atlas" / f"{json_path.stem}.safetensors")
-            summary.write_summary(paths[-1], {key: run[key] for key in HEAD}, arrays, shown)
+            routing_summary.write_summary(paths[-1], {key: run[key] for key in HEAD}, arrays, shown)
     return study, paths
 
 
 def summary_of(made_up, config, dataset):
     (path,) = [path for path in made_up[1] if path.stem == f"{config}_{dataset}"]
-    return summary.read_summary(path)
+    return routing_summary.read_summary(path)
 
 
 def run_of(made_up, config, dataset):
@@ -193,7 +193,7 @@ def test_the_kept_samples_are_long_ones_and_whole(made_up):
     run, log = run_of(made_up, "16experts_bh_a030", "hellaswag")
     _, arrays, sample_ids = summary_of(made_up, "16experts_bh_a030", "hellaswag")
     lengths = {one["sample_id"]: one["num_tokens"] for one in run["samples"]}
-    parts = np.array_split(list(lengths), summary.SHOWN_SAMPLES)
+    parts = np.array_split(list(lengths), routing_summary.SHOWN_SAMPLES)
     assert sample_ids == [max(part, key=lengths.get) for part in parts]
     offsets, starts = arrays["sample_offsets"], set(arrays["sequence_starts"].tolist())
     for i, sample_id in enumerate(sample_ids):
@@ -210,23 +210,23 @@ def test_the_kept_samples_are_long_ones_and_whole(made_up):
 
 def test_a_long_sample_is_cut_and_generated_tokens_choose_no_sample(made_up):
     _, log = run_of(made_up, "16experts_bh_a030", "lambada")
-    with mock.patch.object(summary, "SHOWN_TOKENS", 7):
-        arrays, _ = summary.summarize_routing(
+    with mock.patch.object(routing_summary, "SHOWN_TOKENS", 7):
+        arrays, _ = routing_summary.summarize_routing(
             log.tensors, run_of(made_up, *("16experts_bh_a030", "lambada"))[0]["samples"]
         )
-    assert np.diff(arrays["sample_offsets"]).tolist() == [7] * summary.SHOWN_SAMPLES
+    assert np.diff(arrays["sample_offsets"]).tolist() == [7] * routing_summary.SHOWN_SAMPLES
     assert (arrays["sample_sizes"] > 7).all()
     prompts = [{"num_tokens": n, "num_prompt_tokens": p} for n, p in ((90, 5), (10, 9), (80, 6))]
-    with mock.patch.object(summary, "SHOWN_SAMPLES", 1):
-        assert summary.shown_samples(prompts) == [1]
-    assert summary.shown_samples(prompts) == [0, 1, 2]
+    with mock.patch.object(routing_summary, "SHOWN_SAMPLES", 1):
+        assert routing_summary.shown_samples(prompts) == [1]
+    assert routing_summary.shown_samples(prompts) == [0, 1, 2]
 
 
 def test_equal_experiments_give_equal_files(made_up, tmp_path):
     path = made_up[1][0]
     for i in range(8):
-        head, arrays, sample_ids = summary.read_summary(path)
-        summary.write_summary(tmp_path / str(i), head, arrays, sample_ids)
+        head, arrays, sample_ids = routing_summary.read_summary(path)
+        routing_summary.write_summary(tmp_path / str(i), head, arrays, sample_ids)
     assert {(tmp_path / str(i)).read_bytes() for i in range(8)} == {path.read_bytes()}
     assert make_page(made_up[1], EMBEDDED, BASELINE) == make_page(made_up[1], EMBEDDED, BASELINE)
 
@@ -234,7 +234,7 @@ def test_equal_experiments_give_equal_files(made_up, tmp_path):
 def test_a_file_that_is_no_summary_is_refused(made_up):
     tensors = made_up[0].tensors[0]
     with pytest.raises(InputError, match=f"{tensors.name} is no summary of the routing atlas"):
-        summary.read_summary(tensors)
+        routing_summary.read_summary(tensors)
 
 
 # --- curves and codes ---
@@ -358,10 +358,10 @@ def odd_paths(made_up, tmp_path_factory):
     """The summaries with the first tokens of every sample replaced by the odd ones."""
     folder = tmp_path_factory.mktemp("odd")
     for path in made_up[1]:
-        head, arrays, sample_ids = summary.read_summary(path)
+        head, arrays, sample_ids = routing_summary.read_summary(path)
         for start in arrays["sample_offsets"][:-1]:
             arrays["token_ids"][start : start + len(ODD_TOKENS)] = range(len(ODD_TOKENS))
-        summary.write_summary(folder / path.name, head, arrays, sample_ids)
+        routing_summary.write_summary(folder / path.name, head, arrays, sample_ids)
     return [folder / path.name for path in made_up[1]]
 
 
@@ -664,7 +664,7 @@ def hardest_experiment(path, num_layers=16, num_experts=64, num_samples=200, len
     save_file(tensors, path / "tensors.safetensors")
     samples = [{"sample_id": f"wikitext_{i}", "num_tokens": length} for i in range(num_samples)]
     with TensorFile(path / "tensors.safetensors") as file:
-        return summary.summarize_routing(file, samples)
+        return routing_summary.summarize_routing(file, samples)
 
 
 def test_sixty_experiments_without_a_pattern_make_a_page_of_the_size_allowed(tmp_path):
@@ -672,7 +672,7 @@ def test_sixty_experiments_without_a_pattern_make_a_page_of_the_size_allowed(tmp
     head = {"config": "64experts_bh_a030", "strategy": "bh", "k_or_max_k": 64, "alpha": 0.3}
     head |= {"num_experts": 64, "dataset": "wikitext"}
     path = tmp_path / "64experts_bh_a030_wikitext.safetensors"
-    summary.write_summary(path, head, arrays, sample_ids)
+    routing_summary.write_summary(path, head, arrays, sample_ids)
     assert path.stat().st_size < 1e6
     # Of each experiment the page holds as many bytes; all that is theirs alike comes once.
     page = make_page([path], EMBEDDED, BASELINE)
@@ -702,7 +702,7 @@ def pictured(made_up):
     study = results_tables.study(
         max_ks=(8, 16), alphas=(0.3, 0.6), ks=(8, 16), datasets=("lambada", "hellaswag")
     )
-    read = map(summary.read_summary, made_up[1])
+    read = map(routing_summary.read_summary, made_up[1])
     return study, {(head["config"], head["dataset"]): arrays for head, arrays, _ in read}
 
 

@@ -11,35 +11,38 @@ import numpy as np
 import pytest
 import synthetic
 import torch
-from adaptive_routing import models, tables
-from adaptive_routing.calibration import collect_router_logits
-from adaptive_routing.configurations import grid
-from adaptive_routing.data import (
-    EncodedSequence,
+from adaptive_routing.analysis import tables
+from adaptive_routing.analysis.metrics import compute_metrics
+from adaptive_routing.analysis.study import read_study
+from adaptive_routing.data.rows import load_rows
+from adaptive_routing.data.samples import (
     PreparedSample,
     check_vocabulary,
-    load_rows,
     prepare_samples,
     prepared_to_json,
     read_prepared,
 )
-from adaptive_routing.errors import InputError
-from adaptive_routing.experiment import ExperimentFiles, run_experiment
-from adaptive_routing.files import blaming, read_json, write_json
-from adaptive_routing.finiteness import check_finite, finite_total
-from adaptive_routing.generation import generate_samples
-from adaptive_routing.metrics import compute_metrics
-from adaptive_routing.model_info import read_model_info
-from adaptive_routing.model_jobs import JOBS, Cache
-from adaptive_routing.models import LoadedModel, inspect_model, load_model, load_tokenizer
+from adaptive_routing.data.tasks import Request, Sample
+from adaptive_routing.data.tokens import EncodedSequence
+from adaptive_routing.evaluation.calibration import collect_router_logits
+from adaptive_routing.evaluation.experiment import ExperimentFiles, run_experiment
+from adaptive_routing.evaluation.finiteness import check_finite, finite_total
+from adaptive_routing.evaluation.generation import generate_samples
+from adaptive_routing.evaluation.scoring import score_samples
+from adaptive_routing.jobs.model_jobs import JOBS, Cache
+from adaptive_routing.model import load
+from adaptive_routing.model.description import read_model_info
+from adaptive_routing.model.inspect import inspect_model
+from adaptive_routing.model.load import LoadedModel, load_model
+from adaptive_routing.model.patching import RouterPatcher
+from adaptive_routing.model.tokenizer import load_tokenizer
 from adaptive_routing.null_distribution import NullDistribution
-from adaptive_routing.patching import RouterPatcher
 from adaptive_routing.routing import make_strategy
 from adaptive_routing.routing_log import RoutingLog
-from adaptive_routing.scoring import score_samples
-from adaptive_routing.study import read_study
-from adaptive_routing.tasks import Request, Sample
-from adaptive_routing.tensor_files import TensorFile
+from adaptive_routing.settings.configurations import grid
+from adaptive_routing.system.errors import InputError
+from adaptive_routing.system.files import blaming, read_json, write_json
+from adaptive_routing.system.tensor_files import TensorFile
 from conftest import ROOT, VOCABULARY, normal_null_distribution, tiny_olmoe
 from safetensors.numpy import load_file, save_file
 
@@ -544,9 +547,9 @@ def test_a_whole_model_is_loaded_and_one_that_is_gone_is_refused(model_folder):
     reference = tiny_olmoe().state_dict()
     assert all(torch.equal(value, reference[key]) for key, value in loaded.model.state_dict().items())
     shutil.rmtree(model_folder)
-    for load in (lambda: load_model(info, "float32", "cpu"), lambda: load_tokenizer(info)):
+    for attempt in (lambda: load_model(info, "float32", "cpu"), lambda: load_tokenizer(info)):
         with pytest.raises(InputError, match=r"is no longer in .*; delete model\.json in the results folder"):
-            load()
+            attempt()
 
 
 @pytest.mark.parametrize("where", ["claiming", "converting"])
@@ -561,7 +564,7 @@ def test_a_model_too_large_for_the_device_is_one_sentence(model_folder, monkeypa
         raise RuntimeError("We encountered some issues during automatic conversion of the weights.")
 
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fail)
-    monkeypatch.setattr(models, "resolve_device", lambda device: device)
+    monkeypatch.setattr(load, "resolve_device", lambda device: device)
     monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {"num_ooms": len(failures)})
     with pytest.raises(
         InputError,
@@ -603,8 +606,8 @@ def test_a_device_that_does_not_exist_is_refused(model_folder, monkeypatch, coun
     with pytest.raises(InputError, match=rf"^model\.device: {sentence}$"):
         load_model(inspect_model(str(model_folder)), "float32", device)
     if count:
-        assert models.resolve_device(f"cuda:{count - 1}") == f"cuda:{count - 1}"
-        assert models.resolve_device("cuda") == "cuda"
+        assert load.resolve_device(f"cuda:{count - 1}") == f"cuda:{count - 1}"
+        assert load.resolve_device("cuda") == "cuda"
 
 
 # Files that the workflow made

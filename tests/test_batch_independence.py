@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from adaptive_routing.configurations import grid
-from adaptive_routing.data import prepare_samples
-from adaptive_routing.patching import RouterPatcher
+from adaptive_routing.data.samples import prepare_samples
+from adaptive_routing.data.tasks import get_task
+from adaptive_routing.evaluation.scoring import score_batch
+from adaptive_routing.model.patching import RouterPatcher
 from adaptive_routing.routing import make_strategy
-from adaptive_routing.scoring import score_batch
-from adaptive_routing.tasks import get_task
+from adaptive_routing.settings.configurations import grid
 from conftest import ROOT
 from harness import REAL_DATA, rows_of
 from rounding import ROUNDING, undecided

@@ -9,15 +9,15 @@ import sys
 
 import numpy as np
 import pytest
-from adaptive_routing import differences
-from adaptive_routing.calibration import save_router_logits
-from adaptive_routing.compare import compare, main
-from adaptive_routing.data import prepared_to_json
-from adaptive_routing.differences import tensor_differences
-from adaptive_routing.files import read_json, write_json
-from adaptive_routing.metrics import compute_metrics
-from adaptive_routing.tables import comparisons_table, experiments_table, layers_table, write_table
-from adaptive_routing.tensor_files import TensorFile
+from adaptive_routing.analysis.metrics import compute_metrics
+from adaptive_routing.analysis.tables import comparisons_table, experiments_table, layers_table, write_table
+from adaptive_routing.compare import differences
+from adaptive_routing.compare.__main__ import compare, main
+from adaptive_routing.compare.differences import tensor_differences
+from adaptive_routing.data.samples import prepared_to_json
+from adaptive_routing.evaluation.calibration import save_router_logits
+from adaptive_routing.system.files import read_json, write_json
+from adaptive_routing.system.tensor_files import TensorFile
 from conftest import ROOT, normal_null_distribution
 from safetensors.numpy import load_file, save_file
 from test_experiment import prepare, run

@@ -4,8 +4,8 @@ import pickle
 from decimal import Decimal
 
 import pytest
-from adaptive_routing.configurations import Configuration, grid
-from adaptive_routing.errors import InputError
+from adaptive_routing.settings.configurations import Configuration, grid
+from adaptive_routing.system.errors import InputError
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from adaptive_routing import cores
-from adaptive_routing.calibration import collect_router_logits
-from adaptive_routing.models import LoadedModel
+from adaptive_routing.evaluation.calibration import collect_router_logits
+from adaptive_routing.model.load import LoadedModel
+from adaptive_routing.system import cores
 from conftest import ROOT, tiny_olmoe
 from test_bad_inputs import BH, LENGTHS, TOPK, ShortOfMemory, assert_same, make_samples, scored
 
@@ -100,7 +100,9 @@ def test_calibration_does_not_depend_on_the_passes_side_by_side(monkeypatch):
     loaded, samples = LoadedModel(tiny_olmoe(), {}, "cpu"), make_samples(LENGTHS)
     found = []
     for workers in (1, 3):
-        monkeypatch.setattr("adaptive_routing.batches.passes_at_once", lambda device, count=workers: count)
+        monkeypatch.setattr(
+            "adaptive_routing.evaluation.batches.passes_at_once", lambda device, count=workers: count
+        )
         found.append(collect_router_logits(loaded, samples, 40))
     assert torch.equal(*found)
 
@@ -109,7 +111,7 @@ SEVERAL_THREADS = """
 import os, sys, threading
 sys.path[:0] = [{tests!r}, {package!r}]
 import torch
-from adaptive_routing.devices import passes_at_once, use_cores_for_passes
+from adaptive_routing.model.devices import passes_at_once, use_cores_for_passes
 from conftest import tiny_olmoe
 from test_bad_inputs import BH, make_samples, scored
 

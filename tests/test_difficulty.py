@@ -6,22 +6,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import results_tables
-from adaptive_routing import tables
-from adaptive_routing.difficulty import (
+from adaptive_routing.analysis import tables
+from adaptive_routing.analysis.difficulty import (
     describe_difficulty,
     difficulty_table,
     difficulty_trend,
     smallest_attainable_p,
     smallest_visible_correlation,
 )
-from adaptive_routing.difficulty_figure import DPI, draw_difficulty_figure
-from adaptive_routing.panels import PANELS, describe_panel, draw_figure
-from adaptive_routing.panels.style import save
+from adaptive_routing.analysis.recommendations import Margins
+from adaptive_routing.analysis.study import make_study
+from adaptive_routing.figures.difficulty import DPI, draw_difficulty_figure
+from adaptive_routing.figures.panels import PANELS, describe_panel, draw_figure
+from adaptive_routing.figures.style import save
 from adaptive_routing.report.answers import answers
 from adaptive_routing.report.difficulty import by_difficulty
-from adaptive_routing.report.recommendations import Margins
 from adaptive_routing.report.sentences import main_sentences
-from adaptive_routing.study import make_study
 from legibility import illegible
 from PIL import Image
 from scipy import stats

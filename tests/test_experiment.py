@@ -9,15 +9,16 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
-from adaptive_routing import scoring
-from adaptive_routing.configurations import grid
-from adaptive_routing.data import load_rows, prepare_samples, prepared_to_json, read_prepared
-from adaptive_routing.experiment import ExperimentFiles, run_experiment
-from adaptive_routing.files import read_json, write_json
-from adaptive_routing.patching import RouterPatcher
+from adaptive_routing.data.rows import load_rows
+from adaptive_routing.data.samples import prepare_samples, prepared_to_json, read_prepared
+from adaptive_routing.evaluation import scoring
+from adaptive_routing.evaluation.experiment import ExperimentFiles, run_experiment
+from adaptive_routing.model.patching import RouterPatcher
 from adaptive_routing.routing import make_strategy
 from adaptive_routing.routing_log import RoutingLog
-from adaptive_routing.tensor_files import TensorFile
+from adaptive_routing.settings.configurations import grid
+from adaptive_routing.system.files import read_json, write_json
+from adaptive_routing.system.tensor_files import TensorFile
 from conftest import ROOT
 
 ROUTING = {"min_k": 1, "temperature": 1.0, "weights": "native"}
@@ -319,7 +320,7 @@ def test_prepared_samples_survive_the_file(tmp_path, embedded):
 
 def test_calibration_logits_are_those_of_native_routing_in_order(embedded):
     """Whatever the batches: the rows of each sample alone, one after another."""
-    from adaptive_routing.calibration import collect_router_logits, encode_calibration_text
+    from adaptive_routing.evaluation.calibration import collect_router_logits, encode_calibration_text
     from adaptive_routing.routing.topk import Strategy
 
     rows = [

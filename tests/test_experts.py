@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from adaptive_routing.experts import all_slots_forward, selected_pairs_forward
+from adaptive_routing.model.experts import all_slots_forward, selected_pairs_forward
 from conftest import tiny_olmoe
 from transformers.models.olmoe.modeling_olmoe import OlmoeExperts
 

@@ -162,9 +162,9 @@ class Run:
             return self.process
         words = {
             "job": rf"^\S*python\S* \S*\.{rule}\.py$",
-            "host": r"-m adaptive_routing\.host\.server ",
-            "parent": r"-m adaptive_routing\.host\.lifetime ",
-            "worker": r"-m adaptive_routing\.log_workers ",
+            "host": r"-m adaptive_routing\.jobs\.host\.server ",
+            "parent": r"-m adaptive_routing\.jobs\.host\.keeper ",
+            "worker": r"-m adaptive_routing\.routing_log\.workers ",
         }
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
@@ -368,7 +368,7 @@ def begin_with(study, rule, chance):
 
 DRAWING = """
 import sys, time
-from adaptive_routing import panels
+from adaptive_routing.figures import panels
 
 panels._save = lambda *_: time.sleep(600)
 panels.save_drawings(None, {"figure": [], "1_perplexity": [], "2_task_accuracy": []}, processes=3)

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from adaptive_routing.errors import InputError, OutputError
-from adaptive_routing.files import atomic_path, read_json, to_json, write_json
-from adaptive_routing.jobs import job
-from adaptive_routing.processes import identity
+from adaptive_routing.jobs.script import job
+from adaptive_routing.system.errors import InputError, OutputError
+from adaptive_routing.system.files import atomic_path, read_json, to_json, write_json
+from adaptive_routing.system.processes import identity
 
 
 def test_a_file_gets_its_name_only_when_whole(tmp_path):
@@ -83,8 +83,8 @@ def start_job(tmp_path, workflow):
         f"""
         import time
         from types import SimpleNamespace
-        from adaptive_routing.files import atomic_path
-        from adaptive_routing.jobs import job
+        from adaptive_routing.system.files import atomic_path
+        from adaptive_routing.jobs.script import job
 
         config = {{"workflow_process": {identity(workflow)}}}
         with job(SimpleNamespace(log=[{str(tmp_path / "job.log")!r}], config=config)):

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from adaptive_routing import generation
-from adaptive_routing.data import EncodedSequence, PreparedSample
-from adaptive_routing.generation import generate_samples
-from adaptive_routing.patching import RouterPatcher
+from adaptive_routing.data.samples import PreparedSample
+from adaptive_routing.data.tasks import Request, Sample
+from adaptive_routing.data.tokens import EncodedSequence
+from adaptive_routing.evaluation import generation
+from adaptive_routing.evaluation.generation import generate_samples
+from adaptive_routing.model.patching import RouterPatcher
 from adaptive_routing.routing import bh, topk
-from adaptive_routing.tasks import Request, Sample
 from conftest import VOCABULARY, normal_null_distribution, tiny_olmoe
 
 STRATEGIES = {

@@ -14,15 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from adaptive_routing.batches import make_batches
-from adaptive_routing.configurations import grid
-from adaptive_routing.data import encode_request, prepare_samples
-from adaptive_routing.errors import InputError
-from adaptive_routing.models import load_model
-from adaptive_routing.patching import RouterPatcher
+from adaptive_routing.data.samples import prepare_samples
+from adaptive_routing.data.tasks import Request, SequenceScore, get_task
+from adaptive_routing.data.tokens import encode_request
+from adaptive_routing.evaluation.batches import make_batches
+from adaptive_routing.evaluation.scoring import score_batch
+from adaptive_routing.model.load import load_model
+from adaptive_routing.model.patching import RouterPatcher
 from adaptive_routing.routing import make_strategy
-from adaptive_routing.scoring import score_batch
-from adaptive_routing.tasks import Request, SequenceScore, get_task
+from adaptive_routing.settings.configurations import grid
+from adaptive_routing.system.errors import InputError
 from conftest import ROOT
 from harness import REAL_DATA, make_task, rows_of
 from rounding import undecided

@@ -11,10 +11,8 @@ import jsonschema
 import numpy as np
 import pytest
 import synthetic
-from adaptive_routing import metrics
-from adaptive_routing.errors import InputError
-from adaptive_routing.files import read_json, to_json
-from adaptive_routing.metrics import (
+from adaptive_routing.analysis import metrics
+from adaptive_routing.analysis.metrics import (
     behaviour,
     constraint,
     cross_layer,
@@ -25,7 +23,9 @@ from adaptive_routing.metrics import (
     speed,
     stability,
 )
-from adaptive_routing.tensor_files import TensorFile, bfloat16_to_float32, order_preserving_integers
+from adaptive_routing.system.errors import InputError
+from adaptive_routing.system.files import read_json, to_json
+from adaptive_routing.system.tensor_files import TensorFile, bfloat16_to_float32, order_preserving_integers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -384,7 +384,7 @@ def test_a_run_without_second_pass_has_no_stability_and_no_latency(tmp_path):
 
 def test_importing_the_metrics_imports_no_heavy_library(request):
     code = (
-        "import sys, adaptive_routing.metrics, adaptive_routing.tensor_files;"
+        "import sys, adaptive_routing.analysis.metrics, adaptive_routing.system.tensor_files;"
         "print(sorted({'torch', 'pandas', 'scipy', 'statsmodels'} & set(sys.modules)))"
     )
     folder = request.config.rootpath / "workflow_scripts"

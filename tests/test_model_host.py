@@ -14,12 +14,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from adaptive_routing.configurations import grid
-from adaptive_routing.data import prepared_to_json
-from adaptive_routing.errors import HostError
-from adaptive_routing.files import write_json
-from adaptive_routing.host import address, client, leases
-from adaptive_routing.processes import identity
+from adaptive_routing.data.samples import prepared_to_json
+from adaptive_routing.jobs.host import client, socket_folder
+from adaptive_routing.jobs.host.gpus import visible_gpus
+from adaptive_routing.settings.configurations import grid
+from adaptive_routing.system.errors import HostError
+from adaptive_routing.system.files import write_json
+from adaptive_routing.system.processes import identity
 from conftest import ROOT
 from study_folder import StudyFolder
 from test_experiment import ROUTING, prepare
@@ -27,14 +28,14 @@ from test_experiment import ROUTING, prepare
 SCRIPTS = ROOT / "workflow_scripts"
 JOB = """
 import json, sys, types
-from adaptive_routing.host import client
-from adaptive_routing.jobs import job
+from adaptive_routing.jobs.host import client
+from adaptive_routing.jobs.script import job
 
 name, request, config, log, server, idle_seconds = json.loads(sys.argv[1])
 client.SERVER, client.IDLE_SECONDS = server or client.SERVER, idle_seconds
 if server and config["execution"] == "process":
     import stub_host
-    sys.modules["adaptive_routing.model_jobs"] = stub_host
+    sys.modules["adaptive_routing.jobs.model_jobs"] = stub_host
 with job(types.SimpleNamespace(log=[log], config=config)):
     client.execute(name, request, config)
 print(*sys.modules)
@@ -126,7 +127,7 @@ class Place:
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                is_keeper = "adaptive_routing.host.lifetime" in process.cmdline()
+                is_keeper = "adaptive_routing.jobs.host.keeper" in process.cmdline()
                 if is_keeper and process.environ().get("TMPDIR") == str(self.sockets):
                     found.append(process)
         return found
@@ -328,7 +329,7 @@ def test_where_there_is_nothing_to_choose_the_job_sees_what_it_saw(place, device
 )
 def test_visible_gpus_are_read_as_cuda_reads_them(monkeypatch, allowed, gpus):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
-    assert leases.visible_gpus() == gpus
+    assert visible_gpus() == gpus
 
 
 # What a job hears
@@ -559,14 +560,14 @@ def test_another_users_folder_is_refused(place, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(place.sockets))
     user = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: user + 1)
-    with pytest.raises(HostError, match=f"belongs to user {user}, not to you"), address.locked_folder():
+    with pytest.raises(HostError, match=f"belongs to user {user}, not to you"), socket_folder.locked_folder():
         pytest.fail("entered it")
     (place.sockets / f"adaptive_routing_{user + 1}").rmdir()
 
 
 def test_a_long_temporary_folder_gives_way_to_a_short_one(monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", "/" + "long" * 30)
-    assert address._folder() == Path(f"/tmp/adaptive_routing_{os.getuid()}")
+    assert socket_folder._folder() == Path(f"/tmp/adaptive_routing_{os.getuid()}")
 
 
 # With the model

@@ -10,12 +10,12 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from adaptive_routing.errors import InputError
-from adaptive_routing.files import write_json
+from adaptive_routing.figures.null_distribution import critical_logit, density_curve
 from adaptive_routing.null_distribution import NullDistribution
 from adaptive_routing.null_distribution.estimate import fit, fit_null_distribution, trim_logits
-from adaptive_routing.null_distribution_figure import critical_logit, density_curve
-from adaptive_routing.processes import identity
+from adaptive_routing.system.errors import InputError
+from adaptive_routing.system.files import write_json
+from adaptive_routing.system.processes import identity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file

@@ -3,18 +3,19 @@
 import numpy as np
 import pytest
 import results_tables
-from adaptive_routing.atlas.figures import shown_configurations
+from adaptive_routing.analysis.difficulty import difficulty_table
+from adaptive_routing.analysis.recommendations import Margins
+from adaptive_routing.analysis.study import make_study
 from adaptive_routing.atlas.page import label
-from adaptive_routing.configurations import Configuration
-from adaptive_routing.difficulty import difficulty_table
-from adaptive_routing.difficulty_figure import draw_difficulty_figure
-from adaptive_routing.panels import PANELS, describe_panel, draw_figure, style
+from adaptive_routing.figures import style
+from adaptive_routing.figures.atlas import shown_configurations
+from adaptive_routing.figures.difficulty import draw_difficulty_figure
+from adaptive_routing.figures.panels import PANELS, describe_panel, draw_figure
 from adaptive_routing.report.answers import answers
-from adaptive_routing.report.recommendations import Margins
 from adaptive_routing.report.sentences import main_sentences
 from adaptive_routing.report.tables import tables as report_tables
-from adaptive_routing.settings import needs_p_values
-from adaptive_routing.study import make_study
+from adaptive_routing.settings.configurations import Configuration
+from adaptive_routing.settings.load import needs_p_values
 from legibility import illegible
 
 MARGINS = Margins(0.02, 0.02)

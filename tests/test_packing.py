@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from adaptive_routing.errors import InputError
-from adaptive_routing.packing import (
+from adaptive_routing.model.packing import (
     PACKED_ATTENTION,
     Packing,
     check_packing,
     current_packing,
     forward_packed,
 )
+from adaptive_routing.system.errors import InputError
 from conftest import VOCABULARY, tiny_olmoe
 from transformers import MixtralConfig, MixtralForCausalLM
 

@@ -11,24 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import results_tables
-from adaptive_routing.errors import InputError
-from adaptive_routing.panels import (
-    PANELS,
-    describe_panel,
-    draw_figure,
-    draw_panel,
-    grid_axis,
-    labels,
-    layout,
-    quality,
-    save_drawings,
-    scales,
-    style,
-)
-from adaptive_routing.panels.alpha_max_k_heatmap import quality_changes
-from adaptive_routing.panels.floor_middle_ceiling import shares, spread
-from adaptive_routing.panels.pareto_frontier import frontier
-from adaptive_routing.study import make_study, read_study
+from adaptive_routing.analysis.study import make_study, read_study
+from adaptive_routing.figures import grid_axis, labels, layout, quality, scales, style
+from adaptive_routing.figures.panels import PANELS, describe_panel, draw_figure, draw_panel, save_drawings
+from adaptive_routing.figures.panels.alpha_max_k_heatmap import quality_changes
+from adaptive_routing.figures.panels.floor_middle_ceiling import shares, spread
+from adaptive_routing.figures.panels.pareto_frontier import frontier
+from adaptive_routing.system.errors import InputError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from legibility import illegible
@@ -53,7 +42,7 @@ def full():
 
 def test_the_list_of_panels_costs_no_matplotlib():
     check = (
-        "import sys; from adaptive_routing.panels import PANELS; "
+        "import sys; from adaptive_routing.figures.panels import PANELS; "
         "print(len(PANELS), 'matplotlib' in sys.modules)"
     )
     done = subprocess.run(
@@ -64,7 +53,7 @@ def test_the_list_of_panels_costs_no_matplotlib():
 
 def test_what_reads_the_tables_imports_no_library_of_statistics():
     check = (
-        "import sys; import adaptive_routing.report, adaptive_routing.panels.style;"
+        "import sys; import adaptive_routing.report.markdown, adaptive_routing.figures.style;"
         "print(sorted({'scipy.stats', 'scipy.optimize', 'statsmodels'} & set(sys.modules)))"
     )
     done = subprocess.run(

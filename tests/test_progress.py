@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from adaptive_routing.progress import describe_progress
+from adaptive_routing.jobs.progress import describe_progress
 
 
 @pytest.mark.parametrize(

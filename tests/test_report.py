@@ -15,19 +15,20 @@ import pytest
 import results_tables
 import synthetic
 import yaml
-from adaptive_routing import tables
-from adaptive_routing.files import read_json
-from adaptive_routing.metrics import METRICS, compute_metrics
-from adaptive_routing.panels import PANELS
-from adaptive_routing.processes import identity
-from adaptive_routing.report import recommendations as rules
-from adaptive_routing.report import words, write_markdown, write_summary
+from adaptive_routing.analysis import recommendations as rules
+from adaptive_routing.analysis import tables
+from adaptive_routing.analysis.metrics import METRICS, compute_metrics
+from adaptive_routing.analysis.study import make_study
+from adaptive_routing.figures.panels import PANELS
+from adaptive_routing.report import words
 from adaptive_routing.report.html import to_html
+from adaptive_routing.report.markdown import write_markdown, write_summary
 from adaptive_routing.report.provenance import plain_settings
 from adaptive_routing.report.sentences import main_sentences
-from adaptive_routing.settings import load_settings
-from adaptive_routing.study import make_study
-from adaptive_routing.tensor_files import TensorFile
+from adaptive_routing.settings.load import load_settings
+from adaptive_routing.system.files import read_json
+from adaptive_routing.system.processes import identity
+from adaptive_routing.system.tensor_files import TensorFile
 from matplotlib.figure import Figure
 
 REPOSITORY = Path(__file__).parents[1]

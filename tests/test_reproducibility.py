@@ -8,10 +8,10 @@ import sys
 
 import pandas as pd
 import pytest
-from adaptive_routing.code_version import code_version
-from adaptive_routing.compare import main
-from adaptive_routing.files import read_json
-from adaptive_routing.metrics import TIMING_METRICS
+from adaptive_routing.analysis.metrics import TIMING_METRICS
+from adaptive_routing.compare.__main__ import main
+from adaptive_routing.jobs.version import code_version
+from adaptive_routing.system.files import read_json
 from study_folder import REPOSITORY, StudyFolder
 
 STUDY = {

@@ -15,13 +15,13 @@ import orjson
 import psutil
 import pytest
 import torch
-from adaptive_routing.batch_routing import BatchRouting, pack_selection
-from adaptive_routing.log_entries import LoggedRouting, LoggedSample, first_tokens, format_samples
-from adaptive_routing.log_workers import LogWorkers
 from adaptive_routing.routing import bh, topk
 from adaptive_routing.routing.base import ExpertWeighting
+from adaptive_routing.routing.batch import BatchRouting, pack_selection
 from adaptive_routing.routing_log import RoutingLog
-from adaptive_routing.routing_log_writer import RoutingLogWriter, _copy, _portions
+from adaptive_routing.routing_log.entries import LoggedRouting, LoggedSample, first_tokens, format_samples
+from adaptive_routing.routing_log.workers import LogWorkers
+from adaptive_routing.routing_log.writer import RoutingLogWriter, _copy, _portions
 from conftest import ROOT, normal_null_distribution
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -413,7 +413,7 @@ def test_a_worker_that_dies_is_told_and_leaves_no_file(tmp_path):
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_end_with_their_process(end):
     code = (
-        "import time\nfrom adaptive_routing.log_workers import LogWorkers\n"
+        "import time\nfrom adaptive_routing.routing_log.workers import LogWorkers\n"
         "pool = LogWorkers(3)\nprint('ready', flush=True)\ntime.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], env=ENVIRONMENT, stdout=subprocess.PIPE) as process:
@@ -425,7 +425,7 @@ def test_workers_end_with_their_process(end):
 
 
 def test_workers_import_nothing_heavy():
-    code = "import sys, adaptive_routing.log_workers\nprint(*sys.modules)"
+    code = "import sys, adaptive_routing.routing_log.workers\nprint(*sys.modules)"
     command = [sys.executable, "-c", code]
     output = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True)
     assert not {"torch", "transformers", "pandas", "scipy", "datasets"} & set(output.stdout.split())

@@ -5,13 +5,14 @@ import random
 import numpy as np
 import pytest
 import torch
-from adaptive_routing.batches import make_batches
-from adaptive_routing.data import EncodedSequence, PreparedSample, encode_request
-from adaptive_routing.errors import InputError
-from adaptive_routing.patching import RouterPatcher
+from adaptive_routing.data.samples import PreparedSample
+from adaptive_routing.data.tasks import Request
+from adaptive_routing.data.tokens import EncodedSequence, encode_request
+from adaptive_routing.evaluation.batches import make_batches
+from adaptive_routing.evaluation.scoring import score_batch, score_patched_batch
+from adaptive_routing.model.patching import RouterPatcher
 from adaptive_routing.routing import bh
-from adaptive_routing.scoring import score_batch, score_patched_batch
-from adaptive_routing.tasks import Request
+from adaptive_routing.system.errors import InputError
 from conftest import VOCABULARY, normal_null_distribution, tiny_olmoe
 
 MAX_LENGTH = 64

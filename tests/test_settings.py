@@ -13,9 +13,9 @@ import jsonschema
 import numpy as np
 import pytest
 import yaml
-from adaptive_routing.errors import InputError
-from adaptive_routing.schema import dotted_keys, resolved, schema
-from adaptive_routing.settings import check_against_model, is_local, load_settings
+from adaptive_routing.settings.load import check_against_model, is_local, load_settings
+from adaptive_routing.settings.schema import dotted_keys, resolved, schema
+from adaptive_routing.system.errors import InputError
 from snakemake.cli import parse_config
 from snakemake.utils import update_config
 
@@ -524,7 +524,7 @@ def test_snakemake_and_editors_read_the_schema_alike(study, change):
 def test_parsing_the_workflow_stays_light():
     """The modules are imported each time Snakemake parses the workflow, in every job."""
     code = (
-        "import sys, adaptive_routing.settings\n"
+        "import sys, adaptive_routing.settings.load\n"
         "heavy = {'torch', 'pandas', 'datasets', 'transformers', 'numpy', 'scipy', 'huggingface_hub'}\n"
         "sys.exit(' '.join(heavy & set(sys.modules)) or 0)"
     )

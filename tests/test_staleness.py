@@ -9,8 +9,8 @@ import sys
 from collections import Counter
 
 import pytest
-from adaptive_routing.code_fingerprint import FOLDER, NOT_DECIDING, _dump, code_modules
-from adaptive_routing.panels import PANELS, panel_module
+from adaptive_routing.figures.panels import PANELS, panel_module
+from adaptive_routing.jobs.fingerprint import FOLDER, NOT_DECIDING, _dump, code_modules
 from study_folder import REPOSITORY, StudyFolder
 
 DATASETS = ("wikitext", "lambada", "hellaswag")
@@ -60,79 +60,75 @@ ATLAS_PAGE, ATLAS_PICTURES = jobs("draw_routing_atlas"), jobs("plot_routing_atla
 
 AFTER_EDIT = {
     "__init__": EVERYTHING,
-    "atlas/__init__": METRICS,
-    "atlas/curves": jobs("draw_routing_atlas", "plot_routing_atlas"),
-    "atlas/figures": ATLAS_PICTURES,
-    "atlas/page": ATLAS_PAGE,
-    "atlas/summary": METRICS,
-    "atlas/tokens": ATLAS_PAGE,
-    "batch_routing": PASS,
-    "batches": PASS,
-    "calibration": jobs("collect_router_logits"),
-    "code_fingerprint": NOTHING,
-    "code_version": NOTHING,
+    "analysis/__init__": METRICS,
+    "analysis/difficulty": REPORT,
+    "analysis/metrics": METRICS,
+    "analysis/recommendations": REPORT,
+    "analysis/routing_curves": jobs("draw_routing_atlas", "plot_routing_atlas"),
+    "analysis/routing_summary": METRICS,
+    "analysis/statistics": TABLES,
+    "analysis/study": FIGURES,
+    "analysis/tables": TABLES,
+    "atlas": ATLAS_PAGE,
     "compare": NOTHING,
-    "configurations": jobs(experiments=EXPERIMENTS),
     "data": jobs("collect_router_logits", datasets=DATASETS),
-    "devices": PASS,
-    "differences": NOTHING,
-    "difficulty": REPORT,
-    "difficulty_figure": NOTHING,  # a study without prompts
-    "errors": NOTHING,
-    "experiment": jobs(experiments=EXPERIMENTS),
-    "experts": PASS,
-    "files": EVERYTHING,
-    "finiteness": PASS,
-    "generation": NOTHING,
-    "jobs": NOTHING,
-    "log_entries": PASS,
-    "log_workers": PASS,
-    "memory": PASS,
-    "model_info": jobs("collect_router_logits", experiments=EXPERIMENTS, datasets=DATASETS),
-    "models": EVERYTHING,
-    "null_distribution_figure": jobs("plot_null_distribution"),
-    "packing": PASS,
-    "patching": PASS,
-    "processes": NOTHING,
-    "progress": NOTHING,
-    "routing_log": NOTHING,
-    "routing_log_writer": jobs(experiments=EXPERIMENTS),
-    "schema": NOTHING,
-    "scoring": jobs(experiments=EXPERIMENTS),
-    "settings": NOTHING,
-    "statistics": TABLES,
-    "study": FIGURES,
-    "tables": TABLES,
-    "tensor_files": jobs("collect_router_logits", experiments=EXPERIMENTS),
-    "host": NOTHING,
-    "metrics": METRICS,
-    "model_jobs/__init__": PASS,
-    "model_jobs/cache": PASS,
-    "model_jobs/collect_router_logits": jobs("collect_router_logits"),
-    "model_jobs/run_experiment": jobs(experiments=EXPERIMENTS),
-    "null_distribution/__init__": jobs("fit_null_distribution"),
-    "null_distribution/estimate": jobs("fit_null_distribution"),
-    "null_distribution/kernels": jobs("fit_null_distribution"),
-    "null_distribution/table": jobs("fit_null_distribution"),
-    "panels": PANELS_ALONE,
-    "panels/__init__": LOOKS,
-    "panels/layout": LOOKS,
-    "panels/style": LOOKS,
+    "data/tasks/__init__": jobs("collect_router_logits", datasets=DATASETS),
+    "data/tasks/accuracy": jobs("tabulate_results", datasets=("lambada", "hellaswag")),
+    "data/tasks/arc_challenge": NOTHING,
+    "data/tasks/hellaswag": jobs(datasets=("hellaswag",)),
+    "data/tasks/lambada": jobs(datasets=("lambada",)),
+    "data/tasks/multiple_choice": jobs(datasets=("hellaswag",)),
+    "data/tasks/prompts": NOTHING,
+    "data/tasks/uncertainty": jobs("tabulate_results", datasets=("wikitext", "lambada")),
+    "data/tasks/wikitext": jobs(datasets=("wikitext",)),
+    "data/tasks/wikitext_documents": NOTHING,
+    "evaluation/__init__": PASS,
+    "evaluation/batches": PASS,
+    "evaluation/calibration": jobs("collect_router_logits"),
+    "evaluation/experiment": jobs(experiments=EXPERIMENTS),
+    "evaluation/finiteness": PASS,
+    "evaluation/generation": NOTHING,
+    "evaluation/scoring": jobs(experiments=EXPERIMENTS),
+    "figures": PANELS_ALONE,
+    "figures/__init__": LOOKS,
+    "figures/atlas": ATLAS_PICTURES,
+    "figures/difficulty": NOTHING,  # a study without prompts
+    "figures/layout": FIGURES,
+    "figures/null_distribution": jobs("plot_null_distribution"),
+    "figures/style": LOOKS,
+    "jobs/__init__": PASS,
+    "jobs/fingerprint": NOTHING,
+    "jobs/host": NOTHING,
+    "jobs/model_jobs/__init__": PASS,
+    "jobs/model_jobs/cache": PASS,
+    "jobs/model_jobs/collect_router_logits": jobs("collect_router_logits"),
+    "jobs/model_jobs/run_experiment": jobs(experiments=EXPERIMENTS),
+    "jobs/progress": NOTHING,
+    "jobs/script": NOTHING,
+    "jobs/version": NOTHING,
+    "model": PASS,
+    "model/__init__": EVERYTHING,
+    "model/description": jobs("collect_router_logits", experiments=EXPERIMENTS, datasets=DATASETS),
+    "model/inspect": EVERYTHING,
+    "model/tokenizer": jobs("collect_router_logits", experiments=EXPERIMENTS, datasets=DATASETS),
+    "null_distribution": jobs("fit_null_distribution"),
     "report": REPORT,
     "routing/__init__": PASS,
     "routing/base": PASS,
+    "routing/batch": PASS,
     "routing/bh": jobs(experiments=of(BH)),
     "routing/topk": jobs("collect_router_logits", experiments=of(TOP_K)),  # calibration runs under top-k
-    "tasks/__init__": jobs("collect_router_logits", datasets=DATASETS),
-    "tasks/accuracy": jobs("tabulate_results", datasets=("lambada", "hellaswag")),
-    "tasks/arc_challenge": NOTHING,
-    "tasks/hellaswag": jobs(datasets=("hellaswag",)),
-    "tasks/lambada": jobs(datasets=("lambada",)),
-    "tasks/multiple_choice": jobs(datasets=("hellaswag",)),
-    "tasks/prompts": NOTHING,
-    "tasks/uncertainty": jobs("tabulate_results", datasets=("wikitext", "lambada")),
-    "tasks/wikitext": jobs(datasets=("wikitext",)),
-    "tasks/wikitext_documents": NOTHING,
+    "routing_log": PASS,
+    "routing_log/reader": NOTHING,
+    "routing_log/writer": jobs(experiments=EXPERIMENTS),
+    "settings": NOTHING,
+    "settings/__init__": jobs(experiments=EXPERIMENTS),
+    "settings/configurations": jobs(experiments=EXPERIMENTS),
+    "system/__init__": EVERYTHING,
+    "system/errors": NOTHING,
+    "system/files": EVERYTHING,
+    "system/processes": NOTHING,
+    "system/tensor_files": jobs("collect_router_logits", experiments=EXPERIMENTS),
 }  # a folder stands for its modules; the longest name that fits applies
 
 AFTER_EDIT_OF_SCRIPT = {
@@ -308,8 +304,12 @@ def loaded_modules(study, body):
 @pytest.mark.parametrize(
     ("configuration", "dataset", "without"),
     [
-        (TOP_K[0], "hellaswag", ("adaptive_routing.null_distribution", "adaptive_routing.generation")),
-        (BH[0], "wikitext", ("adaptive_routing.generation",)),
+        (
+            TOP_K[0],
+            "hellaswag",
+            ("adaptive_routing.null_distribution", "adaptive_routing.evaluation.generation"),
+        ),
+        (BH[0], "wikitext", ("adaptive_routing.evaluation.generation",)),
     ],
 )
 def test_the_fingerprint_of_an_experiment_covers_all_that_it_loads(study, configuration, dataset, without):
@@ -328,18 +328,18 @@ def test_the_fingerprint_of_an_experiment_covers_all_that_it_loads(study, config
     }  # fmt: skip
     loaded = loaded_modules(
         study,
-        "import contextlib\nfrom adaptive_routing.model_jobs import JOBS, Cache\n"
+        "import contextlib\nfrom adaptive_routing.jobs.model_jobs import JOBS, Cache\n"
         f"with contextlib.closing(Cache()) as cache:\n    JOBS['run_experiment']({request!r}, cache)",
     )
     covered = code_modules(
-        "run_experiment", "adaptive_routing.model_jobs.run_experiment",
-        f"adaptive_routing.routing.{summary['strategy']}", f"adaptive_routing.tasks.{dataset}",
+        "run_experiment", "adaptive_routing.jobs.model_jobs.run_experiment",
+        f"adaptive_routing.routing.{summary['strategy']}", f"adaptive_routing.data.tasks.{dataset}",
         without=without,
     )  # fmt: skip
     unused = (*NOT_DECIDING, *without)
     decisive = {name for name in loaded if not any(f"{name}.".startswith(f"{one}.") for one in unused)}
     assert decisive <= set(covered)
-    assert "adaptive_routing.experiment" in decisive
+    assert "adaptive_routing.evaluation.experiment" in decisive
 
 
 def test_the_fingerprint_of_figures_and_report_covers_all_that_they_load(study):
@@ -348,8 +348,8 @@ def test_the_fingerprint_of_figures_and_report_covers_all_that_they_load(study):
     ]
     loaded = loaded_modules(
         study,
-        "from adaptive_routing.panels import PANELS, describe_panel, draw_panel\n"
-        "from adaptive_routing.study import read_study\n"
+        "from adaptive_routing.figures.panels import PANELS, describe_panel, draw_panel\n"
+        "from adaptive_routing.analysis.study import read_study\n"
         f"study = read_study(*{tables!r}, baseline={TOP_K[0]!r})\n"
         "for panel in PANELS:\n    draw_panel(panel, study)\n    describe_panel(panel, study)",
     )

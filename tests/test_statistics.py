@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from adaptive_routing import statistics
+from adaptive_routing.analysis import statistics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import synthetic
-from adaptive_routing import metrics, tables
-from adaptive_routing.files import read_json, to_json, write_json
-from adaptive_routing.processes import identity
-from adaptive_routing.tasks import wikitext_documents
-from adaptive_routing.tensor_files import TensorFile
+from adaptive_routing.analysis import metrics, tables
+from adaptive_routing.data.tasks import wikitext_documents
+from adaptive_routing.system.files import read_json, to_json, write_json
+from adaptive_routing.system.processes import identity
+from adaptive_routing.system.tensor_files import TensorFile
 from scipy import stats
 
 

@@ -6,11 +6,9 @@ import random
 
 import pytest
 import torch
-from adaptive_routing.data import encode_request, load_rows, prepare_samples, skipped_rows
-from adaptive_routing.errors import InputError
-from adaptive_routing.schema import resolved, schema
-from adaptive_routing.scoring import score_batch
-from adaptive_routing.tasks import (
+from adaptive_routing.data.rows import load_rows
+from adaptive_routing.data.samples import prepare_samples, skipped_rows
+from adaptive_routing.data.tasks import (
     Request,
     Sample,
     SequenceScore,
@@ -19,6 +17,10 @@ from adaptive_routing.tasks import (
     get_task,
     wikitext_documents,
 )
+from adaptive_routing.data.tokens import encode_request
+from adaptive_routing.evaluation.scoring import score_batch
+from adaptive_routing.settings.schema import resolved, schema
+from adaptive_routing.system.errors import InputError
 from conftest import ROOT
 from harness import REAL_DATA, make_task, rows_of
 from hypothesis import given, settings

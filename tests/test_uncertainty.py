@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from adaptive_routing.tasks import get_task
-from adaptive_routing.tasks.uncertainty import (
+from adaptive_routing.data.tasks import get_task
+from adaptive_routing.data.tasks.uncertainty import (
     exp_mean_with_stderr,
     exp_ratio_with_stderr,
     mean_with_stderr,

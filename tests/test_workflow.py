@@ -10,7 +10,7 @@ import sys
 import jsonschema
 import pandas as pd
 import pytest
-from adaptive_routing.panels import TITLES
+from adaptive_routing.figures.panels import TITLES
 from browser import Browser, find_chromium
 from study_folder import REPOSITORY, StudyFolder
 

@@ -3,8 +3,8 @@
 Output: results/calibration/router_logits.safetensors, (tokens, layers, experts) in the model's dtype.
 """
 
-from adaptive_routing.host.client import execute
-from adaptive_routing.jobs import job
+from adaptive_routing.jobs.host.client import execute
+from adaptive_routing.jobs.script import job
 
 with job(snakemake):
     config = snakemake.config

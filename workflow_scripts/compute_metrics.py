@@ -1,10 +1,10 @@
 """Make metrics/{config}_{dataset}.json and atlas/{config}_{dataset}.safetensors of one experiment."""
 
-from adaptive_routing.atlas.summary import summarize_routing, write_summary
-from adaptive_routing.files import blaming, read_json, write_json
-from adaptive_routing.jobs import job
-from adaptive_routing.metrics import HEAD, compute_metrics
-from adaptive_routing.tensor_files import TensorFile
+from adaptive_routing.analysis.metrics import HEAD, compute_metrics
+from adaptive_routing.analysis.routing_summary import summarize_routing, write_summary
+from adaptive_routing.jobs.script import job
+from adaptive_routing.system.files import blaming, read_json, write_json
+from adaptive_routing.system.tensor_files import TensorFile
 
 with job(snakemake):
     path, output = snakemake.input.summary, snakemake.output

@@ -1,8 +1,8 @@
 """Make the interactive page of the routing atlas from the summaries of all experiments."""
 
 from adaptive_routing.atlas.page import make_page
-from adaptive_routing.files import atomic_path, read_json
-from adaptive_routing.jobs import job
+from adaptive_routing.jobs.script import job
+from adaptive_routing.system.files import atomic_path, read_json
 
 with job(snakemake):
     inputs = snakemake.input

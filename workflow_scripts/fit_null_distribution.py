@@ -4,12 +4,12 @@ From the calibration text's router logits (`input.router_logits`), or from a tab
 (`input.table`).
 """
 
-from adaptive_routing.errors import InputError
-from adaptive_routing.jobs import job
-from adaptive_routing.model_info import read_model_info
+from adaptive_routing.jobs.script import job
+from adaptive_routing.model.description import read_model_info
 from adaptive_routing.null_distribution import NullDistribution
 from adaptive_routing.null_distribution.estimate import fit_null_distribution
-from adaptive_routing.tensor_files import TensorFile
+from adaptive_routing.system.errors import InputError
+from adaptive_routing.system.tensor_files import TensorFile
 
 with job(snakemake):
     inputs, params, output = snakemake.input, snakemake.params, snakemake.output

@@ -3,11 +3,11 @@
 Downloads a hub model into the hub's cache. Output: results/model.json.
 """
 
-from adaptive_routing.configurations import grid
-from adaptive_routing.files import write_json
-from adaptive_routing.jobs import job
-from adaptive_routing.models import inspect_model
-from adaptive_routing.settings import check_against_model
+from adaptive_routing.jobs.script import job
+from adaptive_routing.model.inspect import inspect_model
+from adaptive_routing.settings.configurations import grid
+from adaptive_routing.settings.load import check_against_model
+from adaptive_routing.system.files import write_json
 
 with job(snakemake):
     model = inspect_model(**snakemake.params.model)

@@ -1,10 +1,10 @@
 """Draw the figure of expert counts by difficulty of the prompt."""
 
-from adaptive_routing.difficulty import LEVEL_COLUMNS
-from adaptive_routing.difficulty_figure import DPI, draw_difficulty_figure
-from adaptive_routing.jobs import job
-from adaptive_routing.panels.style import save
-from adaptive_routing.study import read_study, read_table
+from adaptive_routing.analysis.difficulty import LEVEL_COLUMNS
+from adaptive_routing.analysis.study import read_study, read_table
+from adaptive_routing.figures.difficulty import DPI, draw_difficulty_figure
+from adaptive_routing.figures.style import save
+from adaptive_routing.jobs.script import job
 
 with job(snakemake):
     inputs, output = snakemake.input, snakemake.output

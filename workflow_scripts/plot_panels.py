@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from adaptive_routing.jobs import job
-from adaptive_routing.panels import PANELS, save_drawings
-from adaptive_routing.study import read_study
+from adaptive_routing.analysis.study import read_study
+from adaptive_routing.figures.panels import PANELS, save_drawings
+from adaptive_routing.jobs.script import job
 
 with job(snakemake):
     inputs, output = snakemake.input, snakemake.output

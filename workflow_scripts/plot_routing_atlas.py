@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from adaptive_routing.atlas.figures import DPI, draw_atlas
-from adaptive_routing.atlas.summary import read_summary
-from adaptive_routing.jobs import job
-from adaptive_routing.panels.style import save
-from adaptive_routing.study import read_study
+from adaptive_routing.analysis.routing_summary import read_summary
+from adaptive_routing.analysis.study import read_study
+from adaptive_routing.figures.atlas import DPI, draw_atlas
+from adaptive_routing.figures.style import save
+from adaptive_routing.jobs.script import job
 
 with job(snakemake):
     inputs = snakemake.input

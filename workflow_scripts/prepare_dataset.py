@@ -3,12 +3,13 @@
 Output: results/datasets/{dataset}.json, all that the experiments need of the data set.
 """
 
-from adaptive_routing.data import check_vocabulary, load_rows, prepare_samples, prepared_to_json, skipped_rows
-from adaptive_routing.errors import InputError
-from adaptive_routing.files import write_json
-from adaptive_routing.jobs import job
-from adaptive_routing.model_info import read_model_info
-from adaptive_routing.models import load_tokenizer
+from adaptive_routing.data.rows import load_rows
+from adaptive_routing.data.samples import check_vocabulary, prepare_samples, prepared_to_json, skipped_rows
+from adaptive_routing.jobs.script import job
+from adaptive_routing.model.description import read_model_info
+from adaptive_routing.model.tokenizer import load_tokenizer
+from adaptive_routing.system.errors import InputError
+from adaptive_routing.system.files import write_json
 
 with job(snakemake):
     dataset, settings = snakemake.wildcards.dataset, snakemake.params.settings

@@ -7,11 +7,11 @@ and _internal_routing.safetensors (the same run's full tensors).
 import sys
 from pathlib import Path
 
-from adaptive_routing.configurations import grid
-from adaptive_routing.host.client import execute
-from adaptive_routing.host.lifetime import workflow_started
-from adaptive_routing.jobs import job
-from adaptive_routing.progress import describe_progress
+from adaptive_routing.jobs.host.client import execute
+from adaptive_routing.jobs.host.keeper import workflow_started
+from adaptive_routing.jobs.progress import describe_progress
+from adaptive_routing.jobs.script import job
+from adaptive_routing.settings.configurations import grid
 
 with job(snakemake):
     inputs, params, config = snakemake.input, snakemake.params, snakemake.config

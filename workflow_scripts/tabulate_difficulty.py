@@ -1,9 +1,9 @@
 """Make the tables of expert counts by difficulty from the summaries of the prompts."""
 
-from adaptive_routing.difficulty import difficulty_table, difficulty_trend
-from adaptive_routing.files import blaming, read_json
-from adaptive_routing.jobs import job
-from adaptive_routing.tables import write_table
+from adaptive_routing.analysis.difficulty import difficulty_table, difficulty_trend
+from adaptive_routing.analysis.tables import write_table
+from adaptive_routing.jobs.script import job
+from adaptive_routing.system.files import blaming, read_json
 
 with job(snakemake):
     output = snakemake.output

@@ -2,9 +2,9 @@
 
 import gc
 
-from adaptive_routing import tables
-from adaptive_routing.files import blaming, read_json
-from adaptive_routing.jobs import job
+from adaptive_routing.analysis import tables
+from adaptive_routing.jobs.script import job
+from adaptive_routing.system.files import blaming, read_json
 
 with job(snakemake):
     output = snakemake.output

@@ -1,6 +1,4 @@
-"""The routing atlas: how experts were routed, beyond the metrics.
+"""The routing atlas's interactive page: `page` makes it (script and looks: `page/`), `tokens` gives text.
 
-`summary.py` condenses an experiment's tensors into one small file; `tokens.py` gives tokens their text;
-`page.py` makes the interactive page of all experiments (its script and looks: `page/`); `figures.py` draws
-the pictures.
+Imports the summaries of `analysis`, and `system`.
 """

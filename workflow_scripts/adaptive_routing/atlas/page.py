@@ -15,7 +15,7 @@ import numpy as np
 from plotly.offline import get_plotlyjs
 from safetensors.numpy import save
 
-from adaptive_routing.atlas.curves import (
+from adaptive_routing.analysis.routing_curves import (
     COUNT_STARTS,
     loss_correlations,
     loss_curves,
@@ -23,9 +23,9 @@ from adaptive_routing.atlas.curves import (
     position_means,
     ranges_within,
 )
-from adaptive_routing.atlas.summary import read_summary
+from adaptive_routing.analysis.routing_summary import read_summary
 from adaptive_routing.atlas.tokens import token_texts
-from adaptive_routing.errors import InputError
+from adaptive_routing.system.errors import InputError
 
 EXTREME_TYPES = 15  # tokens with most experts, and as many with fewest
 # Pairs of experts in all experiments. Beyond it, the page would be too large for a mail, and slow to open.

@@ -2,7 +2,7 @@
 
 `table` holds the stored form and turns logits into p-values; `estimate` makes it from calibration
 logits by kernel density estimation with the kernels in `kernels`. Only the stored form is imported
-here: an experiment needs no estimation code.
+here: an experiment needs no estimation code. Imports `system`.
 """
 
 from adaptive_routing.null_distribution.table import NullDistribution

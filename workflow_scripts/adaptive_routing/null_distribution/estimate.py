@@ -11,9 +11,9 @@ inside a bin: for the kernels with bounded support the expansion is finite and t
 import numpy as np
 from scipy.signal import oaconvolve
 
-from adaptive_routing.errors import InputError
 from adaptive_routing.null_distribution.kernels import KERNELS
 from adaptive_routing.null_distribution.table import NullDistribution
+from adaptive_routing.system.errors import InputError
 
 # (3n/4)^(−1/5) and n^(−1/5): scipy.stats.gaussian_kde's factors in one dimension.
 BANDWIDTH_FACTORS = {"silverman": lambda n: (0.75 * n) ** -0.2, "scott": lambda n: n**-0.2}

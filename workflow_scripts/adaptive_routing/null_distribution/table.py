@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from adaptive_routing.errors import InputError
-from adaptive_routing.files import MADE_ANEW, atomic_path, to_json
-from adaptive_routing.tensor_files import TensorFile
+from adaptive_routing.system.errors import InputError
+from adaptive_routing.system.files import MADE_ANEW, atomic_path, to_json
+from adaptive_routing.system.tensor_files import TensorFile
 
 ROUNDING = 1e-9  # a cumulative distribution may step down, or leave [0, 1], by this much; it is repaired
 
@@ -75,7 +75,7 @@ class NullDistribution:
     def expect_model(self, info, path):
         """Raise InputError unless the file at `path`, read as this, was made for the model.
 
-        info: result of `models.inspect_model`.
+        info: result of `inspect.inspect_model`.
         """
         self.expect_layers(info["shapes"]["num_moe_layers"], path)
         made_for = self.metadata.get("model_fingerprint", info["fingerprint"])

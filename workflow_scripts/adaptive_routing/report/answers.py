@@ -4,12 +4,12 @@ The rules are in `recommendations.py`; every sentence is chosen by the study's n
 more than the tests and intervals do.
 """
 
-from adaptive_routing.report import recommendations as rules
+from adaptive_routing.analysis import recommendations as rules
+from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL
 from adaptive_routing.report import words
 from adaptive_routing.report.costs import costs
 from adaptive_routing.report.limits import certainty, same_compute, where_not
 from adaptive_routing.report.sentences import MARGIN, margin_definition, subject, why_kept
-from adaptive_routing.study import SIGNIFICANCE_LEVEL
 
 
 def answers(study, margins):

@@ -1,8 +1,8 @@
 """The report's table of prices: what the configurations worth a look save and lose against the baseline."""
 
-from adaptive_routing.report import recommendations as rules
+from adaptive_routing.analysis import recommendations as rules
+from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL
 from adaptive_routing.report import words
-from adaptive_routing.study import SIGNIFICANCE_LEVEL
 
 
 def _roles(study, decision, margins):

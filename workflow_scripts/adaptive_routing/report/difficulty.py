@@ -3,7 +3,7 @@
 import os
 from urllib.parse import quote
 
-from adaptive_routing.difficulty import describe_difficulty
+from adaptive_routing.analysis.difficulty import describe_difficulty
 from adaptive_routing.report import words
 
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from adaptive_routing.report import recommendations as rules
+from adaptive_routing.analysis import recommendations as rules
+from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL
 from adaptive_routing.report import words
-from adaptive_routing.study import SIGNIFICANCE_LEVEL
 
 
 def same_compute(study):

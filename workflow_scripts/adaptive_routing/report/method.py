@@ -1,9 +1,9 @@
 """The report's method: how experts were selected, scored and compared, and what each metric is."""
 
-from adaptive_routing.metrics import EXTRA_METRICS, METRICS
-from adaptive_routing.report import recommendations as rules
+from adaptive_routing.analysis import recommendations as rules
+from adaptive_routing.analysis.metrics import EXTRA_METRICS, METRICS
+from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL, lower_is_better
 from adaptive_routing.report import words
-from adaptive_routing.study import SIGNIFICANCE_LEVEL, lower_is_better
 
 SCORES = {
     "wikitext": (
@@ -89,7 +89,7 @@ def _scores(study, settings):
     for dataset in study.datasets:
         documents = settings["datasets"].get(dataset, {}).get("protocol") == "documents"
         name = f"{dataset} documents" if documents else dataset
-        items.append(f"- **{dataset}**: {SCORES.get(name, f'as its module `tasks/{dataset}.py` says')}.")
+        items.append(f"- **{dataset}**: {SCORES.get(name, f'as its module `data/tasks/{dataset}.py` says')}.")
     return "As lm-evaluation-harness scores them, zero-shot:\n\n" + "\n".join(items)
 
 

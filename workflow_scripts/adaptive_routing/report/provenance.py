@@ -2,7 +2,7 @@
 
 import yaml
 
-from adaptive_routing.report import recommendations as rules
+from adaptive_routing.analysis import recommendations as rules
 from adaptive_routing.report import words
 
 # Perplexities by data set, each with a metric that exists wherever it was computed.

@@ -5,9 +5,9 @@ Each is chosen by the study's `Decision`, and none says more than the tests and 
 
 import math
 
-from adaptive_routing.report import recommendations as rules
+from adaptive_routing.analysis import recommendations as rules
+from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL, lower_is_better
 from adaptive_routing.report import words
-from adaptive_routing.study import SIGNIFICANCE_LEVEL, lower_is_better
 
 # Stands after each mention of the margin; the first becomes its definition.
 MARGIN = "{margin}"

@@ -2,11 +2,11 @@
 
 import pandas as pd
 
-from adaptive_routing import statistics
-from adaptive_routing.metrics import EXTRA_METRICS, METRICS
-from adaptive_routing.report import recommendations as rules
+from adaptive_routing.analysis import recommendations as rules
+from adaptive_routing.analysis import statistics
+from adaptive_routing.analysis.metrics import EXTRA_METRICS, METRICS
+from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL, lower_is_better
 from adaptive_routing.report import words
-from adaptive_routing.study import SIGNIFICANCE_LEVEL, lower_is_better
 
 # Columns of the tables: name, heading, format.
 PERPLEXITIES = (

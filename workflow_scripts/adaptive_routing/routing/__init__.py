@@ -1,7 +1,9 @@
 """Routing strategies: which experts a token gets, and with which weights.
 
 A strategy is one module in this folder, named as in the config file, with one class `Strategy`
-(see `base.py`). `make_strategy` finds it by that name.
+(see `base.py`). `make_strategy` finds it by that name. `batch` holds what was routed in a forward pass.
+
+Imports `null_distribution`.
 """
 
 import importlib

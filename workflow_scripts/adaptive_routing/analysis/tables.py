@@ -1,0 +1,245 @@
+"""The results tables, as pandas data frames: experiments, configurations, layers and comparisons.
+
+Rows stand in the order of the given experiments; what does not exist is missing in a frame, empty in CSV and
+null in JSON.
+"""
+
+import pandas as pd
+
+from adaptive_routing.analysis import statistics
+from adaptive_routing.analysis.metrics import EXTRA_METRICS, HEAD, METRICS
+from adaptive_routing.system.errors import InputError
+from adaptive_routing.system.files import atomic_path, write_json
+
+METRIC_NAMES = [metric.name for metric in METRICS + EXTRA_METRICS]
+PER_LAYER_METRICS = [
+    "avg_experts",
+    "std_experts",
+    "expert_utilization",
+    "gini_coefficient",
+    "ceiling_hit_rate",
+    "floor_hit_rate",
+]
+COMPARISON_COLUMNS = [
+    "config",
+    "dataset",
+    "metric",
+    "baseline_value",
+    "baseline_value_stderr",
+    "value",
+    "value_stderr",
+    "difference",
+    "ci_low",
+    "ci_high",
+    "p_value",
+    "p_holm",
+    "p_bh",
+    "effect_size",
+    "test",
+    "samples",
+    "ratio",
+    "ratio_ci_low",
+    "ratio_ci_high",
+    "p_wilcoxon",
+    "p_wilcoxon_holm",
+    "p_wilcoxon_bh",
+    "p_bootstrap",
+    "p_bootstrap_holm",
+    "p_bootstrap_bh",
+]
+# The perplexities that can be a data set's score, the first that it has: whole articles have one per word.
+PERPLEXITIES = ("word_perplexity", "perplexity")
+# Each p-value, and what the names of its two corrections start with.
+_P_VALUES = (("p_value", "p"), ("p_wilcoxon", "p_wilcoxon"), ("p_bootstrap", "p_bootstrap"))
+# Data sets that no average over data sets holds: a dozen prompts, continued token by token, say nothing of a
+# configuration's speed and little of its expert counts. They have rows of their own, and difficulty.py.
+_APART = {"prompts"}
+# How a metric of several data sets becomes one of the configuration; the mean where nothing is said.
+_SUMMED = {"total_samples", "total_tokens", "forward_seconds"}
+_SMALLEST, _LARGEST = {"min_experts"}, {"max_experts"}
+# Not of a configuration, or computed from sums.
+_UNNORMALIZED = {"accuracy_unnormalized", "accuracy_unnormalized_stderr"}
+_NOT_COMBINED = _UNNORMALIZED | {"tokens_per_second"}
+
+
+def check_distinct(paths, contents):
+    """Raise InputError where two files (paths, and their contents) are of the same experiment."""
+    seen = {}
+    for path, content in zip(paths, contents, strict=True):
+        experiment = content["config"], content["dataset"]
+        if experiment in seen:
+            raise InputError(
+                f"{path} and {seen[experiment]} are both of {' on '.join(experiment)}; delete the one that "
+                "has another's name and run again"
+            )
+        seen[experiment] = path
+
+
+def experiments_table(experiments):
+    """Make one row an experiment: the head, the 16 metrics, the extra metrics.
+
+    experiments: contents of metrics/{config}_{dataset}.json.
+    """
+    rows = [{**{key: e[key] for key in HEAD}, **e["metrics"]} for e in experiments]
+    return pd.DataFrame(rows, columns=[*HEAD, *METRIC_NAMES])
+
+
+def averaged_datasets(datasets):
+    """The data sets that a study's averages are over: all but `prompts`, which count where alone."""
+    datasets = list(dict.fromkeys(datasets))
+    return [dataset for dataset in datasets if dataset not in _APART] or datasets
+
+
+def configurations_table(experiments):
+    """Make one row a configuration: the head, each data set's accuracy, and the metrics over its data sets.
+
+    The data sets are those of `averaged_datasets`.
+
+    A metric is the plain mean over the data sets that have it, each counting alike however many tokens it
+    has (`latency_ms_per_token` so is a mean of medians). Exceptions: `min_experts` and `max_experts` are
+    the extremes, totals and `forward_seconds` are sums, `tokens_per_second` is the sum of tokens / the
+    sum of forward time, and a standard error is √(Σ se²) / n, missing where a data set's is.
+    """
+    averaged = averaged_datasets(e["dataset"] for e in experiments)
+    experiments = [e for e in experiments if e["dataset"] in averaged]
+    by_config = {}
+    for experiment in experiments:
+        by_config.setdefault(experiment["config"], []).append(experiment)
+    accuracy_datasets = list(
+        dict.fromkeys(e["dataset"] for e in experiments if e["metrics"]["avg_task_accuracy"] is not None)
+    )
+    accuracy_columns = [f"{d}_accuracy{suffix}" for d in accuracy_datasets for suffix in ("", "_stderr")]
+    head = [key for key in HEAD if key != "dataset"]
+    names = [name for name in METRIC_NAMES if name not in _UNNORMALIZED]
+    rows = [_configuration_row(head, names, group) for group in by_config.values()]
+    return pd.DataFrame(rows, columns=[*head, "datasets", *accuracy_columns, *names])
+
+
+def _configuration_row(head, names, experiments):
+    row = {key: experiments[0][key] for key in head}
+    row["datasets"] = ",".join(e["dataset"] for e in experiments)
+    for name in names:
+        # A standard error belongs to a value: where that exists without it, it is unknown, not left out.
+        values = [
+            e["metrics"][name] for e in experiments if e["metrics"][name.removesuffix("_stderr")] is not None
+        ]
+        if values and None not in values and name not in _NOT_COMBINED:
+            row[name] = _combine(name, values)
+    row["tokens_per_second"] = row["total_tokens"] / row["forward_seconds"]
+    for experiment in experiments:
+        if experiment["metrics"]["avg_task_accuracy"] is not None:
+            column = f"{experiment['dataset']}_accuracy"
+            row[column] = experiment["metrics"]["avg_task_accuracy"]
+            row[f"{column}_stderr"] = experiment["metrics"]["avg_task_accuracy_stderr"]
+    return row
+
+
+def _combine(name, values):
+    if name.endswith("_stderr"):
+        return statistics.mean_standard_error(values)
+    if name in _SUMMED:
+        return sum(values)
+    if name in _SMALLEST:
+        return min(values)
+    if name in _LARGEST:
+        return max(values)
+    return sum(values) / len(values)
+
+
+def layers_table(experiments):
+    """Make one row an experiment and MoE layer, layers counted from 0, with the per-layer metrics."""
+    rows = [
+        {
+            "config": e["config"],
+            "dataset": e["dataset"],
+            "layer": layer,
+            **{name: e["per_layer"][name][layer] for name in PER_LAYER_METRICS},
+        }
+        for e in experiments
+        for layer in range(len(e["per_layer"]["avg_experts"]))
+    ]
+    return pd.DataFrame(rows, columns=["config", "dataset", "layer", *PER_LAYER_METRICS])
+
+
+def comparisons_table(summaries, baseline):
+    """Compare every configuration with the baseline on each data set, over the samples both have.
+
+    summaries: contents of logs/{config}_{dataset}.json; baseline: a configuration's name. A data set gives
+    a row for its own score (`{dataset}_accuracy`, `word_perplexity` of whole articles or else `perplexity`)
+    if it has one, then one for `loss`. `ratio` is the perplexity ratio. Each of the three p-values
+    (`p_value` of `test`, `p_wilcoxon`, `p_bootstrap`) is corrected by Holm and by Benjamini and Hochberg
+    over the configurations of one strategy on one data set and metric: the 16 BH configurations are one
+    family.
+    """
+    baselines = {s["dataset"]: s for s in summaries if s["config"] == baseline}
+    rows, families = [], {}
+    for summary in summaries:
+        dataset = summary["dataset"]
+        if summary["config"] == baseline or dataset not in baselines:
+            continue
+        for comparison in _compare(baselines[dataset], summary):
+            row = {"config": summary["config"], "dataset": dataset, **comparison}
+            families.setdefault((summary["strategy"], dataset, row["metric"]), []).append(row)
+            rows.append(row)
+    for family in families.values():
+        for column, name in _P_VALUES:
+            p_values = [row.get(column) for row in family]
+            for suffix, method in (("holm", "holm"), ("bh", "fdr_bh")):
+                corrected = statistics.corrected_p_values(p_values, method)
+                for row, p_value in zip(family, corrected, strict=True):
+                    row[f"{name}_{suffix}"] = p_value
+    return pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
+
+
+def _compare(baseline, summary):
+    """Return the rows of one comparison, without corrections; none where no sample is shared."""
+    reference = {sample["sample_id"]: sample for sample in baseline["samples"]}
+    pairs = [(reference[s["sample_id"]], s) for s in summary["samples"] if s["sample_id"] in reference]
+    if not pairs:
+        return []
+    losses = statistics.compare_losses([a["loss"] for a, _ in pairs], [b["loss"] for _, b in pairs])
+    rows = [{"metric": "loss", **vars(losses.loss), **_of_losses(losses)}]
+    score = _score(summary["dataset"], baseline["metrics"])
+    if score is None or summary["metrics"].get(score) is None:
+        return rows
+    if score == "word_perplexity":
+        totals = ([-one["log_likelihood"] for one in ones] for ones in zip(*pairs, strict=True))
+        words = statistics.compare_losses(*totals, sizes=[a["num_words"] for a, _ in pairs])
+        row = {**vars(words.perplexity), **_of_losses(words)}
+    elif score == "perplexity":
+        row = {**vars(losses.perplexity), **_of_losses(losses)}
+    else:
+        row = vars(
+            statistics.compare_accuracies([a["correct"] for a, _ in pairs], [b["correct"] for _, b in pairs])
+        )
+    return [{"metric": score, **row}, *rows]
+
+
+def _score(dataset, metrics):
+    """The name of the score that stands for a data set; None where it has only losses."""
+    names = (f"{dataset}_accuracy", *PERPLEXITIES)
+    return next((name for name in names if metrics.get(name) is not None), None)
+
+
+def _of_losses(comparison):
+    """The columns that only comparisons of losses have."""
+    low, high = comparison.perplexity_ratio_ci
+    return {
+        "ratio": comparison.perplexity_ratio,
+        "ratio_ci_low": low,
+        "ratio_ci_high": high,
+        "p_wilcoxon": comparison.wilcoxon_p,
+    }
+
+
+def records(table):
+    """Turn a table into a list of dicts for JSON, with None where a value is missing."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")
+
+
+def write_table(table, csv_path, json_path=None):
+    """Write a table as CSV and, where a path is given, as a JSON list of rows; each whole or not at all."""
+    with atomic_path(csv_path) as temporary:
+        table.to_csv(temporary, index=False)
+    if json_path is not None:
+        write_json(json_path, records(table))

@@ -1,0 +1,41 @@
+"""ARC-Challenge (Clark et al. 2018): grade-school science questions with their choices."""
+
+from adaptive_routing.data.tasks import LABEL, TEXT, Column, as_label, is_texts
+from adaptive_routing.data.tasks.multiple_choice import choice_metrics, choice_outcome, choice_sample
+from adaptive_routing.system.errors import InputError
+
+
+def _are_choices(value):
+    return (
+        isinstance(value, dict)
+        and is_texts(value.get("text"))
+        and isinstance(value.get("label"), list)
+        and all(map(LABEL.holds, value["label"]))
+        and len(value["text"]) == len(value["label"])
+    )
+
+
+COLUMNS = {
+    "question": TEXT,
+    "choices": Column("{'text': [...], 'label': [...]}, texts and labels, lists of one length", _are_choices),
+    "answerKey": LABEL,
+}
+regroup = iter
+
+
+def sample(row):
+    """`Question: …\\nAnswer:`, and one request a choice (three to five of them)."""
+    question, choices, answer = row["question"], row["choices"], as_label(row["answerKey"])
+    labels = [as_label(label) for label in choices["label"]]
+    if answer not in labels:
+        raise InputError(f"answerKey is {row['answerKey']!r}; allowed are {', '.join(map(repr, labels))}")
+    context = f"Question: {question}\nAnswer:"
+    return choice_sample(question, context, choices["text"], labels.index(answer))
+
+
+outcome = choice_outcome
+
+
+def metrics(outcomes):
+    """`arc_challenge_accuracy` (length-normalised) and `arc_challenge_acc`."""
+    return choice_metrics("arc_challenge", outcomes)

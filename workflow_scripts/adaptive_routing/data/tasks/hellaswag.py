@@ -1,0 +1,41 @@
+"""HellaSwag (Zellers et al. 2019): which of four endings continues an activity."""
+
+import re
+
+from adaptive_routing.data.tasks import LABEL, TEXT, TEXTS, as_label
+from adaptive_routing.data.tasks.multiple_choice import choice_metrics, choice_outcome, choice_sample
+from adaptive_routing.system.errors import InputError
+
+COLUMNS = {
+    "activity_label": TEXT,
+    "ctx_a": TEXT,
+    "ctx_b": TEXT,
+    "endings": TEXTS,
+    "label": LABEL,
+}
+regroup = iter
+
+
+def clean(text):
+    """The harness's clean-up: WikiHow's bracketed marks go, double spaces become single ones."""
+    text = text.strip().replace(" [title]", ". ")
+    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
+
+
+def sample(row):
+    """`activity: context`, and one request an ending."""
+    context = clean(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
+    endings = [clean(ending) for ending in row["endings"]]
+    label = as_label(row["label"])
+    if not label.isdecimal() or int(label) >= len(endings):
+        raise InputError(f"label is {row['label']!r}; allowed are 0 to {len(endings) - 1}")
+    text = "" if context.strip() == ":" else context  # the colon is there without any text, too
+    return choice_sample(text, context, endings, int(label))
+
+
+outcome = choice_outcome
+
+
+def metrics(outcomes):
+    """`hellaswag_accuracy` (length-normalised) and `hellaswag_acc`."""
+    return choice_metrics("hellaswag", outcomes)

@@ -1,0 +1,35 @@
+"""LAMBADA (Paperno et al. 2016): the last word of a passage, given everything before it."""
+
+from adaptive_routing.data.tasks import TEXT, Request, Sample
+from adaptive_routing.data.tasks.accuracy import accuracy_with_stderr
+from adaptive_routing.data.tasks.uncertainty import exp_mean_with_stderr
+
+COLUMNS = {"text": TEXT}
+regroup = iter
+
+
+def sample(row):
+    """Split at the last space, as the harness's `text.split(' ')`: after a final space the word is empty."""
+    context, _, word = row["text"].rpartition(" ")
+    return Sample(row["text"], (Request(context, " " + word),)) if row["text"].strip() else None
+
+
+def outcome(sample, scores):
+    """Correct if every token of the word is the greedy choice; the loss is the word's."""
+    return {
+        "loss": scores[0].loss,
+        "log_likelihood": scores[0].log_likelihood,
+        "correct": scores[0].is_greedy,
+    }
+
+
+def metrics(outcomes):
+    """Accuracy, and the target perplexity exp(−mean ln p(word)), as the harness has it."""
+    accuracy, stderr = accuracy_with_stderr([one["correct"] for one in outcomes])
+    perplexity, perplexity_stderr = exp_mean_with_stderr([-one["log_likelihood"] for one in outcomes])
+    return {
+        "lambada_accuracy": accuracy,
+        "lambada_accuracy_stderr": stderr,
+        "lambada_perplexity": perplexity,
+        "lambada_perplexity_stderr": perplexity_stderr,
+    }

@@ -1,0 +1,51 @@
+"""What multiple-choice tasks share: the likeliest choice, as it is and by length."""
+
+from adaptive_routing.data.tasks import Request, Sample
+from adaptive_routing.data.tasks.accuracy import accuracy_with_stderr
+
+
+def choice_sample(text, context, choices, gold):
+    """One request a choice, joined by a space; None where neither the text nor any choice says anything."""
+    if not any(one.strip() for one in (text, *choices)):
+        return None
+    return Sample(text, tuple(Request(context, " " + choice) for choice in choices), gold)
+
+
+def choice_outcome(sample, scores):
+    """Predictions of a multiple-choice sample; the loss is the gold choice's.
+
+    `prediction` normalises each log-likelihood by the choice's length in characters, without the space
+    that joins it to the context (the harness's `acc_norm`); `prediction_unnormalized` does not (`acc`).
+    Of equal choices the first counts, as with `numpy.argmax`.
+    """
+    log_likelihoods = [score.log_likelihood for score in scores]
+    lengths = [len(request.continuation.removeprefix(" ")) for request in sample.requests]
+    normalized = [
+        # A choice of no characters has no length to divide by; NumPy gives -inf there, as here.
+        value / length if length else float("-inf")
+        for value, length in zip(log_likelihoods, lengths, strict=True)
+    ]
+    prediction = normalized.index(max(normalized))
+    prediction_unnormalized = log_likelihoods.index(max(log_likelihoods))
+    return {
+        "loss": scores[sample.gold].loss,
+        "log_likelihoods": log_likelihoods,
+        "prediction": prediction,
+        "prediction_unnormalized": prediction_unnormalized,
+        "gold": sample.gold,
+        "correct": prediction == sample.gold,
+    }
+
+
+def choice_metrics(dataset, outcomes):
+    """`{dataset}_accuracy` (length-normalised) and `{dataset}_acc`, each with its standard error."""
+    accuracy, stderr = accuracy_with_stderr([one["correct"] for one in outcomes])
+    acc, acc_stderr = accuracy_with_stderr(
+        [one["prediction_unnormalized"] == one["gold"] for one in outcomes]
+    )
+    return {
+        f"{dataset}_accuracy": accuracy,
+        f"{dataset}_accuracy_stderr": stderr,
+        f"{dataset}_acc": acc,
+        f"{dataset}_acc_stderr": acc_stderr,
+    }

@@ -1,0 +1,37 @@
+"""Prompts in levels of difficulty, each continued greedily: how the number of experts adapts.
+
+The prompt itself is scored like a WikiText row, except that one too long for the model keeps its end; the new
+tokens are the model's own (`generation.py`).
+"""
+
+from adaptive_routing.data.tasks import TEXT, Column, Request, Sample, as_label
+from adaptive_routing.data.tasks.uncertainty import exp_mean_with_stderr
+
+
+def _is_level(value):
+    text = as_label(value)
+    return text is not None and text.isdecimal() and int(text) >= 1
+
+
+COLUMNS = {"prompt": TEXT, "difficulty": Column("a whole number from 1 up", _is_level)}
+regroup = iter
+
+
+def sample(row):
+    """A prompt with its level; None if there is no text."""
+    prompt = row["prompt"]
+    if not prompt.strip():
+        return None
+    level = int(as_label(row["difficulty"]))
+    return Sample(prompt, (Request(None, prompt, keep_end=True),), attributes={"difficulty": level})
+
+
+def outcome(sample, scores):
+    """The prompt's loss."""
+    return {"loss": scores[0].loss}
+
+
+def metrics(outcomes):
+    """`prompt_perplexity` = exp(mean of the prompts' losses)."""
+    perplexity, stderr = exp_mean_with_stderr([one["loss"] for one in outcomes])
+    return {"prompt_perplexity": perplexity, "prompt_perplexity_stderr": stderr}

@@ -1,0 +1,114 @@
+"""Texts and requests as token sequences.
+
+Tokenisation follows lm-evaluation-harness 0.4.13 (`TemplateLM._encode_pair`, `HFLM.tok_encode`).
+"""
+
+from dataclasses import dataclass
+
+from adaptive_routing.system.errors import InputError
+
+
+@dataclass(frozen=True)
+class EncodedSequence:
+    """One request as tokens.
+
+    Attributes:
+        token_ids: context and continuation.
+        num_context_tokens: tokens before the first scored one, at least 1.
+        num_inputs: tokens that the model reads; the last one is only predicted where the sequence
+            was cut to the model's length.
+        truncated: whether tokens were cut off.
+    """
+
+    token_ids: list[int]
+    num_context_tokens: int
+    num_inputs: int
+    truncated: bool
+
+    @property
+    def num_predicted_tokens(self):
+        """Scored tokens."""
+        return len(self.token_ids) - self.num_context_tokens
+
+
+def encode_request(tokenizer, request, max_length, model_max_length):
+    """A request as a list of `EncodedSequence`: one, or as many as a rolling request has windows.
+
+    The list is empty where fewer than two tokens leave nothing to predict.
+
+    Args:
+        tokenizer: a `PreTrainedTokenizerBase`.
+        request: `tasks.Request`.
+        max_length: a text without context keeps its first `max_length` tokens, one with `keep_end` excepted;
+            None where the data set has no such texts.
+        model_max_length: a context keeps its last tokens, so that the model reads at most this many; so does
+            a text with `keep_end`.
+    """
+    if request.rolling:
+        token_ids = encode_text(tokenizer, request.continuation)
+        return _windows(_prefix_token(tokenizer), token_ids, model_max_length)
+    if request.context is None:
+        token_ids = encode_text(tokenizer, request.continuation)
+        if request.keep_end:
+            kept = token_ids[-model_max_length:]
+        else:
+            kept = token_ids[: min(max_length, model_max_length)]
+        return [EncodedSequence(kept, 1, len(kept), len(kept) < len(token_ids))] if len(kept) >= 2 else []
+    # Trailing spaces belong to the continuation: tokens of most vocabularies start with one.
+    context, text = request.context.rstrip(), request.context + request.continuation
+    if not context:
+        context_ids = [_prefix_token(tokenizer)]
+        continuation_ids = tokenizer.encode(text, add_special_tokens=False)
+        if continuation_ids[:1] == context_ids:  # the text starts with that token itself
+            continuation_ids = continuation_ids[1:]
+    else:
+        context_ids = encode_text(tokenizer, context)
+        continuation_ids = encode_text(tokenizer, text)[len(context_ids) :]
+    if not continuation_ids:
+        raise InputError(f"continuation {request.continuation!r} has no tokens to score")
+    if len(continuation_ids) > model_max_length:
+        raise InputError(
+            f"a continuation has {len(continuation_ids)} tokens; the model reads at most {model_max_length}"
+        )
+    whole = context_ids + continuation_ids
+    token_ids = whole[-(model_max_length + 1) :]
+    return [_cut(token_ids, len(token_ids) - len(continuation_ids), model_max_length, len(whole))]
+
+
+def _windows(prefix_token, token_ids, model_max_length):
+    """Every token of a text scored once (`lm_eval.utils.get_rolling_token_windows`, context_len = 1).
+
+    The first window starts with the prefix token; the last one reaches back, so that it is full too.
+    """
+    whole = [prefix_token, *token_ids]
+    sequences = []
+    for first in range(1, len(whole), model_max_length):
+        end = min(first + model_max_length, len(whole))
+        start = max(0, end - model_max_length - 1)
+        # The first token of a window is read and not scored, and so are those that a window before scored.
+        sequences.append(_cut(whole[start:end], first - start, model_max_length, end - start))
+    return sequences
+
+
+def _cut(token_ids, num_context_tokens, model_max_length, num_tokens):
+    """A sequence of at most one token more than the model reads, out of a text of `num_tokens`."""
+    num_inputs = min(len(token_ids), model_max_length)
+    return EncodedSequence(token_ids, num_context_tokens, num_inputs, len(token_ids) < num_tokens)
+
+
+def encode_text(tokenizer, text):
+    """Tokens with the special ones that the tokenizer adds, as the harness encodes.
+
+    None are added to a text that starts with the start token itself.
+    """
+    prefix = _prefix_token(tokenizer, required=False)
+    if prefix is not None and text.startswith(tokenizer.decode(prefix)):
+        return tokenizer.encode(text, add_special_tokens=False)
+    return tokenizer.encode(text)
+
+
+def _prefix_token(tokenizer, required=True):
+    token = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if token is None and required:
+        raise InputError("the tokenizer has no start token to score a text without context")
+    return token

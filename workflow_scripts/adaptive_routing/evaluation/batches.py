@@ -1,0 +1,156 @@
+"""Samples grouped into batches, which become smaller once one does not fit into the device's memory."""
+
+import collections
+import contextlib
+import functools
+import math
+import sys
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+
+import torch
+
+from adaptive_routing.model.devices import passes_at_once
+from adaptive_routing.model.memory import too_little_memory, unless_out_of_memory
+
+
+def make_batches(samples, batch_tokens, indices=None):
+    """Group sample indices into batches of at most `batch_tokens` tokens.
+
+    Samples are sorted by their longest sequence, longest first: the sequences of a batch are alike, and a
+    batch that is too large shows at once. A sample's sequences stay together; one that is too large on its
+    own is a batch of its own. `indices` are those of the samples to group; all by default.
+    """
+
+    def longest(index):
+        return max(sequence.num_inputs for sequence in samples[index].sequences)
+
+    batches, tokens = [], 0
+    if indices is None:
+        indices = range(len(samples))
+    for index in sorted(indices, key=lambda index: (-longest(index), index)):
+        own = samples[index].num_inputs
+        if not batches or tokens + own > batch_tokens:
+            batches.append([])
+            tokens = 0
+        batches[-1].append(index)
+        tokens += own
+    return batches
+
+
+def _for_two_workers(samples, batch_tokens):
+    """Tokens in a batch for an even number of about equal batches, so that two workers end together."""
+    total = sum(one.num_inputs for one in samples)
+    pairs = math.ceil(total / (2 * batch_tokens))
+    largest = max(one.num_inputs for one in samples)
+    return min(batch_tokens, math.ceil(total / (2 * pairs)) + largest)
+
+
+class BatchQueue:
+    """The batches of a data set that are still to be done, in the order of `make_batches`.
+
+    On a CPU several passes run side by side, each in one thread: a thread that shares a layer's many small
+    products with others waits for them at each, and for ever longer where other programs use the cores. What
+    a batch holds does not depend on their number, so results do not either, to the bit.
+
+    Where the device's memory runs out, this batch and all after it are grouped anew for half its tokens:
+    what one failed attempt has shown is not tried again.
+
+    Args:
+        model: the model that does them.
+        samples: list of `samples.PreparedSample`.
+        batch_tokens: tokens in a batch, at first.
+        shorter: the keys that make samples shorter, and of which; for the sentence that says so.
+        workers: passes side by side, by default `devices.passes_at_once`.
+    """
+
+    def __init__(self, model, samples, batch_tokens, shorter, workers=None):
+        self._model, self._samples, self._shorter = model, samples, shorter
+        if model.device.type == "cpu":
+            batch_tokens = _for_two_workers(samples, batch_tokens)
+        self._batches = make_batches(samples, batch_tokens)
+        self._workers = workers or passes_at_once(model.device)
+        self._is_tried_alone = False
+
+    def warm_up(self, work):
+        """Do the first batch, which stays the first to be done; smaller ones where memory runs out."""
+        while True:
+            result, said = unless_out_of_memory(functools.partial(work, self._batches[0]))
+            if not said:
+                return result
+            self._put_back(self._batches.pop(0), said, was_alone=True)
+
+    def last_sample(self):
+        """The last sample of all, which is a short one."""
+        return self._samples[self._batches[-1][-1]]
+
+    def results(self, work):
+        """Do `work` of every batch, a list of sample indices: yield (batch, what it returned).
+
+        A batch is begun before the one before it is handed over, so that a GPU always has work.
+
+        Raises:
+            InputError: a single sample does not fit.
+        """
+        under_way = collections.deque()  # (batch, whether it is tried alone, future)
+        with _executor(self._workers) as executor:
+            while self._batches or under_way:
+                while self._batches and len(under_way) < (1 if self._is_tried_alone else 2 * self._workers):
+                    batch, is_alone = self._batches.pop(0), self._is_tried_alone
+                    future = executor.submit(unless_out_of_memory, functools.partial(work, batch))
+                    if self._workers == 1 and (said := future.result()[1]):
+                        self._put_back(batch, said, is_alone or not under_way)
+                    else:
+                        under_way.append((batch, is_alone, future))
+                if not under_way:
+                    continue
+                batch, is_alone, future = under_way.popleft()
+                result, said = future.result()
+                if said:
+                    self._put_back(batch, said, is_alone)
+                    continue
+                if is_alone:
+                    self._is_tried_alone = False
+                yield batch, result
+
+    def _put_back(self, batch, said, was_alone):
+        """Have a batch that did not fit done again: in parts, or alone."""
+        if len(batch) > 1:
+            tokens = sum(self._samples[index].num_inputs for index in batch)
+            print(
+                f"out of memory on {self._model.device} in a batch of {len(batch)} samples, {tokens:,} "
+                f"tokens ({said}); going on with at most {tokens // 2:,} tokens in a batch",
+                file=sys.stderr,
+            )
+            left = [index for one in (batch, *self._batches) for index in one]
+            self._batches = make_batches(self._samples, tokens // 2, left)
+        elif was_alone:
+            raise too_little_memory(self._model, self._samples[batch[0]], said, self._shorter)
+        else:
+            self._batches.insert(0, batch)
+            self._is_tried_alone = True
+
+
+class _Inline(Executor):
+    """Does what is submitted at once, in the caller's thread."""
+
+    def submit(self, function, *arguments):
+        future = Future()
+        try:
+            future.set_result(function(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
+
+
+@contextlib.contextmanager
+def _executor(workers):
+    """Workers in threads of their own, or the caller's; what has not begun when it is left never does."""
+    if workers == 1:
+        yield _Inline()
+        return
+    # A new thread would compute with OpenMP's own number of threads, not with torch's.
+    pool = ThreadPoolExecutor(workers, "forward pass", torch.set_num_threads, (torch.get_num_threads(),))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)

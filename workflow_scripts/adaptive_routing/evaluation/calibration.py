@@ -1,0 +1,90 @@
+"""Router logits of calibration text under the model's own routing: what null distributions are fitted to."""
+
+import json
+
+import torch
+from safetensors.torch import save_file
+
+from adaptive_routing.data.samples import PreparedSample
+from adaptive_routing.data.tokens import EncodedSequence, encode_text
+from adaptive_routing.evaluation.batches import BatchQueue
+from adaptive_routing.evaluation.finiteness import check_finite, finite_total
+from adaptive_routing.model.packing import Packing, forward_packed, packed_attention
+from adaptive_routing.model.patching import RouterPatcher, find_routers
+from adaptive_routing.routing.topk import Strategy as TopK
+from adaptive_routing.system.errors import InputError
+from adaptive_routing.system.files import atomic_path
+from adaptive_routing.system.tensor_files import sort_metadata
+
+
+def encode_calibration_text(rows, column, tokenizer, max_tokens, max_length):
+    """The first rows' tokens, up to `max_tokens` in all, each row cut to `max_length`.
+
+    Returns:
+        list of `samples.PreparedSample` with one sequence each.
+
+    Raises:
+        InputError: the column is missing, or there is no text.
+    """
+    samples, total = [], 0
+    for number, row in enumerate(rows):
+        if column not in row:
+            raise InputError(
+                f"null_distribution.calibration.column: {column!r} is missing; "
+                f"found {', '.join(map(repr, row))}"
+            )
+        text = row[column]
+        if not isinstance(text, str) or not text.strip():
+            continue
+        token_ids = encode_text(tokenizer, text)
+        kept = token_ids[: min(max_length, max_tokens - total)]
+        sequence = EncodedSequence(kept, 1, len(kept), len(kept) < len(token_ids))
+        samples.append(PreparedSample(f"calibration_{number}", None, (sequence,)))
+        total += len(kept)
+        if total >= max_tokens:
+            break
+    if not samples:
+        raise InputError("null_distribution.calibration: the source holds no text")
+    return samples
+
+
+@torch.inference_mode()
+def collect_router_logits(loaded, samples, batch_tokens):
+    """Router logits of every token and layer under native routing: (T, L, E) in the model's dtype.
+
+    Tokens stand in the order of the samples, whatever the batches.
+
+    Raises:
+        InputError: a single sample does not fit into the device's memory, or router logits are not finite.
+    """
+    model = loaded.model
+    native = TopK(find_routers(model)[0].top_k)
+    queue = BatchQueue(model, samples, batch_tokens, "a smaller null_distribution.calibration.max_length")
+    per_sample = [None] * len(samples)
+
+    @torch.inference_mode()  # holds in one thread only
+    def forward(batch):
+        sequences = [samples[index].sequences[0] for index in batch]
+        packing = Packing.of([sequence.num_inputs for sequence in sequences], model.device)
+        token_ids = [token for sequence in sequences for token in sequence.token_ids]
+        forward_packed(model, torch.tensor(token_ids, device=model.device), packing)
+        routing = patcher.take_batch()
+        return routing.router_logits.cpu(), routing.lengths
+
+    with RouterPatcher(model, native) as patcher, packed_attention(model):
+        for batch, (logits, lengths) in queue.results(forward):
+            check_finite([samples[index] for index in batch], logits, finite_total(logits))
+            for index, own in zip(batch, logits.split(lengths), strict=True):
+                per_sample[index] = own
+    return torch.cat(per_sample)
+
+
+def save_router_logits(path, router_logits, metadata):
+    """Write (T, L, E) router logits as safetensors, with what made them as metadata of JSON values."""
+    with atomic_path(path) as temporary:
+        save_file(
+            {"router_logits": router_logits.contiguous()},
+            temporary,
+            metadata={key: json.dumps(value) for key, value in metadata.items()},
+        )
+        sort_metadata(temporary)

@@ -1,0 +1,199 @@
+"""One experiment: a routing configuration on a data set, from prepared samples to the three log files."""
+
+import importlib.metadata
+import platform
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import torch
+
+from adaptive_routing.data.tasks import get_task
+from adaptive_routing.evaluation.generation import generate_samples
+from adaptive_routing.evaluation.scoring import score_alone, score_samples
+from adaptive_routing.model.devices import passes_at_once
+from adaptive_routing.model.patching import RouterPatcher
+from adaptive_routing.model.tokenizer import load_tokenizer
+from adaptive_routing.routing_log.entries import LoggedSample
+from adaptive_routing.routing_log.writer import RoutingLogWriter
+from adaptive_routing.system.files import write_json
+
+
+@dataclass(frozen=True)
+class ExperimentFiles:
+    """Where an experiment writes."""
+
+    summary: str
+    internal_routing: str
+    tensors: str
+
+
+def run_experiment(
+    loaded, configuration, strategy, dataset, prepared, batch_tokens, second_pass_samples, settings, files,
+    log_workers=None, code_version=None,
+):  # fmt: skip
+    """Score every sample of a data set under a routing strategy, and log every routing decision.
+
+    Args:
+        loaded: `load.LoadedModel`.
+        configuration: `configurations.Configuration`, for the head of the files.
+        strategy: its routing strategy.
+        dataset: name of the data set.
+        prepared: list of `samples.PreparedSample`.
+        batch_tokens: tokens in a batch.
+        second_pass_samples: how many first samples run again one by one.
+        settings: what decides the result, recorded as it is; `routing.weights` and the data set's
+            `max_samples`, `protocol` and `max_new_tokens` are used here.
+        files: `ExperimentFiles`.
+        log_workers: `LogWorkers` that make the routing log's text; by default this process does.
+        code_version: `version.code_version`'s result, recorded in the summary.
+
+    Returns:
+        The summary, as written.
+    """
+    started = time.perf_counter()
+    task, model = get_task(dataset, settings["dataset"].get("protocol")), loaded.model
+    run = _run(model, batch_tokens, code_version)
+    second_pass_samples = min(second_pass_samples, len(prepared))
+    patcher = RouterPatcher(model, strategy)
+    head = _head(loaded, configuration, patcher, dataset, settings)
+    outcomes = [None] * len(prepared)
+    forward_seconds = 0.0
+    with patcher:
+        max_new_tokens = settings["dataset"].get("max_new_tokens")
+        if max_new_tokens:
+            # How long the texts are is known once they are written, and the logs need it from the start.
+            tokenizer = load_tokenizer(loaded.info)
+            generated = list(generate_samples(model, patcher, tokenizer, prepared, max_new_tokens))
+            prepared = [one for one, _ in generated]
+            batches = (batch for _, batch in generated)
+        else:
+            batches = score_samples(model, patcher, prepared, batch_tokens, second_pass_samples)
+        writer = RoutingLogWriter(
+            files.internal_routing,
+            files.tensors,
+            head,
+            [[sequence.num_inputs for sequence in one.sequences] for one in prepared],
+            patcher.strategy,
+            patcher.num_layers,
+            patcher.num_experts,
+            model.dtype,
+            second_pass_samples,
+            log_workers,
+        )
+        with writer:
+            greedy_tokens = {}
+            for batch in batches:
+                forward_seconds += batch.seconds
+                samples = []
+                for result in batch.samples:
+                    one = prepared[result.index]
+                    outcome = task.outcome(one.sample, result.scores)
+                    outcomes[result.index] = _sample_record(one, outcome, result)
+                    samples.append(
+                        LoggedSample(one.sample_id, one.sample.text, outcome["loss"], result.lengths)
+                    )
+                    if result.index < second_pass_samples:
+                        greedy_tokens[result.index] = result.greedy_tokens
+                indices = [result.index for result in batch.samples]
+                writer.write(indices, samples, batch.routing, batch.token_ids, batch.token_losses)
+            writer.end_of_samples()
+            single = _second_pass(model, patcher, writer, prepared[:second_pass_samples], greedy_tokens)
+    summary = {
+        **head,
+        "provenance": head["provenance"] | {"run": run},
+        "metrics": task.metrics(outcomes),
+        "summary": {
+            "total_samples": len(prepared),
+            "total_tokens": sum(one["num_tokens"] for one in outcomes),
+            "total_sequences": sum(len(one.sequences) for one in prepared),
+            "predicted_tokens": sum(one["num_predicted_tokens"] for one in outcomes),
+            "requested_samples": settings["dataset"]["max_samples"],
+            "skipped_rows": settings["dataset"].get("skipped_rows", 0),
+            "truncated_samples": sum(one["truncated"] for one in outcomes),
+        },
+        "samples": outcomes,
+        "timings": {
+            "forward_seconds": forward_seconds,
+            "total_seconds": time.perf_counter() - started,
+            "single_sample": single,
+        },
+    }
+    write_json(files.summary, summary)
+    return summary
+
+
+def _run(model, batch_tokens, code_version):
+    """What may differ between two runs of the same experiment; the routing logs hold none of it."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": platform.node(),
+        "threads": torch.get_num_threads() * passes_at_once(model.device),
+        "batch_tokens": batch_tokens,
+        "code": code_version,
+    }
+
+
+def _head(loaded, configuration, patcher, dataset, settings):
+    weighting = patcher.strategy.weighting
+    info = loaded.info
+    return {
+        "config": configuration.name,
+        "strategy": configuration.strategy,
+        "k_or_max_k": configuration.max_experts,
+        "alpha": configuration.alpha,
+        "num_experts": patcher.num_experts,
+        "dataset": dataset,
+        "routing": {
+            "min_k": patcher.strategy.min_experts,
+            "max_k": patcher.strategy.max_experts,
+            "temperature": weighting.temperature,
+            "weights": settings["routing"]["weights"],
+            "renormalized": weighting.renormalize,
+            "native_top_k": patcher.native_top_k,
+            "dtype": loaded.dtype,
+        },
+        "provenance": {
+            "model": {key: value for key, value in info.items() if key != "folder"},
+            "dtype": loaded.dtype,
+            "device": loaded.device_name,
+            "versions": package_versions(),
+            "settings": settings,
+        },
+    }
+
+
+def _sample_record(one, outcome, result):
+    return {
+        "sample_id": one.sample_id,
+        "num_tokens": sum(result.lengths),
+        "num_predicted_tokens": sum(score.num_predicted_tokens for score in result.scores),
+        "truncated": any(sequence.truncated for sequence in one.sequences),
+        **one.sample.attributes,
+        **outcome,
+        **result.details,
+    }
+
+
+def _second_pass(model, patcher, writer, prepared, greedy_tokens):
+    """The first samples again, one at a time: latency, and whether the result is the same."""
+    seconds, tokens = [], []
+    for index, one in enumerate(prepared):
+        if index == 0:
+            score_alone(model, one, patcher)  # new shapes are slower the first time
+        scored, routing = score_alone(model, one, patcher, with_greedy_tokens=True)
+        writer.write_second_pass(
+            index,
+            greedy_tokens[index].numpy(),
+            torch.cat(scored.greedy_tokens).numpy(),
+            routing.packed.numpy(),
+        )
+        seconds.append(scored.seconds)
+        tokens.append(sum(sequence.num_inputs for sequence in one.sequences))
+    return {"seconds": seconds, "tokens": tokens}
+
+
+def package_versions():
+    """Versions of the packages that decide results."""
+    names = ("torch", "transformers", "numpy", "safetensors", "datasets", "snakemake")
+    return {name: importlib.metadata.version(name) for name in names}

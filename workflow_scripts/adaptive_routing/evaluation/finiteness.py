@@ -1,0 +1,56 @@
+"""NaN and infinity in what a model computes: found without waiting for the device."""
+
+import math
+
+import torch
+
+from adaptive_routing.system.errors import InputError
+
+_DAMAGED = "its weights are damaged: get the model again"
+_REMEDIES = {
+    torch.float16: "float16 ends at 65,504: set model.dtype: bfloat16 or float32",
+    torch.bfloat16: f"set model.dtype: float32, or {_DAMAGED}",
+    torch.float32: _DAMAGED,
+}
+
+
+def finite_total(router_logits):
+    """A number that is NaN or infinite if any router logit is: their sum, float32, on their device.
+
+    One reduction, for which nobody waits. It may overflow where all logits are finite.
+    """
+    return router_logits.sum(dtype=torch.float32)
+
+
+def check_finite(samples, router_logits, total):
+    """Raise InputError where router logits are NaN or infinite; tensors are on the CPU.
+
+    Args:
+        samples: list of `samples.PreparedSample`.
+        router_logits: (N, L, E) of all their N tokens, one sample after another.
+        total: their `finite_total`; the logits are only looked at where it is not finite.
+    """
+    if torch.isfinite(total):
+        return
+    is_fault = ~torch.isfinite(router_logits)
+    layers = is_fault.any(2).any(0).nonzero()
+    if not len(layers):
+        return
+    layer = int(layers[0])  # later layers compute with what this one gave
+    token, expert = is_fault[:, layer].nonzero()[0].tolist()
+    kind = "NaN" if router_logits[token, layer, expert].isnan() else "infinity"
+    ends = torch.tensor([one.num_inputs for one in samples]).cumsum(0)
+    sample = samples[int(torch.searchsorted(ends, token, right=True))]
+    raise _error(sample, f"the router logits of layer {layer} hold {kind}", router_logits.dtype)
+
+
+def check_scores(sample, scores, dtype):
+    """Raise InputError where a sample's log-likelihoods (`SequenceScore`s) are NaN or infinite."""
+    for score in scores:
+        if not math.isfinite(score.log_likelihood):
+            raise _error(sample, f"the log-likelihood is {score.log_likelihood}", dtype)
+
+
+def _error(sample, fault, dtype):
+    word = str(dtype).removeprefix("torch.")
+    return InputError(f"{sample.sample_id}: {fault} when the model computes in {word}; {_REMEDIES[dtype]}")

@@ -1,0 +1,244 @@
+"""Batches of token sequences through the model: log-likelihoods of the scored tokens.
+
+The language-model head runs at scored positions only. Scores do not depend on how samples are batched,
+beyond float rounding: a batch is packed, and no sequence sees another.
+"""
+
+import weakref
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from adaptive_routing.data.tasks import SequenceScore
+from adaptive_routing.evaluation.batches import BatchQueue
+from adaptive_routing.evaluation.finiteness import check_finite, check_scores, finite_total
+from adaptive_routing.model.devices import Clock, HostCopies, to_device
+from adaptive_routing.model.memory import run_alone
+from adaptive_routing.model.packing import Packing, forward_packed, packed_attention
+from adaptive_routing.routing.batch import BatchRouting
+
+_warm = weakref.WeakSet()  # models that have run in this process
+_SHORTER = "for wikitext rows a smaller evaluation.max_length,"
+_HEAD_ROWS = 2048  # positions whose logits are in memory at once: 2048 x 50,304 float32 are 0.4 GB
+
+
+@dataclass(frozen=True)
+class BatchScores:
+    """Scores of a batch's sequences.
+
+    Attributes:
+        scores: `SequenceScore` per sequence.
+        token_losses: per sequence, (tokens read,) float32: −ln p of each token given those before it,
+            NaN where it was not scored.
+        greedy_tokens: per sequence, (tokens read,) int64: the most likely next token at each position;
+            None unless asked for.
+        seconds: synchronised time of the forward pass and the head.
+    """
+
+    scores: list
+    token_losses: list
+    greedy_tokens: list | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """What a run gave for one sample, its sequences one after another.
+
+    Attributes:
+        index: of the sample in its data set.
+        scores: `SequenceScore` per sequence.
+        greedy_tokens: (tokens read,) int64, or None where nobody asked.
+        lengths: tokens read, per sequence.
+        details: what else the summary says of it.
+    """
+
+    index: int
+    scores: list
+    greedy_tokens: torch.Tensor | None
+    lengths: tuple[int, ...]
+    details: dict
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """What a run gave for a batch of samples, one after another, on the CPU.
+
+    Attributes:
+        seconds: of the forward pass and the head; where several run side by side, their sum is the time in
+            which any did.
+        samples: `SampleResult`s.
+        routing: `BatchRouting` of all N tokens.
+        token_ids: (N,) int64, as read.
+        token_losses: (N,) float32, as in `BatchScores`.
+    """
+
+    seconds: float
+    samples: list
+    routing: BatchRouting
+    token_ids: torch.Tensor
+    token_losses: torch.Tensor
+
+
+def score_samples(model, patcher, samples, batch_tokens, num_with_greedy_tokens, workers=None):
+    """Score samples batch by batch under a patcher in force.
+
+    A batch for which the device has too little memory is done in smaller ones.
+
+    Args:
+        model: a causal language model of transformers.
+        patcher: a `RouterPatcher` in force on it.
+        samples: list of `samples.PreparedSample`.
+        batch_tokens: tokens in a batch.
+        num_with_greedy_tokens: the first samples of the data set, whose greedy tokens are asked for.
+        workers: passes side by side, as in `BatchQueue`.
+
+    Yields:
+        `BatchResult`, batch by batch.
+
+    Raises:
+        InputError: a single sample does not fit into the device's memory, or what the model computes is not
+            finite.
+    """
+    queue = BatchQueue(model, samples, batch_tokens, _SHORTER, workers)
+
+    def begin(batch):
+        return _Pass(model, _sequences(samples, batch), patcher, min(batch) < num_with_greedy_tokens)
+
+    with packed_attention(model):
+        if model not in _warm:
+            # The first pass of a process loads code and claims memory; that is not the configuration's speed.
+            queue.warm_up(lambda batch: begin(batch).finish())
+            _warm.add(model)
+        # Nor is what a strategy finds once, such as thresholds.
+        score_alone(model, queue.last_sample(), patcher)
+        covered = 0.0
+        for batch, forward_pass in queue.results(begin):
+            scored, routing = forward_pass.finish()
+            seconds, covered = forward_pass.clock.seconds_after(covered)
+            yield _batch_result(
+                batch, forward_pass, scored, routing, seconds, samples, num_with_greedy_tokens
+            )
+
+
+def score_alone(model, sample, patcher, with_greedy_tokens=False):
+    """`score_patched_batch` of one `PreparedSample`; InputError where memory does not suffice for it."""
+
+    def score():
+        return score_patched_batch(model, sample.sequences, patcher, with_greedy_tokens)
+
+    return run_alone(model, sample, score, _SHORTER)
+
+
+def _sequences(samples, batch):
+    return [sequence for index in batch for sequence in samples[index].sequences]
+
+
+def _batch_result(batch, forward_pass, scored, routing, seconds, samples, num_with_greedy_tokens):
+    results, first = [], 0
+    for index in batch:
+        own = slice(first, first + len(samples[index].sequences))
+        greedy_tokens = torch.cat(scored.greedy_tokens[own]) if index < num_with_greedy_tokens else None
+        results.append(SampleResult(index, scored.scores[own], greedy_tokens, routing.lengths[own], {}))
+        first = own.stop
+    check_finite([samples[index] for index in batch], routing.router_logits, forward_pass.logits_total)
+    for result in results:
+        check_scores(samples[result.index], result.scores, routing.router_logits.dtype)
+    token_losses = torch.cat(scored.token_losses)
+    return BatchResult(seconds, results, routing, forward_pass.token_ids, token_losses)
+
+
+def score_batch(model, sequences, with_greedy_tokens=False):
+    """Score `tokens.EncodedSequence`s in one forward pass, and wait for the `BatchScores`.
+
+    Args:
+        model: a causal language model of transformers.
+        sequences: the batch.
+        with_greedy_tokens: also the most likely next token at every position.
+    """
+    return _Pass(model, sequences, None, with_greedy_tokens).finish()[0]
+
+
+def score_patched_batch(model, sequences, patcher, with_greedy_tokens=False):
+    """`score_batch` under a patcher in force: (`BatchScores`, the tokens' `BatchRouting` on the CPU)."""
+    return _Pass(model, sequences, patcher, with_greedy_tokens).finish()
+
+
+class _Pass:
+    """A forward pass that is under way: begun when it is made, waited for by `finish`."""
+
+    @torch.inference_mode()
+    def __init__(self, model, sequences, patcher, with_greedy_tokens):
+        device = model.device
+        self._sequences = sequences
+        packing = Packing.of([sequence.num_inputs for sequence in sequences], device)
+        self.token_ids = torch.tensor(
+            [token for one in sequences for token in one.token_ids[: one.num_inputs]]
+        )
+        positions, targets, self._was_read = _scored_positions(sequences)
+        self._read_positions = positions[self._was_read]
+        inputs, positions, targets = (to_device(one, device) for one in (self.token_ids, positions, targets))
+        self.clock = Clock(device)
+        hidden = forward_packed(model, inputs, packing)  # (N, H)
+        scored = score_positions(model, hidden, positions, targets)
+        self.clock.stop()
+        greedy = most_likely_tokens(model, hidden) if with_greedy_tokens else None
+        self._routing = patcher.take_batch() if patcher else None
+        total = finite_total(self._routing.router_logits) if patcher else None
+        routing = self._routing.tensors() if patcher else ()
+        self._copies = HostCopies([*scored, greedy, total, *routing])
+
+    def finish(self):
+        """Wait for the pass: (`BatchScores`, `BatchRouting` on the CPU or None)."""
+        log_probabilities, is_greedy, greedy, self.logits_total, *routing = self._copies.wait()
+        predicted = [sequence.num_predicted_tokens for sequence in self._sequences]
+        starts = np.cumsum([0, *predicted[:-1]])
+        totals = np.add.reduceat(log_probabilities.double().numpy(), starts).tolist()
+        all_greedy = np.logical_and.reduceat(is_greedy.numpy(), starts).tolist()
+        scores = [SequenceScore(*one) for one in zip(totals, predicted, all_greedy, strict=True)]
+        lengths = [sequence.num_inputs for sequence in self._sequences]
+        token_losses = torch.full((sum(lengths),), float("nan"))
+        token_losses[self._read_positions + 1] = -log_probabilities[self._was_read]
+        token_losses = token_losses.split(lengths)
+        if greedy is not None:
+            greedy = greedy.split(lengths)
+        scores = BatchScores(scores, token_losses, greedy, self.clock.seconds())
+        return scores, self._routing.replace_tensors(routing) if self._routing else None
+
+
+def _scored_positions(sequences):
+    """Positions in the row whose next token is scored, those tokens, and whether they are read: (P,) each.
+
+    Where a sequence was cut to the model's length, its last target is not read.
+    """
+    positions, targets, was_read, start = [], [], [], 0
+    for one in sequences:
+        first = start + one.num_context_tokens - 1
+        positions.append(np.arange(first, first + one.num_predicted_tokens))
+        targets += one.token_ids[one.num_context_tokens :]
+        was_read.append(np.arange(one.num_context_tokens, len(one.token_ids)) < one.num_inputs)
+        start += one.num_inputs
+    positions, was_read = (torch.from_numpy(np.concatenate(column)) for column in (positions, was_read))
+    return positions, torch.tensor(targets), was_read
+
+
+def score_positions(model, hidden, positions, targets):
+    """Score targets (P,) after the hidden states (N, H) at positions (P,).
+
+    Returns ln p of the targets (float32) and whether each is the most likely token, both (P,).
+    """
+    head = model.get_output_embeddings()
+    log_probabilities, is_greedy = [], []
+    for chunk, target in zip(positions.split(_HEAD_ROWS), targets.split(_HEAD_ROWS), strict=True):
+        logits = head(hidden[chunk]).float()  # (rows, V)
+        chosen = logits.gather(-1, target[:, None]).squeeze(-1)
+        log_probabilities.append(chosen - logits.logsumexp(-1))
+        is_greedy.append(logits.argmax(-1) == target)
+    return torch.cat(log_probabilities), torch.cat(is_greedy)
+
+
+def most_likely_tokens(model, hidden):
+    """The likeliest next token after each of N hidden states (N, H): (N,) int64."""
+    head = model.get_output_embeddings()
+    return torch.cat([head(rows).argmax(-1) for rows in hidden.split(_HEAD_ROWS)])

@@ -1,0 +1,188 @@
+"""The x axis of panels over the grid: a group a max_k, in it the top-k of the same k, then alpha rising,
+then the configurations of other strategies.
+
+Every configuration has a place of its own, so that no point and no error bar hides another, and each BH
+configuration stands beside the top-k that may run as many experts.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.collections import LineCollection
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from adaptive_routing.figures import scales, style
+
+WIDEST = 0.64  # of a group's width, what its alphas take
+
+
+@dataclass(frozen=True)
+class Places:
+    """x of every configuration; group i lies around i."""
+
+    study: object
+    groups: list
+    variants: list
+    topk_beside: bool
+
+    @classmethod
+    def of(cls, study, topk=True):
+        """The places of a study. topk: whether top-k configurations are shown."""
+        ks = [int(k) for k in study.topk["k_or_max_k"]] if topk else []
+        return cls(study, sorted({*study.max_ks, *ks}), study.variants, bool(ks))
+
+    @property
+    def step(self):
+        """Distance between neighbours in a group."""
+        return WIDEST / max(len(self.variants), 2)
+
+    def x(self, row):
+        """The place of a configuration's row."""
+        group = self.groups.index(int(row["k_or_max_k"]))
+        if row["strategy"] == "topk":
+            return group - 0.34 if self.variants else float(group)
+        rank = self.variants.index(self.study.variant(row)) - (len(self.variants) - 1) / 2
+        return group + (0.08 if self.topk_beside else 0.0) + rank * self.step
+
+    @property
+    def label(self):
+        """What the axis shows."""
+        alphas = [one for one in self.variants if not isinstance(one, str)]
+        names = ["max_k of BH" if alphas == self.variants else "max_k"] * bool(self.variants)
+        names += ["k of top-k"] * self.topk_beside
+        within = "; in a group: α rising" if len(alphas) > 1 else ""
+        return f"{', '.join(names)} (experts){within}"
+
+    def span(self, k):
+        """(left, right) end of a group."""
+        group = self.groups.index(int(k))
+        return group - 0.42, group + 0.42
+
+
+def draw(axes, study, values, bars=None, scale=scales.plain_axis, named=True, whole=False):
+    """Draw a value a configuration over the grid.
+
+    values: Series by configuration; bars: (low ends, high ends), Series by configuration; scale: sets the y
+    scale, one of `scales`; named: whether to name the baseline's level at the right; whole: whether the scale
+    shows every top-k, however far from the rest.
+    """
+    places = Places.of(study)
+    prepare(axes, study, places)
+    table = study.configurations.assign(
+        value=values.reindex(study.configurations["config"]).to_numpy(float),
+        low=_bar(study, values, bars, 0),
+        high=_bar(study, values, bars, 1),
+    )
+    table = table.assign(x=[places.x(row) for _, row in table.iterrows()]).dropna(subset=["value"])
+    varied, topk = table[table["strategy"] != "topk"], table[table["strategy"] == "topk"]
+    baseline = table[table["config"] == study.baseline]
+    shown = table if whole or varied.empty else pd.concat([varied, baseline])
+    held = [*shown["low"], *shown["value"], *shown["high"]]
+    scale(axes, "y", held)
+    above, below = scales.fit_y(axes, held, topk["value"])
+    _draw_varied(axes, study, varied, _size(axes, places))
+    _draw_topk(axes, places, topk, above, below)
+    if len(baseline):
+        reference_line(axes, study, baseline["value"].item(), named)
+
+
+def prepare(axes, study, places):
+    """Give axes the x axis of the grid: groups, the line between them, a coloured tick an alpha."""
+    count = len(places.groups)
+    axes.set_xlim(-0.5, count - 0.5)
+    axes.xaxis.set_major_locator(FixedLocator(range(count)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{places.groups[round(value)]}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.tick_params(axis="x", length=0, pad=6.5)
+    axes.grid(axis="x", visible=False)
+    axes.set_xlabel(places.label)
+    for i in range(1, count):
+        axes.axvline(i - 0.5, color="#dddddd", linewidth=0.5, zorder=0)
+    rows = study.beside_topk
+    point = axes.figure.dpi / 72 / axes.bbox.height  # as a fraction of the axes
+    ticks = [[(x, -1.5 * point), (x, -4.5 * point)] for x in (places.x(row) for _, row in rows.iterrows())]
+    strip = LineCollection(
+        ticks, colors=style.colours(study, rows), clip_on=False,
+        linewidths=float(np.clip(places.step * _points_a_group(axes, places) * 0.8, 0.8, 5)),
+        transform=axes.get_xaxis_transform(),
+    )  # fmt: skip
+    strip.set_capstyle("butt")
+    axes.add_collection(strip, autolim=False)
+
+
+def reference_line(axes, study, value, named=True, along="x"):
+    """Draw the baseline's level as a dashed line, named at its end unless the legend is to do that."""
+    (axes.axhline if along == "x" else axes.axvline)(value, zorder=1.5, **style.BASELINE)
+    if named and along == "x":
+        axes.annotate(
+            style.reference_name(study), (1, value), xytext=(2.5, 0), textcoords="offset points",
+            xycoords=axes.get_yaxis_transform(), va="center_baseline", fontsize=style.SMALL, weight="bold",
+            annotation_clip=False,
+        )  # fmt: skip
+
+
+def _draw_varied(axes, study, rows, size):
+    """A point a configuration beside top-k; those of BH are joined along alpha."""
+    for max_k, group in rows.groupby("k_or_max_k"):
+        colours = style.colours(study, group)
+        bh = group[group["strategy"] == "bh"]
+        axes.plot(bh["x"], bh["value"], color=style.PALE, linewidth=0.8, zorder=2)
+        ends = group[["low", "high"]].to_numpy(float)
+        bars = [[(x, low), (x, high)] for x, (low, high) in zip(group["x"], ends, strict=True)]
+        axes.add_collection(LineCollection(bars, colors=colours, linewidths=0.9, zorder=3), autolim=False)
+        axes.scatter(group["x"], group["value"], c=colours, zorder=4, **style.points(study, max_k, size))
+
+
+def _draw_topk(axes, places, rows, above, below):
+    """White circles, each with its level across its group; a far value at the edge, written beside it."""
+    low, high = axes.get_ylim()
+    levels, bars = [], []
+    for (_, row), over, under in zip(rows.iterrows(), above, below, strict=True):
+        if over or under:
+            place = scales.edge(axes, over)
+            axes.plot([row["x"]], [place], transform=axes.get_xaxis_transform(), zorder=5, **style.TOPK)
+            text = f"{'↑' if over else '↓'}{scales.three_digits(row['value'])}"
+            axes.annotate(
+                text, (row["x"], place), xytext=(4.5, 0), xycoords=axes.get_xaxis_transform(),
+                textcoords="offset points", va="center_baseline", fontsize=style.SMALL, color=style.NEUTRAL,
+            )  # fmt: skip
+            continue
+        left, right = places.span(row["k_or_max_k"])
+        levels.append([(left, row["value"]), (right, row["value"])])
+        bars.append([(row["x"], row["low"]), (row["x"], row["high"])])
+        axes.plot([row["x"]], [row["value"]], zorder=5, **style.TOPK)
+    axes.add_collection(
+        LineCollection(levels, colors="black", linewidths=0.7, linestyles=":", zorder=1.8), autolim=False
+    )
+    axes.add_collection(LineCollection(bars, colors="black", linewidths=0.9, zorder=4.5), autolim=False)
+    axes.set_ylim(low, high)
+
+
+def _bar(study, values, bars, end):
+    """One end of the error bars in the order of `configurations`; the value itself where there is none."""
+    own = values.reindex(study.configurations["config"]).astype(float)
+    if bars is None:
+        return own.to_numpy()
+    return bars[end].reindex(own.index).astype(float).fillna(own).to_numpy()
+
+
+def _points_a_group(axes, places):
+    return axes.bbox.width * 72 / axes.figure.dpi / len(places.groups)
+
+
+def _size(axes, places):
+    """A marker's size in points: as large as its neighbours leave room for."""
+    return float(np.clip(1.1 * places.step * _points_a_group(axes, places), 2.4, 4.6))
+
+
+def around(values, errors):
+    """(low, high) ends of bars of ± one standard error, Series by configuration."""
+    errors = errors.reindex(values.index).astype(float)
+    return values - errors, values + errors
+
+
+def by_config(study, column):
+    """A column of the configurations as a Series by configuration; NaN where there is no such column."""
+    table = study.configurations.set_index("config")
+    return table[column] if column in table else pd.Series(np.nan, index=table.index)

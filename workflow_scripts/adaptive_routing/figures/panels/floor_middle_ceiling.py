@@ -1,0 +1,84 @@
+"""Panel 6: how often BH selects min_k experts, max_k experts, or a number between, as its own choice."""
+
+import numpy as np
+
+from adaptive_routing.figures import grid_axis, style
+from adaptive_routing.figures.panels import TITLES
+
+TITLE = f"6  {TITLES['6_floor_middle_ceiling']}"
+# Greys, so that no share looks like a configuration.
+FILLS = {"floor": "#dedede", "middle": "#9b9b9b", "ceiling": "#3a3a3a"}
+TIGHT = 30  # bars; more of them touch
+
+
+def draw(cell, study):
+    rows, *parts = shares(study)
+    if rows.empty:
+        return cell.nothing_to_show(TITLE, "no BH configuration has these shares")
+    note = "count is min_k: floor; max_k: ceiling; between, BH's own choice: middle"
+    cell.heading(TITLE, "top-k always runs k: all ceiling" if study.beside_topk.empty else note)
+    axes = cell.axes()[0, 0]
+    places = grid_axis.Places.of(study, topk=study.beside_topk.empty)
+    grid_axis.prepare(axes, study, places)
+    x = np.array([places.x(row) for _, row in rows.iterrows()])
+    width = places.step * (0.86 if len(rows) <= TIGHT else 1.0)
+    bottom = np.zeros(len(rows))
+    labels = []
+    for share, (name, fill) in zip(parts, FILLS.items(), strict=True):
+        axes.bar(
+            x, share, bottom=bottom, width=width, color=fill, edgecolor="white",
+            linewidth=0.4 if len(rows) <= TIGHT else 0,
+        )  # fmt: skip
+        labels.append((bottom[-1] + share[-1] / 2, name))
+        bottom += share
+    axes.set(ylim=(0, 100), yticks=range(0, 101, 20))
+    axes.set_ylabel("share of token-layers (%)")
+    for place, (middle, name) in zip(spread([m for m, _ in labels], 6.5, 2, 98), labels, strict=True):
+        axes.annotate(
+            name, (1, middle), xytext=(1.02, place), xycoords=axes.get_yaxis_transform(),
+            textcoords=axes.get_yaxis_transform(), va="center", fontsize=style.SMALL, color=style.INK,
+            annotation_clip=False,
+        )  # fmt: skip
+
+
+def spread(places, gap, low, high):
+    """Move ascending places apart until neighbours are `gap` from each other, within [low, high]."""
+    moved = []
+    for place in places:
+        moved.append(max(place, moved[-1] + gap if moved else low))
+    limit = high
+    for i in reversed(range(len(moved))):
+        moved[i] = min(moved[i], limit)
+        limit = moved[i] - gap
+    return moved
+
+
+def shares(study):
+    """Return the rows beside top-k with both rates, and their floor, middle and ceiling shares in percent.
+
+    Where min_k = max_k the one count is floor and ceiling at once; it is shown as ceiling. In a study of
+    top-k alone the rows are those of top-k, which always runs k.
+    """
+    if study.beside_topk.empty:
+        none = np.zeros(len(study.topk))
+        return study.topk, none, none, none + 100
+    rows = study.beside_topk.dropna(subset=["floor_hit_rate", "ceiling_hit_rate"])
+    ceiling = rows["ceiling_hit_rate"].to_numpy(float)
+    floor = np.minimum(rows["floor_hit_rate"].to_numpy(float), 100 - ceiling)
+    return rows, floor, np.clip(100 - floor - ceiling, 0, 100), ceiling
+
+
+def describe(study):
+    rows, floor, middle, ceiling = shares(study)
+    bh = (rows["strategy"] == "bh").to_numpy()
+    rows, floor, middle, ceiling = rows[bh], floor[bh], middle[bh], ceiling[bh]
+    if rows.empty:
+        return "No BH configuration has these shares."
+    names = rows["config"].tolist()
+    free, bound, lowest = int(middle.argmax()), int(ceiling.argmax()), int(floor.argmax())
+    return (
+        f"BH chooses the number itself, between floor and ceiling, most often in `{names[free]}` "
+        f"({middle[free]:.0f} % of token-layers); the ceiling cuts it off most often in `{names[bound]}` "
+        f"({ceiling[bound]:.0f} %), and the floor holds it up most often in `{names[lowest]}` "
+        f"({floor[lowest]:.0f} %)."
+    )

@@ -1,0 +1,41 @@
+"""Panel 9: measured speed against accuracy (against perplexity or loss where the study has no accuracy)."""
+
+import numpy as np
+
+from adaptive_routing.figures import grid_axis, quality, scales, scatter
+from adaptive_routing.figures.panels import TITLES
+
+TITLE = f"9  {TITLES['9_speed_quality']}"
+
+
+def draw(cell, study):
+    measure = quality.first_of(study, quality.accuracy, quality.perplexity, quality.loss)
+    if measure is None or not study.has("tokens_per_second"):
+        return cell.nothing_to_show(TITLE, "no speed or no quality was measured")
+    cell.heading(TITLE, scatter.note(study, measure, "right"))
+    axes = cell.axes()[0, 0]
+    speeds = grid_axis.by_config(study, "tokens_per_second").astype(float)
+    bh = speeds.reindex(study.bh["config"]).dropna()
+    named = [bh.idxmax()] if len(bh) else []
+    scatter.draw(axes, study, speeds, measure, scales.ratio_axis, named, cheap_is_left=False)
+    axes.set_xlabel("speed (evaluated tokens per second of forward time)")
+    axes.set_ylabel(measure.axis)
+
+
+def describe(study):
+    table = study.configurations.dropna(subset=["tokens_per_second"])
+    if table.empty:
+        return "No speed was measured."
+    first = table.loc[table["tokens_per_second"].idxmax()]
+    speed = first["tokens_per_second"]
+    sentence = f"The fastest configuration is `{first['config']}` with {speed:,.0f} tokens per second"
+    reference = study.baseline_value("tokens_per_second")
+    if not np.isfinite(reference):
+        return sentence + "."
+    if first["config"] == study.baseline:
+        return sentence + ": no configuration is faster than the baseline."
+    faster = int((study.bh["tokens_per_second"] > reference).sum())
+    return (
+        f"{sentence}, {first['tokens_per_second'] / reference:.2f} times the baseline's {reference:,.0f}; "
+        f"BH configurations faster than the baseline: {faster} of {len(study.bh)}."
+    )

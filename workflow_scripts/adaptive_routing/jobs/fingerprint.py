@@ -1,0 +1,116 @@
+"""Fingerprints of code: what decides a job's result beside its input files and settings.
+
+A fingerprint covers a rule's script and every module of the package that it imports, directly or not, as
+Python parses them: comments, docstrings and layout leave no trace in it. Modules that are imported by name
+while the job runs (a strategy, a task) have to be named.
+"""
+
+import ast
+import functools
+import hashlib
+import importlib.util
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[2]  # scripts and the package stand in it
+PACKAGE = "adaptive_routing"
+
+# How a job is run and how its errors are worded; no result depends on it.
+NOT_DECIDING = tuple(
+    f"{PACKAGE}.{name}"
+    for name in (
+        "jobs.host",
+        "jobs.progress",
+        "jobs.script",
+        "system.errors",
+        "system.cores",
+        "system.processes",
+    )
+)
+
+
+def code_fingerprint(script, *by_name, without=()):
+    """A hash of the code that a job runs.
+
+    Args:
+        script: the rule's script in `workflow_scripts/`, without its suffix.
+        by_name: modules that it imports by name while it runs, such as "adaptive_routing.data.tasks.lambada".
+        without: modules that it imports and does not use; what only these import is left out as well.
+    """
+    content = hashlib.sha256()
+    for module in code_modules(script, *by_name, without=without):
+        content.update(f"{module} {_code_hash(FOLDER / _path(module))}\n".encode())
+    return content.hexdigest()[:16]
+
+
+def code_modules(script, *by_name, without=()):
+    """The modules that `code_fingerprint` covers, sorted."""
+    left_out, found, waiting = (*NOT_DECIDING, *without), set(), [script, *by_name]
+    while waiting:
+        module = waiting.pop()
+        if module in found or any(module == one or module.startswith(f"{one}.") for one in left_out):
+            continue
+        if not _path(module):
+            raise ValueError(f"there is no module {module} in {FOLDER}")
+        found.add(module)
+        waiting += _imports(module)
+    return sorted(found)
+
+
+@functools.cache
+def _imports(module):
+    """Modules of the package that importing this one imports: its statements' and the packages it is in."""
+    path = FOLDER / _path(module)
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    names = [module.rsplit(".", i)[0] for i in range(1, module.count(".") + 1)]
+    for node in ast.walk(_parsed(path)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            source = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            names += [source, *(f"{source}.{alias.name}" for alias in node.names)]
+    own = [name for name in names if name.split(".")[0] == PACKAGE]
+    # `import a.b.c` imports a and a.b as well; of `from a import b`, b may be no module.
+    return [name for name in own if _path(name)]
+
+
+@functools.cache
+def _path(module):
+    """A module's file, relative to FOLDER; None where there is none."""
+    path = Path(*module.split("."))
+    candidates = (path.with_suffix(".py"), path / "__init__.py")
+    return next((one for one in candidates if (FOLDER / one).is_file()), None)
+
+
+@functools.cache
+def _parsed(path):
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+@functools.cache
+def _code_hash(path):
+    return hashlib.sha256(_dump(_parsed(path)).encode()).hexdigest()
+
+
+def _dump(node):
+    """A syntax tree as text, without docstrings, positions and what is empty.
+
+    `ast.dump` writes fields that are empty and that only some versions of Python have.
+    """
+    if isinstance(node, list):
+        return f"[{','.join(map(_dump, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    if isinstance(node, ast.JoinedStr):  # Python 3.12 puts empty texts into some f-strings
+        node = ast.JoinedStr([one for one in node.values if getattr(one, "value", None) != ""])
+    fields = []
+    for name, value in ast.iter_fields(node):
+        if name == "body" and _has_docstring(node):
+            value = value[1:]
+        if value is not None and value != []:
+            fields.append(f"{name}={_dump(value)}")
+    return f"{type(node).__name__}({','.join(fields)})"
+
+
+def _has_docstring(node):
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    return isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None

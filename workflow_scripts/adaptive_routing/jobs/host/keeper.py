@@ -1,0 +1,118 @@
+"""How long a model host lives: no longer than the workflow that it works for.
+
+Run as a program this is the host's small parent. It starts the server, ends it when the workflow has
+ended in whatever way, and leaves in the host's log how it ended, which only a parent learns.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from adaptive_routing.jobs.host import gpus, socket_folder
+from adaptive_routing.jobs.script import Tee, exit_on_sigterm
+from adaptive_routing.system.processes import POLL_SECONDS, describe_end, identity, is_alive
+
+GRACE_SECONDS = 10.0  # to clean up; a server that takes longer is killed
+
+
+def owner():
+    """(pid, start time) of the process that this job's host works for.
+
+    It is the outermost `snakemake` above the job on this machine; where there is none, the job's parent;
+    where that has died, and the job is in the care of the system, the job itself.
+    """
+    job = psutil.Process()
+    parents = job.parents()
+    is_orphan = not parents or parents[0].pid == 1 or os.getsid(parents[0].pid) != os.getsid(0)
+    otherwise = job if is_orphan else parents[0]
+    process = next((one for one in reversed(parents) if _is_snakemake(one)), otherwise)
+    return identity(process.pid)
+
+
+def workflow_started():
+    """When this job's workflow began, in seconds since the epoch."""
+    return psutil.Process(owner()[0]).create_time()
+
+
+def _is_snakemake(process):
+    try:
+        command = process.cmdline()
+    except psutil.Error:  # another user's
+        return False
+    # `snakemake ...`, `python .../bin/snakemake ...`, `python -X dev -m snakemake ...`
+    names = [Path(word).name for word in command[:5]]
+    return "snakemake" in names and (names[0] == "snakemake" or "python" in names[0].lower())
+
+
+def start(server, listener, name, owner, log_path, environment, idle_seconds):
+    """Start a host in a session of its own, with a log of its own.
+
+    Args:
+        server: module of the server.
+        listener: the listening socket, which the host takes over.
+        name: the socket's file name.
+        owner: what `owner` gave; the host ends with it.
+        log_path: the host's log; its end is written to.
+        environment: environment variables.
+        idle_seconds: the host ends after so long without a job.
+    """
+    settings = {
+        "server": server,
+        "listener": listener.fileno(),
+        "name": name,
+        "owner": owner,
+        "idle_seconds": idle_seconds,
+    }
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    with open(log_path, "a") as log:
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", "adaptive_routing.jobs.host.keeper", json.dumps(settings)],
+            pass_fds=[listener.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,  # Ctrl-C in the workflow's terminal is not for the host
+        )
+
+
+def main(settings):
+    """Start the server and watch over it."""
+    exit_on_sigterm()
+    sys.stderr = Tee(sys.stderr)  # a log on a full disk does not keep it from its work
+    server = subprocess.Popen(
+        [sys.executable, "-P", "-m", settings["server"], json.dumps(settings)],
+        pass_fds=[settings["listener"]],
+        stdin=subprocess.PIPE,  # closes when this process dies: the server's sign to end
+    )
+    os.close(settings["listener"])  # held here as well, it would outlive a server that dies
+    say = f"model host {server.pid}"
+    try:
+        while server.poll() is None and is_alive(*settings["owner"]):
+            try:
+                server.wait(POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                continue
+        if server.poll() is None:
+            print(f"{say}: the workflow has ended", file=sys.stderr, flush=True)
+    finally:
+        server.terminate()
+        try:
+            server.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        print(f"{say} {describe_end(server.returncode)} ({now})", file=sys.stderr, flush=True)
+        with socket_folder.locked_folder() as folder:
+            socket_folder.sweep(folder)
+            gpus.sweep(folder)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

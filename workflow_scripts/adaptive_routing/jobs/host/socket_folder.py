@@ -1,0 +1,126 @@
+"""Where jobs and their model host meet: a Unix socket in a folder that only its user can enter.
+
+The folder is locked while a host is started or withdraws, so that two jobs start one host. The kernel
+releases the lock of a process that dies.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import stat
+import tempfile
+from pathlib import Path
+
+from adaptive_routing.system.errors import HostError
+
+MAX_PATH_BYTES = 103  # of a Unix socket: 104 with the final zero on macOS, 108 on Linux
+
+
+@contextlib.contextmanager
+def locked_folder():
+    """Make the private folder where it is missing, lock it, and yield its path; remove it if empty.
+
+    Raises:
+        HostError: somebody else can enter what stands there.
+    """
+    path = _folder()
+    handle = _lock(path)
+    try:
+        yield path
+    finally:
+        with contextlib.suppress(OSError):  # not empty
+            path.rmdir()
+        os.close(handle)
+
+
+def socket_name(place, content):
+    """The file name of a host's socket, from hashes of where it runs and for whom, and of what it runs."""
+    return f"{place}-{content}.sock"
+
+
+def _folder():
+    name = f"adaptive_routing_{os.getuid()}"
+    path = Path(tempfile.gettempdir(), name)
+    longest = path / socket_name("0" * 10, "0" * 10)
+    return path if len(os.fsencode(longest)) <= MAX_PATH_BYTES else Path("/tmp", name)
+
+
+def _lock(path):
+    while True:
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:  # removed by the one before
+            continue
+        except OSError as error:
+            raise HostError(f"{path} is no folder of yours ({error.strerror}); remove it") from error
+        try:
+            _check_private(path, os.fstat(handle))
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), path.lstat()):
+                    return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _check_private(path, status):
+    mode = stat.S_IMODE(status.st_mode)
+    others = stat.S_IRWXG | stat.S_IRWXO
+    if status.st_uid != os.getuid():
+        raise HostError(
+            f"{path} belongs to user {status.st_uid}, not to you; set TMPDIR to a folder of yours"
+        )
+    if mode & others:
+        raise HostError(
+            f"{path} has mode {mode:o}; it must be 700, for you alone: make it so with chmod, or remove it"
+        )
+
+
+def listen(path):
+    """A listening socket at `path`; only under the lock."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    listener.listen(128)
+    return listener
+
+
+def dial(path):
+    """A connection to the host at `path`, or None; only under the lock. Removes a dead host's socket."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(str(path))
+        return connection
+    except OSError as error:
+        connection.close()
+        if error.errno not in (errno.ENOENT, errno.ECONNREFUSED):
+            raise
+        path.unlink(missing_ok=True)
+        return None
+
+
+def predecessors(name):
+    """Connections to the hosts that stand in the same place and were there before."""
+    with locked_folder() as folder:
+        own, place = folder / name, name.split("-")[0]
+        others = [path for path in folder.glob(f"{place}-*.sock") if path != own]
+        earlier = [path for path in others if path.stat().st_mtime_ns < own.stat().st_mtime_ns]
+        return list(filter(None, map(dial, earlier)))
+
+
+def withdraw(name):
+    """Remove the host's socket: no job finds it any more."""
+    with locked_folder() as folder:
+        (folder / name).unlink(missing_ok=True)
+
+
+def sweep(folder):
+    """Remove the sockets of hosts that died; only under the lock."""
+    for path in folder.glob("*.sock"):
+        if connection := dial(path):
+            connection.close()

@@ -1,0 +1,54 @@
+"""What jobs keep from one to the next: the model, and the files that they read."""
+
+import functools
+import json
+import os
+import sys
+import time
+
+from adaptive_routing.model.devices import use_cores_for_passes
+from adaptive_routing.model.load import load_model
+from adaptive_routing.routing_log.workers import LogWorkers
+
+
+class Cache:
+    """What jobs load: the model, and files that several of them use, each read once while unchanged.
+
+    Args:
+        before_batch: called before every forward pass; what it raises ends the job.
+    """
+
+    def __init__(self, before_batch=None):
+        self._before_batch = before_batch
+        self._model = functools.lru_cache(maxsize=1)(self._load_model)
+        self._read = functools.lru_cache(maxsize=8)(lambda reader, path, *_: reader(path))
+
+    @functools.cached_property
+    def log_workers(self):
+        """`LogWorkers`, started when first asked for."""
+        return LogWorkers()
+
+    def close(self):
+        """End what runs beside this process."""
+        if "log_workers" in self.__dict__:
+            self.log_workers.close()
+
+    def model(self, info, dtype, device):
+        """The `LoadedModel` that `inspect_model`'s result describes."""
+        return self._model(json.dumps(info), dtype, device)
+
+    def read(self, reader, path):
+        """`reader(path)`."""
+        status = os.stat(path)
+        return self._read(reader, path, status.st_mtime_ns, status.st_size)
+
+    def _load_model(self, info, dtype, device):
+        info, started = json.loads(info), time.perf_counter()
+        loaded = load_model(info, dtype, device)
+        if loaded.model.device.type == "cpu":
+            use_cores_for_passes()
+        if self._before_batch:
+            loaded.model.base_model.register_forward_pre_hook(lambda *_: self._before_batch())
+        seconds = time.perf_counter() - started
+        print(f"loaded {info['name']}, {dtype}, on {loaded.device_name} in {seconds:.1f} s", file=sys.stderr)
+        return loaded

@@ -1,0 +1,28 @@
+"""Router logits of calibration text under the model's own routing."""
+
+from adaptive_routing.data.rows import load_rows
+from adaptive_routing.data.samples import check_vocabulary
+from adaptive_routing.evaluation.calibration import (
+    collect_router_logits,
+    encode_calibration_text,
+    save_router_logits,
+)
+from adaptive_routing.model.description import read_model_info
+from adaptive_routing.model.tokenizer import load_tokenizer
+
+
+def run(request, cache):
+    """Do the job: `request` and `cache` as in `model_jobs`."""
+    text, info = request["calibration"], read_model_info(request["model"])
+    source = {key: text[key] for key in ("source", "subset", "split", "revision")}
+    samples = encode_calibration_text(
+        load_rows(**source, name="null_distribution.calibration"),
+        text["column"],
+        load_tokenizer(info),
+        text["max_tokens"],
+        text["max_length"],
+    )
+    check_vocabulary(samples, info["shapes"]["vocab_size"], "null_distribution.calibration")
+    loaded = cache.model(info, request["dtype"], request["device"])
+    router_logits = collect_router_logits(loaded, samples, request["batch_tokens"])
+    save_router_logits(request["output"], router_logits, {"calibration": text, "dtype": request["dtype"]})

@@ -1,0 +1,51 @@
+"""One routing configuration on one data set: its three log files."""
+
+import sys
+
+from adaptive_routing.data.samples import check_vocabulary, read_prepared
+from adaptive_routing.evaluation.experiment import ExperimentFiles, run_experiment
+from adaptive_routing.model.description import read_model_info
+from adaptive_routing.null_distribution import NullDistribution
+from adaptive_routing.routing import make_strategy
+from adaptive_routing.settings.configurations import Configuration
+
+
+def run(request, cache):
+    """Do the job: `request` and `cache` as in `model_jobs`."""
+    info = read_model_info(request["model"])
+    configuration = Configuration(**request["configuration"])
+    null_distribution = None
+    if request["null_distribution"]:
+        null_distribution = cache.read(NullDistribution.load, request["null_distribution"])
+        null_distribution.expect_model(info, request["null_distribution"])
+    strategy = make_strategy(configuration, request["routing"], null_distribution)
+    dataset_settings, prepared = cache.read(read_prepared, request["prepared"])
+    check_vocabulary(prepared, info["shapes"]["vocab_size"], request["prepared"])
+    loaded = cache.model(info, request["dtype"], request["device"])
+    summary = run_experiment(
+        loaded,
+        configuration,
+        strategy,
+        request["dataset"],
+        prepared,
+        request["batch_tokens"],
+        request["second_pass_samples"],
+        {
+            "configuration": request["configuration"]["parameters"],
+            "routing": request["routing"],
+            "dataset": dataset_settings,
+            "second_pass_samples": request["second_pass_samples"],
+            "null_distribution": null_distribution.metadata if null_distribution else None,
+            "seed": request["seed"],
+        },
+        ExperimentFiles(**request["outputs"]),
+        cache.log_workers,
+        request.get("code_version"),
+    )
+    scores = ", ".join(
+        f"{name} {'too large' if value is None else f'{value:.4g}'}"
+        for name, value in summary["metrics"].items()
+        if not name.endswith("stderr")
+    )
+    speed = summary["summary"]["total_tokens"] / summary["timings"]["forward_seconds"]
+    print(f"{configuration.name} on {request['dataset']}: {scores}; {speed:,.0f} tokens/s", file=sys.stderr)

@@ -1,0 +1,73 @@
+"""What every job script does around its work: a log, one-sentence errors, a clean end when terminated."""
+
+import contextlib
+import io
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from adaptive_routing.system.errors import HostError, InputError, OutputError
+from adaptive_routing.system.processes import ending_with
+
+
+class Tee:
+    """Writes to several streams: a job's to the terminal and to the rule's log file.
+
+    Where one cannot be written to (a full disk, a terminal that is gone) the others still are.
+    """
+
+    def __init__(self, *streams):
+        self.streams = list(streams)
+
+    def write(self, text):
+        for stream in self.streams:
+            with contextlib.suppress(OSError):
+                stream.write(text)
+                stream.flush()
+        return len(text)
+
+    def flush(self):
+        """Nothing is held back."""
+
+    def isatty(self):
+        return False
+
+
+def exit_on_sigterm():
+    """Make SIGTERM a SystemExit, so that `finally` blocks run and no temporary file stays behind."""
+
+    def leave(*_):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the cleaning up
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, leave)
+
+
+@contextlib.contextmanager
+def job(snakemake):
+    """Run a script's body with stderr copied to the rule's log.
+
+    An `InputError`, `OutputError` or `HostError` ends the job with its sentence and status 1, without a
+    traceback. The job ends with the Snakemake process that started it, even if that is killed.
+    """
+    exit_on_sigterm()
+    log_path = Path(snakemake.log[0])
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    terminal = sys.stderr
+    # Without a buffer, which would be written again on closing and fail again where the disk is full.
+    with open(log_path, "wb", buffering=0) as file:
+        log = io.TextIOWrapper(file, encoding="utf-8", write_through=True)
+        sys.stderr = Tee(terminal, log)
+        try:
+            with ending_with(*snakemake.config["workflow_process"], "the workflow that this job belongs to"):
+                yield
+        except (InputError, OutputError, HostError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+        except Exception:
+            with contextlib.suppress(OSError):
+                log.write(traceback.format_exc())
+            raise
+        finally:
+            sys.stderr = terminal

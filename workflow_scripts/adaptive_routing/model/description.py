@@ -1,0 +1,43 @@
+"""The description of the model that `inspect.inspect_model` makes, read from its file."""
+
+from pathlib import Path
+
+from adaptive_routing.system.errors import InputError
+from adaptive_routing.system.files import MADE_ANEW, excerpt, read_json
+
+# What other modules read of it.
+_NEEDED = {
+    "name": str,
+    "folder": str,
+    "fingerprint": str,
+    "max_position_embeddings": int,
+    "shapes.num_moe_layers": int,
+    "shapes.num_experts": int,
+    "shapes.vocab_size": int,
+}
+_KINDS = {str: "text", int: "a whole number"}
+
+
+def read_model_info(path):
+    """Read the file of `inspect_model`'s result.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    info = read_json(path)
+    for key, kind in _NEEDED.items():
+        found = info
+        for part in key.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        if not isinstance(found, kind):
+            raise InputError(f"{path}: {key} is {excerpt(found)}, but must be {_KINDS[kind]}; {MADE_ANEW}")
+    return info
+
+
+def check_folder(info):
+    """Raise InputError where the model was removed after it had been inspected, as from the hub's cache."""
+    if not Path(info["folder"], "config.json").is_file():
+        raise InputError(
+            f"model.name: {info['name']} is no longer in {info['folder']}; delete model.json in the results "
+            "folder and run again, which looks for it anew"
+        )

@@ -1,0 +1,198 @@
+"""Inspecting a model without loading it: shapes, resolved commit, fingerprint of the weights.
+
+Weights come from safetensors only.
+"""
+
+import functools
+import hashlib
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from adaptive_routing.system.cores import usable_cores
+from adaptive_routing.system.errors import InputError
+from adaptive_routing.system.files import excerpt, read_json
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_DIGEST_BYTES = 1 << 28  # hashed by one thread
+_HUB_FILES = ("*.json", "*.safetensors", "tokenizer*", "*.txt", "*.model")
+
+
+def inspect_model(name, revision=None):
+    """What the workflow must know of a model before it is loaded; downloads a hub model.
+
+    Returns:
+        dict: name, revision asked for, resolved commit (null for a folder), folder, architecture, the
+        shapes that count operations, native top-k, and a fingerprint (SHA-256) of configuration,
+        tokenizer and weights.
+
+    Raises:
+        InputError: there is no such model, no safetensors, or it is not a mixture of experts.
+    """
+    folder, commit = _locate(name, revision)
+    config = _read_config(folder)
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise InputError(
+            f"model.name: {name} has no *.safetensors; only safetensors are read, so convert other weights "
+            "with transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+        )
+    num_experts = _first(config, "num_experts", "num_local_experts", "n_routed_experts")
+    native_top_k = _first(config, "num_experts_per_tok", "num_experts_per_token", "moe_topk")
+    if num_experts is None or native_top_k is None:
+        raise InputError(
+            f"model.name: {name} ({config.get('model_type', 'unknown type')}) is not a mixture of experts: "
+            "its config.json has no num_experts and num_experts_per_tok"
+        )
+    _check_config(folder, config, num_experts, native_top_k)
+    routers = _router_sizes(_tensor_shapes(folder, weights))
+    _check_routers(folder, config, num_experts, routers)
+    heads = config["num_attention_heads"]
+    return {
+        "name": str(name),
+        "revision": revision,
+        "commit": commit,
+        "folder": str(folder),
+        "model_type": config.get("model_type"),
+        "native_top_k": native_top_k,
+        "max_position_embeddings": config.get("max_position_embeddings", 2048),
+        "shapes": {
+            "hidden_size": config["hidden_size"],
+            "intermediate_size": config.get("moe_intermediate_size") or config["intermediate_size"],
+            "dense_intermediate_size": config["intermediate_size"],
+            "shared_expert_intermediate_size": config.get("shared_expert_intermediate_size") or 0,
+            "num_hidden_layers": config["num_hidden_layers"],
+            "num_moe_layers": len(routers) or config["num_hidden_layers"],
+            "num_experts": num_experts,
+            "num_attention_heads": heads,
+            "num_key_value_heads": config.get("num_key_value_heads") or heads,
+            "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
+            "vocab_size": config["vocab_size"],
+        },
+        "fingerprint": _fingerprint(folder, weights),
+    }
+
+
+def _locate(name, revision):
+    folder = Path(name)
+    if (folder / "config.json").exists():
+        return folder, None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"model.name: {name!r} (revision {revision or 'main'}) is neither a folder with config.json "
+            f"nor a model that can be had from the hub ({reason})"
+        ) from error
+    return folder, folder.name  # the hub's cache names a snapshot by its commit
+
+
+def _first(config, *keys):
+    return next((config[key] for key in keys if config.get(key) is not None), None)
+
+
+def _read_config(folder):
+    path = folder / "config.json"
+    config = read_json(path, "it must be the configuration that the model came with")
+    if not isinstance(config, dict):
+        raise InputError(f"{path} must be a JSON object, but holds {excerpt(config)}")
+    return config
+
+
+def _check_config(folder, config, num_experts, native_top_k):
+    """Raise InputError unless the numbers that the workflow needs are there and fit each other."""
+    path = folder / "config.json"
+    if isinstance(num_experts, list) and len(set(map(str, num_experts))) > 1:
+        raise InputError(
+            f"{path}: layers have unequal numbers of experts, {excerpt(num_experts)}; allowed are models "
+            "whose MoE layers all have the same"
+        )
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    needed = {"the number of experts": num_experts, "the native top-k": native_top_k}
+    needed |= {size: config.get(size) for size in sizes}
+    for name, found in needed.items():
+        if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+            raise InputError(f"{path}: {name} is {excerpt(found)}, but must be a whole number from 1 up")
+    if native_top_k > num_experts:
+        raise InputError(
+            f"{path}: the model's own top-k is {native_top_k}, but it has {num_experts} experts a layer, the "
+            "most allowed"
+        )
+
+
+def _tensor_shapes(folder, weights):
+    """The shape of every tensor by name; InputError where a file is damaged or one of several is missing."""
+    from safetensors import SafetensorError, safe_open
+
+    shapes = {}
+    for path in weights:
+        try:
+            with safe_open(path, framework="numpy") as file:
+                for name in file.keys():  # noqa: SIM118 (not a dict)
+                    shapes[name] = tuple(file.get_slice(name).get_shape())
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path} is cut short or damaged ({error}); get the model again") from error
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        content = read_json(index, "get the model again")
+        parts = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(parts, dict):
+            raise InputError(f"{index} has no weight_map of tensors and files; get the model again")
+        missing = sorted(set(parts.values()) - {path.name for path in weights})
+        if missing:
+            raise InputError(f"{index} names {missing[0]}, which is not there; get the model again")
+    return shapes
+
+
+def _router_sizes(shapes):
+    """The number of experts of each layer that has a router, told by the weights' names."""
+    matches = ((re.search(r"layers\.(\d+)\..*\b(gate|router)\.weight$", name), name) for name in shapes)
+    return {int(match[1]): shapes[name][0] for match, name in matches if match}
+
+
+def _check_routers(folder, config, num_experts, routers):
+    for layer, size in sorted(routers.items()):
+        if size != num_experts:
+            raise InputError(
+                f"model.name: the router of layer {layer} in the weights of {folder} has {size} experts, but "
+                f"config.json says {num_experts}; allowed are models whose MoE layers all have that many"
+            )
+        if layer >= config["num_hidden_layers"]:
+            raise InputError(
+                f"model.name: the weights of {folder} have a layer {layer}, but config.json says "
+                f"num_hidden_layers: {config['num_hidden_layers']}; they must belong together"
+            )
+
+
+def _fingerprint(folder, weights):
+    paths = [folder / "config.json", *sorted(folder.glob("tokenizer*.json")), *weights]
+    total = hashlib.sha256()
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        for path in paths:
+            total.update(f"{path.name} {_digest(path, pool)}\n".encode())
+    return total.hexdigest()
+
+
+def _digest(path, pool):
+    """SHA-256 of a file; of a large one, that of its portions' digests, which the pool makes side by side."""
+    blob = path.resolve().name
+    if path.is_symlink() and _SHA256.fullmatch(blob):
+        return blob  # the hub's cache names large files by their SHA-256
+    starts = range(0, max(path.stat().st_size, 1), _DIGEST_BYTES)
+    digests = list(pool.map(functools.partial(_digest_portion, path), starts))
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _digest_portion(path, start):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        file.seek(start)
+        left = _DIGEST_BYTES
+        while left and (data := file.read(min(left, 1 << 22))):
+            digest.update(data)
+            left -= len(data)
+    return digest.hexdigest()

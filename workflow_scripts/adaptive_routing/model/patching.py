@@ -1,0 +1,320 @@
+"""Replaces the routers' selection in a Hugging Face mixture-of-experts model, and restores it.
+
+Works on models whose router returns (logits, weights, indices), as transformers 5 has them in OLMoE,
+Qwen-MoE, Mixtral and others. Forward hooks do the replacement, so that nothing of the model is
+rewritten: removing them restores it. The model's own top-k is left untouched and only logged.
+"""
+
+import inspect
+import itertools
+import threading
+import weakref
+from dataclasses import dataclass, replace
+
+import orjson
+import torch
+
+from adaptive_routing.model.experts import ALL_SLOTS, SELECTED_PAIRS, check_experts
+from adaptive_routing.model.packing import current_packing
+from adaptive_routing.routing import Selection
+from adaptive_routing.routing.base import order_selected
+from adaptive_routing.routing.batch import BatchRouting, pack_selection
+from adaptive_routing.routing_log.arrays import logged_routing
+from adaptive_routing.routing_log.entries import LoggedSample, RoutingStatistics, format_samples
+from adaptive_routing.system.errors import InputError
+
+
+class _Pass(threading.local):
+    """What a patcher knows of the forward pass that a thread is making; several threads may each make one.
+
+    Attributes:
+        columns: per layer so far, (router logits, experts, weights, counts).
+        lengths: real tokens of each sequence.
+        real_tokens: their places among all tokens, None where there is no padding.
+        continues: whether the pass reads on from a key-value cache.
+        batch: `BatchRouting` of the thread's last pass, until it is taken.
+    """
+
+    def __init__(self):
+        self.columns, self.lengths, self.real_tokens = [], [], None
+        self.continues, self.batch = False, None
+
+
+@dataclass
+class _ActivePatchers:
+    """The patchers at work on one model, the innermost last: only that one acts."""
+
+    experts_implementation: str  # the model's own
+    stack: list
+
+
+_active = weakref.WeakKeyDictionary()
+
+
+def find_routers(model):
+    """The model's routers in layer order.
+
+    Raises:
+        InputError: the model has no router, or one that is not softmax top-k.
+    """
+    recorded = (getattr(model, "_can_record_outputs", None) or {}).get("router_logits")
+    recorders = recorded if isinstance(recorded, list | tuple) else [recorded]
+    classes = tuple(
+        getattr(recorder, "target_class", recorder) for recorder in recorders if recorder is not None
+    )
+    routers = [module for module in model.modules() if classes and isinstance(module, classes)]
+    if not routers:
+        raise InputError(
+            f"model: {type(model).__name__} has no mixture-of-experts router that transformers can record; "
+            "allowed are models like OLMoE, Qwen-MoE and Mixtral"
+        )
+    return routers
+
+
+@torch.no_grad()
+def router_renormalizes(router):
+    """Whether a router makes its weights sum to 1, found by running it.
+
+    Raises:
+        InputError: the router is not a softmax top-k over (logits, weights, indices).
+    """
+    weight = router.weight
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(4, weight.shape[-1], generator=generator).to(weight)
+    output = router.forward(hidden)  # without hooks: another patcher may be in force
+    if not (isinstance(output, tuple) and len(output) == 3):
+        raise InputError(f"model: {type(router).__name__} does not return (logits, weights, indices)")
+    logits, weights, indices = output
+    selected = torch.softmax(logits.float(), -1).gather(-1, indices)
+    # bfloat16 keeps 8 bits of a weight.
+    if torch.allclose(weights.float(), selected, rtol=0.01, atol=1e-6):
+        return False
+    if torch.allclose(weights.float(), selected / selected.sum(-1, keepdim=True), rtol=0.01, atol=1e-6):
+        return True
+    raise InputError(
+        f"model: {type(router).__name__} is not a softmax top-k router, so it cannot be replaced"
+    )
+
+
+class RouterPatcher:
+    """Routes a model by a strategy while it is in force, and logs what was routed.
+
+    Use as a context manager, or with `patch()` and `restore()`. Nested patchers override each other;
+    the model is as it was when the last one has been restored, also after an exception.
+
+    Per-sample logging: between `start_sample_logging` and `end_sample_logging` every forward pass
+    belongs to that sample, padding left out. A pass adds its sequences; one that reads on from a
+    key-value cache, as in generating, adds tokens to the sequences of the pass before.
+
+    Args:
+        model: a `PreTrainedModel` with (logits, weights, indices) routers.
+        strategy: a routing strategy (`routing.make_strategy`).
+    """
+
+    def __init__(self, model, strategy):
+        self.model = model
+        self.routers = find_routers(model)
+        check_experts(model)
+        self.num_layers = len(self.routers)
+        self.num_experts = self.routers[0].weight.shape[0]
+        self.native_top_k = self.routers[0].top_k
+        if strategy.max_experts > self.num_experts:
+            raise InputError(
+                f"strategy: {strategy.max_experts} experts asked for, but the model has {self.num_experts}"
+            )
+        weighting = strategy.weighting
+        native_renormalizes = router_renormalizes(self.routers[0])
+        if weighting.renormalize is None:
+            weighting = replace(weighting, renormalize=native_renormalizes)
+        self.strategy = replace(strategy, weighting=weighting)
+        self._is_native = (
+            strategy.selects_top_k(self.native_top_k)
+            and weighting.temperature == 1.0
+            and weighting.renormalize == native_renormalizes
+        )
+        self._base_model = model.base_model
+        self._base_signature = inspect.signature(self._base_model.forward)
+        self._depth = 0
+        self._handles = []
+        self._pass = _Pass()
+        self.clear_internal_logs()
+
+    # Patching
+
+    def patch(self):
+        """Put the strategy in force. Calls nest; each needs its own `restore()`."""
+        self._depth += 1
+        if self._depth > 1:
+            return self
+        own = self.model.config._experts_implementation
+        _active.setdefault(self.model, _ActivePatchers(own, [])).stack.append(self)
+        self._handles = [
+            self._base_model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+            self._base_model.register_forward_hook(self._after_forward),
+        ]
+        for layer, router in enumerate(self.routers):
+            self._handles.append(router.register_forward_hook(self._router_hook(layer)))
+        _set_experts_implementation(self.model)
+        return self
+
+    def restore(self):
+        """Undo one `patch()`. Without one it does nothing."""
+        if self._depth == 0:
+            return
+        self._depth -= 1
+        if self._depth > 0:
+            return
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._pass = _Pass()
+        _active[self.model].stack.remove(self)
+        _set_experts_implementation(self.model)
+        if not _active[self.model].stack:
+            del _active[self.model]
+
+    def __enter__(self):
+        return self.patch()
+
+    def __exit__(self, *_):
+        self.restore()
+
+    # Hooks
+
+    def _is_innermost(self):
+        return _active[self.model].stack[-1] is self
+
+    def _before_forward(self, module, args, kwargs):
+        if not self._is_innermost():
+            return
+        arguments = self._base_signature.bind_partial(*args, **kwargs).arguments
+        arguments = {**arguments, **arguments.get("kwargs", {})}
+        inputs = arguments.get("input_ids")
+        inputs = inputs if inputs is not None else arguments["inputs_embeds"]
+        batch_size, length = inputs.shape[:2]
+        mask = arguments.get("attention_mask")
+        if mask is not None and mask.dim() != 2:
+            raise ValueError(f"attention_mask must be (batch, tokens), not {tuple(mask.shape)}")
+        own, packing = self._pass, current_packing()
+        if packing is not None:
+            own.lengths, own.real_tokens = packing.lengths, None
+        # With a key-value cache the mask covers the past too; the tokens of this pass are its last columns.
+        elif mask is None:
+            own.lengths, own.real_tokens = [length] * batch_size, None
+        else:
+            mask = mask[:, -length:].bool()
+            own.lengths = mask.sum(-1).tolist()
+            own.real_tokens = mask.reshape(-1).nonzero().squeeze(-1)
+        cache = arguments.get("past_key_values")
+        own.continues = cache is not None and cache.get_seq_length() > 0
+        own.columns, own.batch = [], None
+
+    def _router_hook(self, layer):
+        def hook(router, args, output):
+            if not self._is_innermost():
+                return None
+            router_logits, weights, experts = output
+            if self._is_native:
+                self._record(router_logits, _native_selection(router_logits, experts, weights))
+                return None
+            selection = self.strategy.select(router_logits, layer)
+            weights = selection.weights.to(weights.dtype)
+            self._record(router_logits, Selection(selection.experts, weights, selection.counts))
+            return router_logits, weights, selection.experts
+
+        return hook
+
+    def _record(self, router_logits, selection):
+        experts, counts = selection.experts.to(torch.int16), selection.counts.to(torch.int16)
+        self._pass.columns.append((router_logits, experts, selection.weights, counts))
+
+    def _after_forward(self, module, args, output):
+        own = self._pass
+        if not self._is_innermost() or len(own.columns) != self.num_layers:
+            return
+        columns = [torch.stack(column, dim=1) for column in zip(*own.columns, strict=True)]
+        if own.real_tokens is not None:
+            columns = [column[own.real_tokens] for column in columns]
+        columns.append(pack_selection(columns[1], self.num_experts))
+        own.batch = BatchRouting(*(column.detach() for column in columns), tuple(own.lengths))
+        own.columns = []
+        if self._sample is not None:
+            copies = [tensor.cpu() for tensor in own.batch.tensors()]
+            self._log_pass(own.batch.replace_tensors(copies))
+
+    def take_batch(self):
+        """The routing of this thread's last forward pass (`BatchRouting`), handed out once."""
+        if self._pass.batch is None:
+            raise RuntimeError("no forward pass since the last take_batch()")
+        batch, self._pass.batch = self._pass.batch, None
+        return batch
+
+    # Per-sample logging
+
+    def start_sample_logging(self, sample_id, text_preview):
+        """Attribute the forward passes from here on to a sample; one at a time."""
+        if self._sample is not None:
+            raise RuntimeError(
+                f"sample {self._sample['sample_id']} is still open; close it with end_sample_logging() "
+                "or forget it with clear_internal_logs()"
+            )
+        self._sample = {"sample_id": sample_id, "text_preview": text_preview, "sequences": []}
+
+    def _log_pass(self, batch):
+        """Add a pass to the open sample, whose sequences are lists of `BatchRouting`."""
+        sequences = self._sample["sequences"]
+        if not self._pass.continues or len(sequences) < len(batch.lengths):
+            sequences.extend([] for _ in batch.lengths)
+        bounds = itertools.pairwise(itertools.accumulate(batch.lengths, initial=0))
+        for sequence, (start, stop) in zip(sequences[-len(batch.lengths) :], bounds, strict=True):
+            sequence.append(batch.tokens(slice(start, stop), (stop - start,)))
+
+    def end_sample_logging(self, loss=None):
+        """Close the sample: turn its passes into one log entry."""
+        if self._sample is None:
+            raise RuntimeError("end_sample_logging() without start_sample_logging()")
+        sample, self._sample = self._sample, None
+        if not sample["sequences"]:
+            raise RuntimeError(f"sample {sample['sample_id']}: no forward pass was logged")
+        parts = [part for sequence in sample["sequences"] for part in sequence]
+        lengths = [sum(len(part.counts) for part in sequence) for sequence in sample["sequences"]]
+        routing = BatchRouting.joined(parts, lengths)
+        self._statistics.add(routing.experts.numpy(), routing.counts.numpy())
+        samples = [LoggedSample(sample["sample_id"], sample["text_preview"], loss, routing.lengths)]
+        arrays = logged_routing(samples, routing, self.strategy)
+        limits = self.strategy.min_experts, self.strategy.max_experts
+        self._logs.extend(format_samples(samples, arrays, *limits))
+
+    def get_internal_logs(self):
+        """Log entries of the samples so far, as the internal-routing file's `samples`: plain JSON values."""
+        return [orjson.loads(entry) for entry in self._logs]
+
+    def get_aggregate_stats(self):
+        """Aggregate over the samples so far, as the internal-routing file's `aggregate_stats`."""
+        aggregate = orjson.dumps(self._statistics.aggregate(), option=orjson.OPT_SERIALIZE_NUMPY)
+        return orjson.loads(aggregate)
+
+    def clear_internal_logs(self):
+        """Forget all logged samples, an open one too."""
+        self._logs, self._sample = [], None
+        self._statistics = RoutingStatistics(self.num_layers, self.num_experts)
+
+
+def _native_selection(router_logits, experts, weights):
+    """A router's own top-k in the order of the log: by logit, ties by index (torch.topk leaves it open)."""
+    counts = torch.full(experts.shape[:1], experts.shape[1], device=experts.device)
+    order = order_selected(router_logits.gather(-1, experts), experts)
+    return Selection(experts.gather(-1, order), weights.gather(-1, order), counts)
+
+
+def _set_experts_implementation(model):
+    """The implementation that the innermost patcher needs; the model's own where it routes natively."""
+    active = _active[model]
+    routes_natively = not active.stack or active.stack[-1]._is_native
+    if routes_natively:
+        implementation = active.experts_implementation
+    else:
+        strategy = active.stack[-1].strategy
+        fixed = strategy.min_experts == strategy.max_experts
+        implementation = ALL_SLOTS if fixed else SELECTED_PAIRS
+    model.set_experts_implementation(implementation)

@@ -1,0 +1,107 @@
+"""The report in Markdown: answers first, then the evidence, the method and where the numbers come from."""
+
+import os
+from urllib.parse import quote
+
+from adaptive_routing.analysis import recommendations as rules
+from adaptive_routing.figures.panels import PANELS, TITLES, describe_panel
+from adaptive_routing.report import words
+from adaptive_routing.report.answers import answers
+from adaptive_routing.report.difficulty import by_difficulty
+from adaptive_routing.report.method import method
+from adaptive_routing.report.provenance import gaps, provenance, reproduction
+from adaptive_routing.report.sentences import main_sentences
+from adaptive_routing.report.tables import tables
+
+TITLE = "Adaptive expert routing: Benjamini–Hochberg against fixed top-k"
+
+
+def margins_of(settings):
+    """The margins that the settings fix."""
+    return rules.Margins(settings["report"]["perplexity_margin"], settings["report"]["accuracy_margin"])
+
+
+def write_summary(study, settings):
+    """Return the three main sentences as plain text, a line each."""
+    return "".join(f"{words.plain(one)}\n" for one in main_sentences(study, margins_of(settings)))
+
+
+def write_markdown(study, summaries, settings, figure, panels, folder, difficulty=None, atlas=None):
+    """Return the report as Markdown.
+
+    summaries: contents of logs/{config}_{dataset}.json. settings: the complete config of the run. figure:
+    path of the PNG of all panels; panels: paths of the panels' PNGs in the order of `PANELS`; both are linked
+    relative to `folder`, where the report will lie. difficulty: see `difficulty.by_difficulty`. atlas: path
+    of the routing atlas, linked in the same way.
+    """
+    figure, *panels = (quote(os.path.relpath(path, folder)) for path in (figure, *panels))
+    margins = margins_of(settings)
+    sentences = main_sentences(study, margins)
+    sections = [
+        f"# {TITLE}",
+        "## Answers",
+        "\n".join(f"{i}. {sentence}" for i, sentence in enumerate(sentences, start=1)),
+        _setting(study, summaries),
+        *answers(study, margins),
+        "### Missing, skipped and shortened",
+        *gaps(study, summaries),
+        "## Panels",
+        f"![All panels on a page; each follows alone]({figure})",
+        _atlas(atlas, folder),
+        *_panels(study, panels),
+        *by_difficulty(difficulty, folder),
+        "## Tables",
+        *tables(study),
+        "## Method",
+        *method(study, settings),
+        "## Settings and versions",
+        *provenance(summaries),
+        "## How to reproduce",
+        *reproduction(settings),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _atlas(path, folder):
+    if path is None:
+        return ""
+    return (
+        f"The [routing atlas]({quote(os.path.relpath(path, folder))}) shows which experts each configuration "
+        "chose, how many in which layer, and on which tokens of the text."
+    )
+
+
+def _setting(study, summaries):
+    """What was run, and against what."""
+    models = sorted({s["provenance"]["model"]["name"] for s in summaries})
+    totals = {
+        d: [s["summary"]["total_samples"] for s in summaries if s["dataset"] == d] for d in study.datasets
+    }
+    samples = ", ".join(f"{d} ({words.plural(words.span(values), 'sample')})" for d, values in totals.items())
+    missing = len(rules.missing_experiments(study))
+    counted = study.configurations["strategy"].value_counts(sort=False)
+    kinds = [
+        words.plural(counted.get(strategy, 0), f"{words.strategy(strategy)} configuration")
+        for strategy in dict.fromkeys(("topk", "bh", *counted.index))
+    ]
+    native = sorted({s["routing"]["native_top_k"] for s in summaries})
+    own = [f"{k}experts_topk_baseline" for k in native]
+    return (
+        f"Model {', '.join(map(words.code, models))}; {words.plural(len(study.experiments), 'experiment')}: "
+        f"{words.joined(kinds)} on {samples}."
+        + (f" **{words.plural(missing, 'experiment')} missing** (listed below)." if missing else "")
+        + f" Everything is compared with the baseline, {words.code(study.baseline)}, sample by sample."
+        + (
+            f" It is not the model's own routing, which is top-{words.joined(native)}."
+            if native and study.baseline not in own
+            else ""
+        )
+    )
+
+
+def _panels(study, links):
+    for panel, link in zip(PANELS, links, strict=True):
+        number, title = panel.split("_")[0], TITLES[panel]
+        yield f"### {number}. {title}"
+        yield describe_panel(panel, study)
+        yield f"![Panel {number}: {title}]({link})"

@@ -1,0 +1,232 @@
+"""The routing log written by processes of their own, so that the process with the model only computes.
+
+Text is made by one core at a time in a Python process. A worker gets open files: the arrays, in one without a
+name, and the two to write to. However a run ends, nothing stays behind. It ends with its parent, which closes
+its socket.
+"""
+
+import contextlib
+import json
+import mmap
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import traceback
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from adaptive_routing.routing_log.entries import (
+    LoggedRouting,
+    LoggedSample,
+    RoutingStatistics,
+    format_samples,
+)
+from adaptive_routing.system.cores import usable_cores
+from adaptive_routing.system.errors import HostError
+from adaptive_routing.system.processes import describe_end
+
+MOST_WORKERS = 4
+_CORES_FOR_OTHERS = 2  # the process with the model, and what Snakemake runs beside it
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Some samples of a run, on their way into its two log files.
+
+    Attributes:
+        samples: `LoggedSample`s.
+        routing: `LoggedRouting` of their N tokens, for the JSON.
+        limits: the fewest and the most experts of the strategy.
+        tensors: arrays (N, ...) for the tensors file, by name, as they stand there.
+        places: by the same names, the byte in the file where the tensor starts, and the bytes of a token.
+        first_tokens: of each sample, its first token among all the run's.
+    """
+
+    samples: list
+    routing: LoggedRouting
+    limits: tuple
+    tensors: dict
+    places: dict
+    first_tokens: list
+
+
+def write_portion(portion, text, tensors):
+    """Append a portion's JSON entries to one open file and put its tensors in their place in another.
+
+    Returns (bytes of each entry, `RoutingStatistics` of the tokens).
+    """
+    start = 0
+    for one, first in zip(portion.samples, portion.first_tokens, strict=True):
+        stop = start + sum(one.lengths)
+        for name, array in portion.tensors.items():
+            offset, size = portion.places[name]
+            write_at(tensors.fileno(), array[start:stop], offset + first * size)
+        start = stop
+    entries = format_samples(portion.samples, portion.routing, *portion.limits)
+    lengths = [text.write(entry) for entry in entries]
+    text.flush()
+    statistics = RoutingStatistics(*portion.routing.first_logits.shape[1:])
+    statistics.add(portion.routing.experts, portion.routing.counts)
+    return lengths, statistics
+
+
+def write_at(descriptor, array, offset):
+    """Write a C-contiguous array to a file from a byte on; several processes may, each its own bytes."""
+    data = memoryview(array).cast("B") if array.size else b""
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
+
+
+class LogWorkers:
+    """A pool of workers, used by threads: each call of `write_portion` takes one. A context manager.
+
+    Args:
+        count: how many; with 0 the calling thread does the work. By default for each core to spare.
+    """
+
+    def __init__(self, count=None):
+        if count is None:
+            count = min(MOST_WORKERS, max(0, usable_cores() - _CORES_FOR_OTHERS))
+        self.count = count
+        self._workers = [_Worker() for _ in range(count)]
+        self._idle = queue.SimpleQueue()
+        for worker in self._workers:
+            self._idle.put(worker)
+
+    def write_portion(self, portion, text, tensors):
+        """As the function of that name, by a worker."""
+        if not self._workers:
+            return write_portion(portion, text, tensors)
+        worker = self._idle.get()
+        try:
+            return worker.write_portion(portion, text, tensors)
+        finally:
+            self._idle.put(worker)
+
+    def close(self):
+        """End the workers."""
+        for worker in self._workers:
+            worker.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+class _Worker:
+    """The parent's side of one worker."""
+
+    def __init__(self):
+        self._socket, other = socket.socketpair()
+        paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        with other:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", __name__, str(other.fileno())],
+                pass_fds=[other.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+            )
+
+    def write_portion(self, portion, text, tensors):
+        with _memory_file() as arrays:
+            _write_request(arrays, portion)
+            try:
+                descriptors = [arrays.fileno(), text.fileno(), tensors.fileno()]
+                socket.send_fds(self._socket, [b"\n"], descriptors)
+                with self._socket.makefile("rb") as replies:
+                    reply = replies.readline()
+            except OSError:
+                reply = b""
+        if not reply:
+            end = describe_end(self._process.wait())
+            raise HostError(f"a log worker (process {self._process.pid}) {end}")
+        answer = json.loads(reply)
+        if "error" in answer:
+            message = f"a log worker failed:\n{answer['error']}"
+            raise OSError(answer["errno"], message) if answer["errno"] else RuntimeError(message)
+        statistics = RoutingStatistics(*portion.routing.first_logits.shape[1:])
+        statistics.count_histogram[:] = answer["count_histogram"]
+        statistics.expert_usage[:] = answer["expert_usage"]
+        return answer["lengths"], statistics
+
+    def close(self):
+        self._socket.close()
+        self._process.wait()
+
+
+def _memory_file():
+    """An open file in memory, or where there is no such thing a temporary one; it has no name."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("portion"), "w+b")
+    return tempfile.TemporaryFile()
+
+
+def _write_request(file, portion):
+    """The length of a JSON header, the header, and the arrays, each at a multiple of 8 bytes."""
+    arrays = {f"routing.{one.name}": getattr(portion.routing, one.name) for one in fields(portion.routing)}
+    arrays |= {f"tensors.{name}": array for name, array in portion.tensors.items()}
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None}
+    header = {
+        "samples": [asdict(one) for one in portion.samples],
+        "limits": portion.limits,
+        "places": portion.places,
+        "first_tokens": portion.first_tokens,
+        "arrays": {name: (array.dtype.str, array.shape) for name, array in arrays.items()},
+    }
+    encoded = json.dumps(header).encode()
+    file.write(len(encoded).to_bytes(8, "little") + encoded + bytes(-len(encoded) % 8))
+    for array in arrays.values():
+        file.write(array)
+        file.write(bytes(-array.nbytes % 8))
+    file.flush()
+
+
+def _read_request(memory):
+    length = int.from_bytes(memory[:8], "little")
+    header = json.loads(memory[8 : 8 + length])
+    samples = [LoggedSample(**{**one, "lengths": tuple(one["lengths"])}) for one in header["samples"]]
+    arrays, offset = {"routing": {"first_p_values": None}, "tensors": {}}, 8 + length + -length % 8
+    for name, (dtype, shape) in header["arrays"].items():
+        kind, _, name = name.partition(".")
+        array = np.frombuffer(memory, dtype, int(np.prod(shape)), offset).reshape(shape)
+        arrays[kind][name] = array
+        offset += array.nbytes + -array.nbytes % 8
+    routing = LoggedRouting(**arrays["routing"])
+    places, first_tokens = header["places"], header["first_tokens"]
+    return Portion(samples, routing, header["limits"], arrays["tensors"], places, first_tokens)
+
+
+def _serve(connection):
+    """Do what comes until the parent closes the socket or dies."""
+    while True:
+        message, descriptors, *_ = socket.recv_fds(connection, 1, 3)
+        if not message:
+            return
+        arrays, text, tensors = descriptors
+        with open(arrays, "rb") as arrays, open(text, "wb") as text, open(tensors, "r+b") as tensors:
+            try:
+                memory = mmap.mmap(arrays.fileno(), 0, access=mmap.ACCESS_READ)
+                lengths, statistics = write_portion(_read_request(memory), text, tensors)
+                answer = {
+                    "lengths": lengths,
+                    "count_histogram": statistics.count_histogram.tolist(),
+                    "expert_usage": statistics.expert_usage.tolist(),
+                }
+            except Exception as error:
+                answer = {"error": traceback.format_exc(), "errno": getattr(error, "errno", None)}
+        connection.sendall(json.dumps(answer).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    with contextlib.suppress(ConnectionError), socket.socket(fileno=int(sys.argv[1])) as _connection:
+        _serve(_connection)

@@ -1,0 +1,298 @@
+"""Writes the routing of an experiment: the JSON of every decision, and the tensors.
+
+Formats: docs/architecture.md. Samples arrive in any order (batches are sorted by length) and stand in
+the files in theirs: JSON entries go to files without names and are put in order at the end, tensors go to
+their place in a preallocated file. Memory does not grow with the number of samples.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import tempfile
+import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import orjson
+import torch
+
+from adaptive_routing.routing_log.arrays import logged_routing, raw_array
+from adaptive_routing.routing_log.entries import RoutingStatistics
+from adaptive_routing.routing_log.workers import LogWorkers, Portion, write_at
+from adaptive_routing.system.files import atomic_path
+
+# The log is written in portions of about this many tokens, by several workers at once. With 64 of 64 experts
+# and 16 layers in bfloat16 the arrays of one portion are 25 MB, its text 60 MB.
+_PORTION_TOKENS = 4096
+
+_SAFETENSORS_DTYPES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.uint8: "U8",
+    torch.int16: "I16",
+    torch.int32: "I32",
+    torch.int64: "I64",
+}
+
+
+class RoutingLogWriter:
+    """Writes one experiment's internal-routing JSON and tensors; a context manager.
+
+    Leaving it without an exception puts both files in place, whole; with one, neither.
+
+    Args:
+        json_path, tensors_path: the two files.
+        head: the experiment's head (config, strategy, …), first in the JSON and the tensors' metadata.
+        sequence_lengths: per sample, the lengths of its sequences in tokens.
+        strategy: the routing strategy in force.
+        num_layers, num_experts, dtype: of the router logits.
+        second_pass_samples: number of first samples that a second pass repeats.
+        workers: `LogWorkers` that do the writing; by default the caller's thread does.
+    """
+
+    def __init__(
+        self, json_path, tensors_path, head, sequence_lengths, strategy, num_layers, num_experts, dtype,
+        second_pass_samples=0, workers=None,
+    ):  # fmt: skip
+        self.json_path, self.tensors_path = Path(json_path), Path(tensors_path)
+        self.head, self.strategy = head, strategy
+        self.statistics = RoutingStatistics(num_layers, num_experts)
+        sample_lengths = [sum(lengths) for lengths in sequence_lengths]
+        self.sample_offsets = np.concatenate([[0], np.cumsum(sample_lengths)]).astype(np.int64)
+        all_lengths = [length for lengths in sequence_lengths for length in lengths]
+        self.sequence_offsets = np.concatenate([[0], np.cumsum(all_lengths)]).astype(np.int64)
+        tokens = int(self.sample_offsets[-1])
+        second_tokens = int(self.sample_offsets[second_pass_samples])
+        packed = -(-num_experts // 8)
+        count_dtype = torch.uint8 if num_experts <= 255 else torch.int16
+        self._layout = {
+            "router_logits": ((tokens, num_layers, num_experts), dtype),
+            "expert_counts": ((tokens, num_layers), count_dtype),
+            "selected_experts": ((tokens, num_layers, packed), torch.uint8),
+            "token_ids": ((tokens,), torch.int32),
+            "token_losses": ((tokens,), torch.float32),
+            "sample_offsets": (self.sample_offsets.shape, torch.int64),
+            "sequence_offsets": (self.sequence_offsets.shape, torch.int64),
+            "greedy_tokens": ((second_tokens,), torch.int32),
+            "second_pass_greedy_tokens": ((second_tokens,), torch.int32),
+            "second_pass_selected_experts": ((second_tokens, num_layers, packed), torch.uint8),
+        }
+        self._entries = [None] * len(sample_lengths)  # (file, start, stop) of each
+        self._workers = workers or LogWorkers(0)
+        self._num_threads = max(1, self._workers.count)
+        self._threads = ThreadPoolExecutor(self._num_threads, thread_name_prefix="routing log")
+        self._lock = threading.Lock()
+        self._under_way = deque()
+        self._is_assembled = self._is_abandoned = False
+
+    def __enter__(self):
+        with contextlib.ExitStack() as stack:
+            self._json = stack.enter_context(atomic_path(self.json_path, durable=False))
+            tensors = stack.enter_context(atomic_path(self.tensors_path, durable=False))
+            self._text_files = queue.SimpleQueue()  # one a thread, each taken while it is written to
+            for _ in range(self._num_threads):
+                text = tempfile.TemporaryFile(dir=self.json_path.parent)
+                self._text_files.put(stack.enter_context(text))
+            self._tensors = stack.enter_context(_SafetensorsFile(tensors, self._layout, self.head))
+            self._tensors.write("sample_offsets", 0, self.sample_offsets)
+            self._tensors.write("sequence_offsets", 0, self.sequence_offsets)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        with self._stack:
+            try:
+                if error is not None:
+                    raise error
+                if not self._is_assembled:
+                    self.end_of_samples()
+                self._wait()
+            finally:
+                self._is_abandoned = True
+                self._threads.shutdown(cancel_futures=True)
+
+    def end_of_samples(self):
+        """Say that all samples have been handed over: the JSON is put together.
+
+        With workers this goes on beside the caller, until the context is left; without them it is done on
+        return, so that nothing else uses the caller's cores.
+        """
+        self._is_assembled = True
+        written, self._under_way = self._under_way, deque()
+        self._begin(self._assemble_json, written)
+
+    def write(self, indices, samples, routing, token_ids, token_losses):
+        """Begin to write the samples of a batch, beside the caller if there are workers.
+
+        Returns when all but the last portions of the batch before are written, so that memory does not grow
+        with the number of samples. Without workers it returns when all is written.
+
+        Args:
+            indices: of the samples in the data set.
+            samples: `LoggedSample`, in the same order.
+            routing: `BatchRouting` of all their tokens, on the CPU.
+            token_ids: (N,) int64 tensor.
+            token_losses: (N,) float32 tensor.
+        """
+        while len(self._under_way) > self._num_threads:
+            self._under_way.popleft().result()
+        for own, tokens in _portions(samples):
+            lengths = [length for one in samples[own] for length in one.lengths]
+            portion = routing.tokens(tokens, lengths), token_ids[tokens], token_losses[tokens]
+            self._begin(self._write, indices[own], samples[own], *portion)
+
+    def _begin(self, work, *arguments):
+        """Do some work, beside the caller if there are workers.
+
+        Only then in another thread: a second thread that computes with torch would have threads of its own
+        for it, and on a machine with few cores that slows the model down several times.
+        """
+        if self._workers.count:
+            self._under_way.append(self._threads.submit(work, *arguments))
+        else:
+            work(*arguments)
+
+    def _wait(self):
+        """Wait until everything begun is written; raises what went wrong there."""
+        while self._under_way:
+            self._under_way.popleft().result()
+
+    def _write(self, indices, samples, routing, token_ids, token_losses):
+        tensors = {
+            "router_logits": raw_array(routing.router_logits),
+            "expert_counts": routing.counts.numpy(),
+            "selected_experts": routing.packed.numpy(),
+            "token_ids": token_ids.numpy(),
+            "token_losses": token_losses.numpy(),
+        }
+        portion = Portion(
+            samples,
+            logged_routing(samples, routing, self.strategy),
+            (self.strategy.min_experts, self.strategy.max_experts),
+            {name: self._tensors.as_stored(name, values) for name, values in tensors.items()},
+            {name: self._tensors.place(name) for name in tensors},
+            self.sample_offsets[indices].tolist(),
+        )
+        text = self._text_files.get()
+        try:
+            start = text.seek(0, os.SEEK_END)
+            lengths, statistics = self._workers.write_portion(portion, text, self._tensors)
+        finally:
+            self._text_files.put(text)
+        for index, length in zip(indices, lengths, strict=True):
+            self._entries[index] = text, start, start + length
+            start += length
+        with self._lock:
+            self.statistics.merge(statistics)
+
+    def write_second_pass(self, index, greedy_tokens, second_greedy_tokens, second_selection):
+        """Write what both passes gave for one of the first samples (greedy tokens; packed selection)."""
+        start = int(self.sample_offsets[index])
+        self._tensors.write("greedy_tokens", start, greedy_tokens)
+        self._tensors.write("second_pass_greedy_tokens", start, second_greedy_tokens)
+        self._tensors.write("second_pass_selected_experts", start, second_selection)
+
+    def _assemble_json(self, written):
+        for portion in written:
+            portion.result()
+        missing = self._entries.count(None)
+        if missing:
+            raise RuntimeError(f"{self.json_path.name}: {missing} samples were never written")
+        with open(self._json, "wb") as output:
+            output.write(orjson.dumps(self.head)[:-1] + b',"samples":[')
+            for number, (file, start, stop) in enumerate(self._entries):
+                if self._is_abandoned:
+                    return
+                output.write(b",\n" if number else b"\n")
+                _copy(file, output, start, stop)
+            output.write(b'\n],"aggregate_stats":')
+            output.write(orjson.dumps(self.statistics.aggregate(), option=orjson.OPT_SERIALIZE_NUMPY))
+            output.write(b"}\n")
+
+
+def _portions(samples):
+    """Yield (slice of the samples, slice of their tokens) of about `_PORTION_TOKENS` tokens."""
+    first = start = stop = 0
+    for number, one in enumerate(samples):
+        stop += sum(one.lengths)
+        if stop - start >= _PORTION_TOKENS or number == len(samples) - 1:
+            yield slice(first, number + 1), slice(start, stop)
+            first, start = number + 1, stop
+
+
+def _copy(source, target, start, stop):
+    """Copy bytes [start, stop) of an open file to the end of another, within the kernel where it can."""
+    target.flush()
+    source.flush()
+    while start < stop:
+        try:
+            copied = os.copy_file_range(source.fileno(), target.fileno(), stop - start, start)
+        except (AttributeError, OSError):  # not on Linux, or not on this file system
+            copied = 0
+        if not copied:
+            data = os.pread(source.fileno(), min(stop - start, 1 << 22), start)
+            if not data:
+                raise OSError(f"the routing log's text ends {stop - start} bytes early")
+            target.write(data)
+            target.flush()
+            copied = len(data)
+        start += copied
+
+
+class _SafetensorsFile:
+    """A safetensors file of a given layout, at first all zeros, whose tensors are written piece by piece.
+
+    The safetensors library writes whole tensors from memory only; the format itself is an 8-byte header
+    length, a JSON header and the data (https://github.com/huggingface/safetensors, "Format").
+    """
+
+    def __init__(self, path, layout, head):
+        header = {"__metadata__": {"head": json.dumps(head)}}
+        end = 0
+        # Wide types first keeps every tensor aligned.
+        for name, (shape, dtype) in sorted(layout.items(), key=lambda item: -item[1][1].itemsize):
+            size = int(np.prod(shape)) * dtype.itemsize
+            header[name] = {
+                "dtype": _SAFETENSORS_DTYPES[dtype],
+                "shape": [int(length) for length in shape],
+                "data_offsets": [end, end + size],
+            }
+            end += size
+        encoded = json.dumps(header).encode()
+        encoded += b" " * (-len(encoded) % 8)
+        start = 8 + len(encoded)
+        self._places = {}  # offset, bytes of a row, dtype
+        for name, (shape, dtype) in layout.items():
+            row = int(np.prod(shape[1:])) * dtype.itemsize
+            numpy_dtype = np.uint16 if dtype == torch.bfloat16 else torch.empty(0, dtype=dtype).numpy().dtype
+            self._places[name] = start + header[name]["data_offsets"][0], row, numpy_dtype
+        self._file = open(path, "r+b", buffering=0)  # noqa: SIM115 -- closed by `__exit__`
+        self._file.write(len(encoded).to_bytes(8, "little") + encoded)
+        self._file.truncate(start + end)
+
+    def place(self, name):
+        """The byte where a tensor starts, and the bytes of a row."""
+        offset, row_bytes, _ = self._places[name]
+        return offset, row_bytes
+
+    def as_stored(self, name, values):
+        """Values as the file holds them: C-contiguous, of the tensor's dtype."""
+        return np.ascontiguousarray(values, self._places[name][2])
+
+    def write(self, name, row, values):
+        """Write rows of a tensor from `row` on."""
+        offset, row_bytes = self.place(name)
+        write_at(self.fileno(), self.as_stored(name, values), offset + row * row_bytes)
+
+    def fileno(self):
+        return self._file.fileno()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()

@@ -1,0 +1,86 @@
+"""Routing configurations: every combination of a strategy's grid values, and the name of each.
+
+Names are computed from the decimal that the config file holds, never from binary fractions: 0.57 is `a057`.
+"""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+from adaptive_routing.system.errors import InputError
+
+EXPERT_COUNTS = ("k", "max_k")  # the grid list, one of these in every strategy, that bounds the experts
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One way to choose experts.
+
+    `max_experts` is the k of top-k and the max_k of every other strategy; `parameters` holds one value for
+    each grid list of the strategy, for example `{"max_k": 8, "alpha": 0.3}`.
+    """
+
+    name: str
+    strategy: str
+    max_experts: int
+    parameters: Mapping[str, float] = field(hash=False)
+
+    @property
+    def alpha(self):
+        """The level of the false discovery rate; None for a strategy without one."""
+        return self.parameters.get("alpha")
+
+    @property
+    def is_adaptive(self):
+        """Whether tokens may get different numbers of experts, `routing.min_k` to max_k."""
+        return "max_k" in self.parameters
+
+
+def grid(strategies):
+    """Return every configuration of `strategies`, a mapping {strategy: {parameter: list of values}}.
+
+    The order is that of `strategies`; within one, the number of experts varies slowest. A value that a list
+    holds twice is an InputError, and so are two configurations that would have one name.
+    """
+    configurations = {}
+    for strategy, lists in strategies.items():
+        for parameter, values in lists.items():
+            _refuse_duplicates(f"strategies.{strategy}.{parameter}", values)
+        count = next(parameter for parameter in EXPERT_COUNTS if parameter in lists)
+        others = [parameter for parameter in lists if parameter != count]
+        names = (count, *others)
+        for values in itertools.product(*(lists[parameter] for parameter in names)):
+            parameters = dict(zip(names, values, strict=True))
+            name = _name(strategy, values[0], {parameter: parameters[parameter] for parameter in others})
+            if name in configurations:
+                raise InputError(
+                    f"strategies.{strategy} has two configurations with the name {name}, also for "
+                    + ", ".join(f"{key} {value}" for key, value in parameters.items())
+                    + "; names must be unique"
+                )
+            configurations[name] = Configuration(name, strategy, values[0], parameters)
+    return list(configurations.values())
+
+
+def _name(strategy, max_experts, others):
+    """Name a configuration: `8experts_topk_baseline`, `8experts_bh_a030`."""
+    suffix = "_baseline" if strategy == "topk" else ""
+    return f"{max_experts}experts_{strategy}{suffix}" + "".join(
+        f"_{parameter[0]}{_digits(value)}" for parameter, value in others.items()
+    )
+
+
+def _digits(value):
+    """Write `value` in percent, with more than three digits if it needs them: 0.3 is 030, 0.305 is 0305."""
+    # repr is the shortest decimal that reads back as the same float: what the config file holds.
+    whole, _, fraction = format(Decimal(repr(value)), "f").partition(".")
+    return whole + fraction.rstrip("0").ljust(2, "0")
+
+
+def _refuse_duplicates(key, values):
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise InputError(
+                f"{key}[{index}] is {value}, which the list already holds; values must be unique"
+            )

@@ -1,0 +1,278 @@
+"""A study's settings: the config file checked against its schema and across keys, made complete.
+
+Every fault is an InputError of one sentence that names the key, what was found and what is allowed. This
+module is imported each time Snakemake parses the workflow, so it imports nothing heavy.
+"""
+
+import difflib
+import json
+import os
+import re
+import zipfile
+from pathlib import Path
+
+from adaptive_routing.settings.configurations import EXPERT_COUNTS, grid
+from adaptive_routing.settings.schema import alternatives, schema, shown, validated
+from adaptive_routing.system.errors import InputError
+
+DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
+PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib")
+# A name that ends like this is a local file, whether or not it can be read.
+PATH_SUFFIXES = (*DATA_SUFFIXES, *PICKLE_SUFFIXES, ".csv", ".tsv", ".txt", ".gz", ".zst", ".safetensors")
+HUB_NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_]([\w.-]*\w)?(/[A-Za-z0-9_]([\w.-]*\w)?)?", re.ASCII)
+
+# Hub data sets that have several subsets and no default, each with the one that lm-evaluation-harness scores.
+USUAL_SUBSETS = {
+    "Salesforce/wikitext": "wikitext-2-raw-v1",
+    "EleutherAI/wikitext_document_level": "wikitext-2-raw-v1",
+    "allenai/ai2_arc": "ARC-Challenge",
+}
+
+# Where the hub's configurations of mixture-of-experts models keep the number of experts.
+NUM_EXPERTS_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+def load_settings(config, base_dir=".", command_line=None):
+    """Check a study's config and return its settings: nested dicts like `config`, complete, and besides
+
+    - `configurations`: the list of Configurations of the grid
+    - `model.local`, `datasets.{dataset}.local`, `null_distribution.calibration.local`: whether the name is a
+      path (relative to the working directory) and not a hub name
+    - in `datasets.{dataset}.max_samples`, and in every `split` of a hub data set, the value that applies. A
+      local file has no `subset`, `split` and `revision`: they are null, whatever another config file left.
+
+    Strategies and data sets that are null are left out. Paths are looked up from `base_dir`. `command_line`
+    is the part of `config` that came from `--config`: see `schema.validated`.
+    """
+    base_dir = Path(base_dir)
+    settings = validated(config, command_line)
+    for group in ("datasets", "strategies"):
+        settings[group] = {key: value for key, value in settings[group].items() if value is not None}
+        if not settings[group]:
+            names = alternatives(schema()["properties"][group]["properties"])
+            raise InputError(f"{group} is empty, but must hold at least one of {names}")
+    settings["configurations"] = grid(settings["strategies"])
+    _check_results(settings["results"], base_dir)
+    _check_baseline(settings)
+    _check_limits(settings)
+    _resolve_datasets(settings, base_dir)
+    _resolve_null_distribution(settings, base_dir)
+    num_experts = _resolve_model(settings["model"], base_dir)
+    if num_experts is not None:
+        check_against_model(settings, num_experts)
+    return settings
+
+
+def needs_p_values(configuration):
+    """Whether a Configuration's strategy needs p-values: what its entry in the schema says."""
+    strategies = schema()["properties"]["strategies"]["properties"]
+    return strategies[configuration.strategy].get("p_values", False)
+
+
+def check_against_model(settings, num_experts):
+    """Raise InputError where `settings` ask for more experts than a layer's `num_experts`."""
+    for configuration in settings["configurations"]:
+        if configuration.max_experts > num_experts:
+            key = next(key for key in EXPERT_COUNTS if key in configuration.parameters)
+            index = settings["strategies"][configuration.strategy][key].index(configuration.max_experts)
+            raise InputError(
+                f"strategies.{configuration.strategy}.{key}[{index}] is {configuration.max_experts}, but the "
+                f"model {settings['model']['name']} has {num_experts} experts a layer, the most allowed"
+            )
+    trim = settings["null_distribution"]["trim"]
+    if 2 * trim >= num_experts:
+        raise InputError(
+            f"null_distribution.trim is {trim}, but the model {settings['model']['name']} has {num_experts} "
+            "experts a layer; twice the trim must be less, so that logits remain"
+        )
+
+
+# Checks across keys
+
+
+def _check_results(results, base_dir):
+    """The results folder must be a folder that can be written, or one that can be made."""
+    folder = base_dir / results
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"results is {shown(results)}, but {existing} is a file; it must be a folder")
+    if not os.access(existing, os.W_OK):
+        raise InputError(f"results is {shown(results)}, but {existing} cannot be written to; choose another")
+
+
+def _check_baseline(settings):
+    names = [configuration.name for configuration in settings["configurations"]]
+    baseline = settings["baseline"]
+    if baseline not in names:
+        closest = difflib.get_close_matches(baseline, names, n=1)
+        shortened = ", ".join(names[:6]) + (f", … ({len(names)} in all)" if len(names) > 6 else "")
+        raise InputError(
+            f"baseline is {shown(baseline)}, which the grid does not hold"
+            f"{f' (did you mean {closest[0]}?)' if closest else ''}; its configurations are {shortened}"
+        )
+
+
+def _check_limits(settings):
+    min_k = settings["routing"]["min_k"]
+    for configuration in settings["configurations"]:
+        if configuration.is_adaptive and min_k > configuration.max_experts:
+            raise InputError(
+                f"routing.min_k is {min_k}, but strategies.{configuration.strategy}.max_k holds "
+                f"{configuration.max_experts}; min_k must be at most the smallest max_k"
+            )
+    evaluation = settings["evaluation"]
+    if evaluation["batch_tokens"] < evaluation["max_length"]:
+        raise InputError(
+            f"evaluation.batch_tokens is {evaluation['batch_tokens']}, but must be at least "
+            f"evaluation.max_length, {evaluation['max_length']}, for a batch to hold one sample"
+        )
+
+
+def _resolve_datasets(settings, base_dir):
+    for name, dataset in settings["datasets"].items():
+        if dataset["max_samples"] is None:
+            dataset["max_samples"] = settings["evaluation"]["max_samples"]
+        # The splits that lm-evaluation-harness scores; HellaSwag's test split has no answers.
+        _resolve_source(dataset, base_dir, "validation" if name == "hellaswag" else "test")
+        _check_source(f"datasets.{name}.source", dataset, base_dir)
+
+
+def _resolve_null_distribution(settings, base_dir):
+    null_distribution = settings["null_distribution"]
+    calibration = null_distribution["calibration"]
+    _resolve_source(calibration, base_dir, "train")
+    if not any(map(needs_p_values, settings["configurations"])):
+        return
+    if null_distribution["table"] is not None:
+        _check_table(null_distribution["table"], base_dir)
+        return
+    key = "null_distribution.calibration.source"
+    _check_source(key, calibration, base_dir)
+    for name, dataset in settings["datasets"].items():
+        if all(calibration[part] == dataset[part] for part in ("source", "subset", "split")):
+            raise InputError(
+                f"{key} is {shown(calibration['source'])}, which datasets.{name} evaluates; it must be text "
+                "that no evaluation uses"
+            )
+
+
+def _resolve_source(data, base_dir, hub_split):
+    data["local"] = is_local(data["source"], base_dir)
+    if data["local"]:
+        data.update(subset=None, split=None, revision=None)
+    elif data["split"] is None:
+        data["split"] = hub_split
+
+
+def _resolve_model(model, base_dir):
+    """Check the model's folder and return its number of experts, or the number that the hub's cache knows.
+
+    None where neither tells; inspecting the model does.
+    """
+    name = model["name"]
+    model["local"] = is_local(name, base_dir)
+    allowed = "a folder with config.json and *.safetensors, or a hub name (owner/name)"
+    if not model["local"]:
+        _check_hub_name("model.name", name, allowed)
+        # Imported here because it takes longer than all of this module's own imports.
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(name, "config.json", revision=model["revision"])
+        return _num_experts(Path(cached)) if isinstance(cached, str) else None
+    folder = base_dir / name
+    if not folder.is_dir():
+        found = "is a file" if folder.exists() else _not_found(name, base_dir)
+        raise InputError(f"model.name is {shown(name)}, which {found}; it must be {allowed}")
+    if not (folder / "config.json").is_file():
+        raise InputError(f"model.name is {shown(name)}, a folder without config.json; it must be {allowed}")
+    if not any(folder.glob("*.safetensors")):
+        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
+        raise InputError(
+            f"model.name is {shown(name)}, a folder whose weights are "
+            + (
+                f"pickled ({pickled[0]}), and weights are read from *.safetensors only; convert them with "
+                "transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+                if pickled
+                else f"missing (it holds no *.safetensors); it must be {allowed}"
+            )
+        )
+    return _num_experts(folder / "config.json")
+
+
+def _num_experts(path):
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"model.name: {path} must be JSON, but cannot be read ({error})") from error
+    if not isinstance(config, dict):
+        raise InputError(f"model.name: {path} must be a JSON object, but holds {shown(config)}")
+    return next((config[key] for key in NUM_EXPERTS_KEYS if isinstance(config.get(key), int)), None)
+
+
+# Paths and hub names
+
+
+def is_local(name, base_dir="."):
+    """Whether `name` is a path: it looks like one, or its first part exists; else it is a hub name."""
+    return (
+        name.startswith((".", "/", "~"))
+        or name.endswith((*PATH_SUFFIXES, "/"))
+        or name.count("/") > 1
+        or (Path(base_dir) / name.split("/")[0]).exists()
+    )
+
+
+def _check_source(key, data, base_dir):
+    source = data["source"]
+    allowed = f"a local {alternatives(DATA_SUFFIXES)} file or a hub name (owner/name)"
+    if not data["local"]:
+        _check_hub_name(key, source, allowed)
+        if data["subset"] is None and source in USUAL_SUBSETS:
+            raise InputError(
+                f"{key.removesuffix('source')}subset is null, but must be one of those of {source}, which "
+                f"has no default, such as {USUAL_SUBSETS[source]}"
+            )
+        return
+    path = base_dir / source
+    if not path.is_file():
+        found = "is a folder" if path.exists() else _not_found(source, base_dir)
+    elif not source.endswith(DATA_SUFFIXES):
+        found = "is a file of another kind"
+    else:
+        return
+    raise InputError(f"{key} is {shown(source)}, which {found}; it must be {allowed}")
+
+
+def _check_table(table, base_dir):
+    key = "null_distribution.table"
+    if table.endswith(PICKLE_SUFFIXES):
+        raise InputError(
+            f"{key} is {shown(table)}, and a pickle can run any code when it is read; it must be a .npz: if "
+            "you trust the file, load it and write numpy.savez(path, x=x, cdf=cdf), both (layers, points)"
+        )
+    if not table.endswith(".npz"):
+        raise InputError(f"{key} is {shown(table)}, but must be a .npz file with the arrays x and cdf")
+    path = base_dir / table
+    if not path.is_file():
+        raise InputError(
+            f"{key} is {shown(table)}, which {_not_found(table, base_dir)}; it must be a .npz file or null"
+        )
+    arrays = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
+    if not {"x.npy", "cdf.npy"} <= set(arrays):
+        found = ", ".join(name.removesuffix(".npy") for name in arrays) or "none"
+        raise InputError(
+            f"{key} is {shown(table)}, whose arrays are {found}; it must be a .npz file with x and cdf"
+        )
+
+
+def _check_hub_name(key, name, allowed):
+    if not HUB_NAME.fullmatch(name):
+        raise InputError(f"{key} is {shown(name)}, which is neither; it must be {allowed}")
+
+
+def _not_found(name, base_dir):
+    """Say that the local `name` does not exist, and why it was not taken for the hub name it could be."""
+    first = name.split("/")[0]
+    if HUB_NAME.fullmatch(name) and not name.endswith(PATH_SUFFIXES) and (base_dir / first).exists():
+        return f"does not exist here, and is not taken for a hub name because {first!r} does exist here"
+    return "does not exist (paths are relative to the working directory)"
