@@ -127,6 +127,7 @@ AFTER_EDIT = {
     "system/__init__": EVERYTHING,
     "system/errors": NOTHING,
     "system/files": EVERYTHING,
+    "system/cores": NOTHING,
     "system/processes": NOTHING,
     "system/tensor_files": jobs("collect_router_logits", experiments=EXPERIMENTS),
 }  # a folder stands for its modules; the longest name that fits applies
