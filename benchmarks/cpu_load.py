@@ -3,8 +3,9 @@
     python benchmarks/cpu_load.py                              # this checkout
     python benchmarks/cpu_load.py --against ../other-checkout  # and another one, alternating with it
 
-For each number of busy processes and each number of cores (by affinity), a process of its own loads the model as a
-job does and makes the passes of a data set. Tokens/s count forward time only; the median of the repeats is printed.
+For each number of cores (by affinity), a process of its own loads the model as a job does. Beside each number of
+busy processes on the same cores it makes the passes of a data set. Tokens/s count forward time only; the median
+of the repeats is printed.
 """
 
 import argparse
@@ -34,12 +35,12 @@ except ModuleNotFoundError:
     from adaptive_routing.patching import RouterPatcher
     from adaptive_routing.scoring import score_samples
 model, configurations = setting.loaded.model, {one.name: one for one in setting.settings["configurations"]}
-samples = setting.prepared[sys.argv[2]]
+samples, batch_tokens = setting.prepared[sys.argv[2]], setting.settings["evaluation"]["batch_tokens"]
 
 def measure(name):
     seconds = tokens = 0
     with RouterPatcher(model, setting.strategy(configurations[name])) as patcher:
-        for batch in score_samples(model, patcher, samples, setting.settings["evaluation"]["batch_tokens"], 0):
+        for batch in score_samples(model, patcher, samples, batch_tokens, 0):
             seconds += batch.seconds
             tokens += len(batch.token_ids)
     return tokens / seconds
@@ -81,9 +82,9 @@ class Checkout:
             os.sched_setaffinity(0, cores)
 
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        words = [json.dumps(arguments.configfile), arguments.dataset, *arguments.configurations]
         self._process = subprocess.Popen(
-            [sys.executable, "-c", MEASURE, json.dumps(arguments.configfile), arguments.dataset]
-            + arguments.configurations,
+            [sys.executable, "-c", MEASURE, *words],
             cwd=folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -122,8 +123,8 @@ def main():
     available = sorted(os.sched_getaffinity(0))
     folders = {"this": REPOSITORY} | ({"other": arguments.against} if arguments.against else {})
     print(f"{arguments.dataset}, {len(available)} cores, median of {arguments.repeats}, tokens/s\n")
-    print("| configuration | cores | busy processes |" + "".join(f" {name} | idle / this row |" for name in folders)
-          + (" this / other |" if len(folders) > 1 else ""))  # fmt: skip
+    headings = "".join(f" {name} | idle / this row |" for name in folders)
+    print("| configuration | cores | busy processes |" + headings + " this / other |" * (len(folders) - 1))
     print("| --- " * (3 + 2 * len(folders) + (len(folders) > 1)) + "|")
     for count in sorted({1, len(available)}):
         cores = set(available[:count])
