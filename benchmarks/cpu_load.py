@@ -3,9 +3,9 @@
     python benchmarks/cpu_load.py                              # this checkout
     python benchmarks/cpu_load.py --against ../other-checkout  # and another one, alternating with it
 
-For each number of cores (by affinity), a process of its own loads the model as a job does. Beside each number of
-busy processes on the same cores it makes the passes of a data set. Tokens/s count forward time only; the median
-of the repeats is printed.
+For each number of cores (by affinity), a process of its own loads the model as a job does. Beside each
+number of busy processes on the same cores it makes the passes of a data set. Tokens/s count forward time
+only; the median of the repeats is printed.
 """
 
 import argparse
