@@ -192,7 +192,8 @@ class RoutingLogWriter:
         if not is_full or text in self._disk_files:
             return text
         with self._lock:
-            file = self._stack.enter_context(tempfile.TemporaryFile(dir=self.json_path.parent))
+            file = tempfile.TemporaryFile(dir=self.json_path.parent)  # noqa: SIM115 -- closed by the stack
+            self._stack.enter_context(file)
             self._disk_files.add(file)
         return file
 
