@@ -12,7 +12,7 @@ import pytest
 import synthetic
 import torch
 from adaptive_routing.analysis import tables
-from adaptive_routing.analysis.metrics import compute_metrics
+from adaptive_routing.analysis.metrics import compute_metrics, metrics_schema
 from adaptive_routing.analysis.study import read_study
 from adaptive_routing.data.rows import load_rows
 from adaptive_routing.data.samples import (
@@ -874,7 +874,7 @@ def metrics_files(tmp_path, study):
 
 
 def tabulated(paths):
-    with blaming("metrics", *paths):
+    with blaming(metrics_schema, *paths):
         experiments = [read_json(path) for path in paths]
         tables.check_distinct(paths, experiments)
         tables.experiments_table(experiments)

@@ -110,8 +110,10 @@ AFTER_EDIT = {
     "model/__init__": EVERYTHING,
     "model/description": jobs("collect_router_logits", experiments=EXPERIMENTS, datasets=DATASETS),
     "model/inspect": EVERYTHING,
+    "model/sample_logger": NOTHING,
     "model/tokenizer": jobs("collect_router_logits", experiments=EXPERIMENTS, datasets=DATASETS),
     "null_distribution": jobs("fit_null_distribution"),
+    "null_distribution/from_model": NOTHING,
     "report": REPORT,
     "routing/__init__": PASS,
     "routing/base": PASS,
@@ -119,6 +121,7 @@ AFTER_EDIT = {
     "routing/bh": jobs(experiments=of(BH)),
     "routing/topk": jobs("collect_router_logits", experiments=of(TOP_K)),  # calibration runs under top-k
     "routing_log": PASS,
+    "routing_log/arrays": jobs(experiments=EXPERIMENTS),
     "routing_log/reader": NOTHING,
     "routing_log/writer": jobs(experiments=EXPERIMENTS),
     "settings": NOTHING,

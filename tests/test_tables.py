@@ -44,7 +44,7 @@ def one(experiments, config, dataset):
 
 def test_experiments_stand_in_the_order_given_with_all_metrics(experiments):
     table = tables.experiments_table(experiments)
-    names = [metric.name for metric in metrics.METRICS + metrics.EXTRA_METRICS]
+    names = [metric.name for metric in metrics.ALL_METRICS]
     assert list(table.columns) == [*metrics.HEAD, *names]
     assert len(table) == 60
     for row, experiment in zip(tables.records(table), experiments, strict=True):

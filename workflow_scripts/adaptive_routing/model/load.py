@@ -41,7 +41,7 @@ class LoadedModel:
         return str(self.model.dtype).removeprefix("torch.")
 
 
-def load_model(info, dtype, device):
+def load_model(info, dtype="float32", device="auto"):
     """Load the model that `inspect_model` described.
 
     Args:

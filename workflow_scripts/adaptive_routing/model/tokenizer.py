@@ -18,6 +18,7 @@ def load_tokenizer(info):
             local_files_only=True,
             trust_remote_code=False,
             model_max_length=sys.maxsize,  # texts are cut, and long ones need no warning
+            model_input_names=["input_ids", "attention_mask"],  # what a language model takes
         )
     except Exception as error:  # the tokenizers library raises nothing more specific
         reason = " ".join(f"{type(error).__name__}: {error}".split())

@@ -99,7 +99,7 @@ def blaming(schema, *paths):
     The files are checked only then: checking takes longer than most of the work.
 
     Args:
-        schema: "summary" or "metrics", for schemas/{schema}.schema.json.
+        schema: a name, for schemas/{schema}.schema.json, or a function that makes the schema.
         paths: of the files.
 
     Raises:
@@ -119,8 +119,9 @@ def blaming(schema, *paths):
 def _first_violation(schema, paths):
     import jsonschema  # takes long, and is seldom needed
 
-    schema_path = Path(__file__).parents[3] / "schemas" / f"{schema}.schema.json"
-    validator = jsonschema.Draft202012Validator(read_json(schema_path))
+    folder = Path(__file__).parents[3] / "schemas"
+    found = schema() if callable(schema) else read_json(folder / f"{schema}.schema.json")
+    validator = jsonschema.Draft202012Validator(found)
     for path in paths:
         content = read_json(path)
         violation = jsonschema.exceptions.best_match(validator.iter_errors(content))

@@ -2,12 +2,22 @@
 
 import numpy as np
 
-
-def ceiling_hit_rate(expert_counts, max_k):
-    """Compute the percentage of token-layers whose expert count is max_k."""
-    return 100 * float(np.mean(expert_counts == max_k))
+from adaptive_routing.analysis.metrics.declaration import metric
 
 
-def floor_hit_rate(expert_counts, min_k):
-    """Compute the percentage of token-layers whose expert count is min_k."""
-    return 100 * float(np.mean(expert_counts == min_k))
+@metric(
+    "constraint", "%", "none", "token-layers with count = max_k",
+    one_of_16=True, minimum=0, maximum=100, per_layer=True,
+)  # fmt: skip
+def ceiling_hit_rate(expert_counts, max_k) -> float | None:
+    """Compute the percentage of token-layers whose expert count is max_k; None for a fixed count."""
+    return None if max_k is None else 100 * float(np.mean(expert_counts == max_k))
+
+
+@metric(
+    "constraint", "%", "none", "token-layers with count = min_k",
+    one_of_16=True, minimum=0, maximum=100, per_layer=True,
+)  # fmt: skip
+def floor_hit_rate(expert_counts, min_k) -> float | None:
+    """Compute the percentage of token-layers whose expert count is min_k; None for a fixed count."""
+    return None if min_k is None else 100 * float(np.mean(expert_counts == min_k))

@@ -2,15 +2,21 @@
 
 import numpy as np
 
+from adaptive_routing.analysis.metrics.declaration import metric
 
-def layer_expert_variance(expert_counts):
+
+@metric(
+    "cross-layer", "experts²", "none", "variance over layers of the mean count", one_of_16=True, minimum=0
+)
+def layer_expert_variance(expert_counts) -> float | None:
     """Compute the (population) variance over layers of the mean count (T, L); None for a single layer."""
     if expert_counts.shape[1] < 2:
         return None
     return float(np.var(expert_counts.mean(axis=0)))
 
 
-def layer_consistency_score(expert_counts):
+@metric("cross-layer", "", "none", "mean correlation of counts in adjacent layers", one_of_16=True)
+def layer_consistency_score(expert_counts) -> float | None:
     """Average the Pearson correlation over tokens of the counts (T, L) in adjacent layers.
 
     None for a single layer and where a layer's counts are constant: a mean over the other pairs would

@@ -1,16 +1,20 @@
 """Efficiency: how much work a routing configuration saves against the model's native top-k."""
 
+from adaptive_routing.analysis.metrics.declaration import metric
+
 # Share of a model's compute that its experts take at the native top-k, in the cost model of
 # `flops_reduction_pct`.
 EXPERT_SHARE = 0.6
 
 
-def expert_activation_ratio(avg_experts, k_or_max_k):
+@metric("efficiency", "", "lower", "mean selected experts per token-layer / k or max_k", one_of_16=True)
+def expert_activation_ratio(avg_experts, k_or_max_k) -> float:
     """Compute mean selected experts per token and layer / k or max_k."""
     return avg_experts / k_or_max_k
 
 
-def flops_reduction_pct(avg_experts, native_top_k, num_experts):
+@metric("efficiency", "%", "higher", "compute saved against native top-k, 60 % in experts", one_of_16=True)
+def flops_reduction_pct(avg_experts, native_top_k, num_experts) -> float:
     """Compute 100·(c(native) − c(avg)) / c(native) with c(k) = f·k/E + (1 − f), f = 0.6."""
 
     def cost(k):
@@ -19,7 +23,14 @@ def flops_reduction_pct(avg_experts, native_top_k, num_experts):
     return 100 * (cost(native_top_k) - cost(avg_experts)) / cost(native_top_k)
 
 
-def flops_reduction_exact_pct(avg_experts, native_top_k, shapes, mean_sequence_length):
+@metric("efficiency", "%", "higher", "fewer experts than the native top-k")
+def reduction_vs_baseline(avg_experts, native_top_k) -> float:
+    """Compute the percentage by which fewer experts run than at the native top-k."""
+    return 100 * (1 - avg_experts / native_top_k)
+
+
+@metric("efficiency", "%", "higher", "compute saved, from the model's shapes")
+def flops_reduction_exact_pct(avg_experts, native_top_k, shapes, mean_sequence_length) -> float:
     """Compute the same reduction with `flops_per_token` in place of the cost model."""
     native = flops_per_token(native_top_k, shapes, mean_sequence_length)
     return 100 * (native - flops_per_token(avg_experts, shapes, mean_sequence_length)) / native
@@ -56,8 +67,3 @@ def flops_per_token(experts, shapes, mean_sequence_length):
         + hidden * shapes["vocab_size"]
     )
     return 2 * multiply_adds
-
-
-def reduction_vs_baseline(avg_experts, native_top_k):
-    """Compute the percentage by which fewer experts run than at the native top-k."""
-    return 100 * (1 - avg_experts / native_top_k)
