@@ -1,10 +1,40 @@
 # The routing atlas: how experts were routed, as an interactive page and as pictures.
 
+import hashlib
+
+ATLAS_FIGURES = {
+    "counts": "How many experts, layer by layer",
+    "usage": "Which experts",
+    "position_loss": "Experts over the sequence, and loss",
+}
+
+
+def atlas_page_fingerprint():
+    """A fingerprint of what the atlas's page is made with and is not Python: its script and its looks."""
+    folder = WORKFLOW / "workflow_scripts/adaptive_routing/atlas/page"
+    content = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        content.update(path.read_bytes())
+    return content.hexdigest()[:16]
+
+
+def atlas_reports():
+    """Every picture's PNG by name, for Snakemake's report."""
+    return {
+        name: report(
+            results(f"visualizations/atlas_{name}.png"),
+            caption="../report/atlas_figures.rst",
+            category="Routing atlas",
+            labels={"shows": title},
+        )
+        for name, title in ATLAS_FIGURES.items()
+    }
+
 
 rule draw_routing_atlas:
     input:
-        atlas=per_experiment("atlas/{config}_{dataset}.safetensors"),
-        model=results("model.json"),
+        atlas=per_experiment(rules.compute_metrics.output.atlas),
+        model=rules.inspect_model.output,
     output:
         report(
             results("routing_atlas.html"),
@@ -14,8 +44,13 @@ rule draw_routing_atlas:
         ),
     log:
         job_log("draw_routing_atlas"),
+    benchmark:
+        job_benchmark("draw_routing_atlas")
     conda:
         "../envs/adaptive_routing.yaml"
+    resources:
+        mem_mb=each_attempt(4000),
+        runtime=each_attempt(5),
     params:
         baseline=SETTINGS["baseline"],
         page=atlas_page_fingerprint(),
@@ -26,18 +61,20 @@ rule draw_routing_atlas:
 
 rule plot_routing_atlas:
     input:
-        atlas=per_experiment("atlas/{config}_{dataset}.safetensors"),
-        experiments=results("bh_routing_results.csv"),
-        configurations=results("bh_routing_configurations.csv"),
-        layers=results("bh_routing_layers.csv"),
-        comparisons=results("bh_routing_comparisons.csv"),
+        **STUDY_TABLES,
+        atlas=per_experiment(rules.compute_metrics.output.atlas),
     output:
-        atlas_figures("svg"),
+        [results(f"visualizations/atlas_{name}.svg") for name in ATLAS_FIGURES],
         **atlas_reports(),
     log:
         job_log("plot_routing_atlas"),
+    benchmark:
+        job_benchmark("plot_routing_atlas")
     conda:
         "../envs/adaptive_routing.yaml"
+    resources:
+        mem_mb=each_attempt(4000),
+        runtime=each_attempt(5),
     params:
         baseline=SETTINGS["baseline"],
         code=code_fingerprint("plot_routing_atlas"),

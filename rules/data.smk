@@ -1,6 +1,24 @@
 # The model's description and the tokenised data sets.
 
 
+def model_files():
+    """The files of a model in a local folder; a hub model is identified by its revision."""
+    if not SETTINGS["model"]["local"]:
+        return []
+    folder = Path(SETTINGS["model"]["name"])
+    patterns = ("config.json", "tokenizer*.json", "*.safetensors")
+    return sorted(str(path) for pattern in patterns for path in folder.glob(pattern))
+
+
+def dataset_settings(wildcards):
+    """What decides which samples of a data set are scored, and how they are tokenised."""
+    settings = SETTINGS["datasets"][wildcards.dataset]
+    decisive = {key: value for key, value in settings.items() if key != "local"}
+    if settings.get("protocol") == "rows":  # all others are as long as the model reads
+        decisive["max_length"] = SETTINGS["evaluation"]["max_length"]
+    return decisive
+
+
 rule inspect_model:
     input:
         model_files(),
@@ -8,11 +26,17 @@ rule inspect_model:
         results("model.json"),
     log:
         job_log("inspect_model"),
+    benchmark:
+        job_benchmark("inspect_model")
+    retries: 0 if SETTINGS["model"]["local"] else 2
     conda:
         "../envs/adaptive_routing.yaml"
+    resources:
+        mem_mb=each_attempt(4000),
+        runtime=each_attempt(5),
     params:
         model={key: SETTINGS["model"][key] for key in ("name", "revision")},
-        code=code_fingerprint("inspect_model", without=CHECKS),
+        code=code_fingerprint("inspect_model"),
     script:
         "../workflow_scripts/inspect_model.py"
 
@@ -20,13 +44,19 @@ rule inspect_model:
 rule prepare_dataset:
     input:
         lambda wildcards: local_source(SETTINGS["datasets"][wildcards.dataset]),
-        model=results("model.json"),
+        model=rules.inspect_model.output,
     output:
         results("datasets/{dataset}.json"),
     log:
         job_log("prepare_dataset/{dataset}"),
+    benchmark:
+        job_benchmark("prepare_dataset/{dataset}")
+    retries: 0 if all(one["local"] for one in SETTINGS["datasets"].values()) else 2
     conda:
         "../envs/adaptive_routing.yaml"
+    resources:
+        mem_mb=each_attempt(4000),
+        runtime=each_attempt(5),
     params:
         settings=dataset_settings,
         code=lambda wildcards: code_fingerprint(
