@@ -1,35 +1,5 @@
 # The routing atlas: how experts were routed, as an interactive page and as pictures.
 
-import hashlib
-
-ATLAS_FIGURES = {
-    "counts": "How many experts, layer by layer",
-    "usage": "Which experts",
-    "position_loss": "Experts over the sequence, and loss",
-}
-
-
-def atlas_page_fingerprint():
-    """A fingerprint of what the atlas's page is made with and is not Python: its script and its looks."""
-    folder = WORKFLOW / "workflow_scripts/adaptive_routing/atlas/page"
-    content = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        content.update(path.read_bytes())
-    return content.hexdigest()[:16]
-
-
-def atlas_reports():
-    """Every picture's PNG by name, for Snakemake's report."""
-    return {
-        name: report(
-            results(f"visualizations/atlas_{name}.png"),
-            caption="../report/atlas_figures.rst",
-            category="Routing atlas",
-            labels={"shows": title},
-        )
-        for name, title in ATLAS_FIGURES.items()
-    }
-
 
 rule draw_routing_atlas:
     input:

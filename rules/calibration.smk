@@ -33,16 +33,6 @@ rule collect_router_logits:
         "../workflow_scripts/collect_router_logits.py"
 
 
-def null_distribution_source(wildcards):
-    """A table made elsewhere, or the router logits that the estimate is fitted to."""
-    table = SETTINGS["null_distribution"]["table"]
-    return (
-        {"table": table}
-        if table
-        else {"router_logits": rules.collect_router_logits.output[0]}
-    )
-
-
 rule fit_null_distribution:
     input:
         unpack(null_distribution_source),

@@ -1,5 +1,7 @@
 # Targets: what a run can be asked for by name.
 
+import difflib
+
 
 def experiments_of(configurations):
     """The logs of configurations on every data set."""
@@ -62,12 +64,34 @@ for target, files in TARGETS.items():
             files,
 
 
-def print_answer():
-    """Print the report's main sentences and where it is, after a run to it."""
-    summary = Path(results("bh_routing_summary.txt"))
-    covered = any(job.rule.name == "write_report" for job in workflow.dag.jobs)
-    if covered and summary.exists():
-        text = f"\n{summary.read_text(encoding='utf-8')}\nReport: {results('bh_routing_report.html')}"
-        # A terminal that cannot show "−" or "α" is no reason to fail.
-        encoding = sys.stdout.encoding or "utf-8"
-        print(text.encode(encoding, "replace").decode(encoding))
+def refuse_unknown_targets():
+    """End with one sentence where the command line asks for a target, or a file, that no rule makes.
+
+    Snakemake would say so too, but not what there is. It tells a Snakefile its targets only later.
+    """
+    makers = list(workflow.rules)
+    names = {maker.name for maker in makers}
+
+    def is_known(word):
+        is_made = any(maker.is_producer(word) for maker in makers)
+        return word in names or is_made or Path(word).exists()
+
+    words = [
+        word for word in sys.argv[1:] if not (word.startswith("-") or is_known(word))
+    ]
+    if not words or Path(sys.argv[0]).name not in ("snakemake", "__main__.py"):
+        return  # nothing that could be one; or another program started Snakemake
+    from snakemake.cli import get_argument_parser
+
+    asked = get_argument_parser().parse_known_args(sys.argv[1:])[0].targets
+    known = ["all", *TARGETS]
+    for name in sorted(set(words) & set(asked)):
+        closest = difflib.get_close_matches(name, known, n=1)
+        sys.exit(
+            f"error: there is no target {name}{f' (did you mean {closest[0]}?)' if closest else ''}; there are "
+            f"{', '.join(known[:-1])} and {known[-1]}, and every file that a rule makes"
+        )
+
+
+if not IS_IMPORTED:
+    refuse_unknown_targets()

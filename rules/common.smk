@@ -1,5 +1,6 @@
-# Settings, paths and what several rules share. No rules here.
+# Settings, paths and the helper functions of all rules. No rules here.
 
+import hashlib
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ sys.path.insert(0, str(WORKFLOW / "workflow_scripts"))
 from adaptive_routing.jobs.fingerprint import code_fingerprint
 from adaptive_routing.jobs.script import tell_jobs
 from adaptive_routing.jobs.version import code_version
+from adaptive_routing.figures.panels import PANELS, TITLES, panel_module
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.processes import children_import_from, identity
 from adaptive_routing.settings.load import (
@@ -92,3 +94,146 @@ def uses_null_distribution(name):
 
 # Whether the study has the data set of prompts in levels of difficulty.
 HAS_PROMPTS = "prompts" in DATASETS
+
+
+# Model and data
+
+
+def model_files():
+    """The files of a model in a local folder; a hub model is identified by its revision."""
+    if not SETTINGS["model"]["local"]:
+        return []
+    folder = Path(SETTINGS["model"]["name"])
+    patterns = ("config.json", "tokenizer*.json", "*.safetensors")
+    return sorted(str(path) for pattern in patterns for path in folder.glob(pattern))
+
+
+def dataset_settings(wildcards):
+    """What decides which samples of a data set are scored, and how they are tokenised."""
+    settings = SETTINGS["datasets"][wildcards.dataset]
+    decisive = {key: value for key, value in settings.items() if key != "local"}
+    if settings.get("protocol") == "rows":  # all others are as long as the model reads
+        decisive["max_length"] = SETTINGS["evaluation"]["max_length"]
+    return decisive
+
+
+# Null distributions and experiments
+
+
+def null_distribution_source(wildcards):
+    """A table made elsewhere, or the router logits that the estimate is fitted to."""
+    table = SETTINGS["null_distribution"]["table"]
+    return (
+        {"table": table}
+        if table
+        else {"router_logits": rules.collect_router_logits.output[0]}
+    )
+
+
+def experiment_null_distribution(wildcards):
+    """The null distribution, for the configurations that use one."""
+    if uses_null_distribution(wildcards.config):
+        return {"null_distribution": rules.fit_null_distribution.output[0]}
+    return {}
+
+
+def experiment_configuration(wildcards):
+    """The configuration's name, strategy and parameters."""
+    one = CONFIGURATIONS[wildcards.config]
+    return {
+        "name": one.name,
+        "strategy": one.strategy,
+        "max_experts": one.max_experts,
+        "parameters": dict(one.parameters),
+    }
+
+
+def experiment_routing(wildcards):
+    """The routing settings that apply: a fixed number of experts has no minimum."""
+    routing = dict(SETTINGS["routing"])
+    if not CONFIGURATIONS[wildcards.config].is_adaptive:
+        del routing["min_k"]
+    return routing
+
+
+def experiment_code(wildcards):
+    """A fingerprint of the code of one experiment: its own strategy and task, and only what they use."""
+    unused = []
+    if not uses_null_distribution(wildcards.config):
+        unused.append("adaptive_routing.null_distribution")
+    if "max_new_tokens" not in SETTINGS["datasets"][wildcards.dataset]:
+        unused.append("adaptive_routing.evaluation.generation")
+    return code_fingerprint(
+        "run_experiment",
+        "adaptive_routing.jobs.model_jobs.run_experiment",
+        f"adaptive_routing.routing.{CONFIGURATIONS[wildcards.config].strategy}",
+        dataset_task(wildcards),
+        without=unused,
+    )
+
+
+# Figures and report
+
+ATLAS_FIGURES = {
+    "counts": "How many experts, layer by layer",
+    "usage": "Which experts",
+    "position_loss": "Experts over the sequence, and loss",
+}
+
+
+def atlas_page_fingerprint():
+    """A fingerprint of what the atlas's page is made with and is not Python: its script and its looks."""
+    folder = WORKFLOW / "workflow_scripts/adaptive_routing/atlas/page"
+    content = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        content.update(path.read_bytes())
+    return content.hexdigest()[:16]
+
+
+def atlas_reports():
+    """Every picture's PNG by name, for Snakemake's report."""
+    return {
+        name: report(
+            results(f"visualizations/atlas_{name}.png"),
+            caption="../report/atlas_figures.rst",
+            category="Routing atlas",
+            labels={"shows": title},
+        )
+        for name, title in ATLAS_FIGURES.items()
+    }
+
+
+def panel_reports():
+    """Every panel's PNG by name, each with its own caption in Snakemake's report."""
+    return {
+        f"panel_{panel}": report(
+            results(f"visualizations/panel_{panel}.png"),
+            caption=f"../report/panel_{panel}.rst",
+            category="Panels",
+            labels={"shows": f"{panel.split('_')[0]} {TITLES[panel]}"},
+        )
+        for panel in PANELS
+    }
+
+
+def report_on_difficulty():
+    """What the report shows of the prompts; nothing in a study without them."""
+    if not HAS_PROMPTS:
+        return {}
+    tables = rules.tabulate_difficulty.output
+    return {
+        "difficulty": tables.levels_csv,
+        "difficulty_trend": tables.trend_csv,
+        "difficulty_figure": rules.plot_difficulty.output.png,
+    }
+
+
+def print_answer():
+    """Print the report's main sentences and where it is, after a run to it."""
+    summary = Path(results("bh_routing_summary.txt"))
+    covered = any(job.rule.name == "write_report" for job in workflow.dag.jobs)
+    if covered and summary.exists():
+        text = f"\n{summary.read_text(encoding='utf-8')}\nReport: {results('bh_routing_report.html')}"
+        # A terminal that cannot show "−" or "α" is no reason to fail.
+        encoding = sys.stdout.encoding or "utf-8"
+        print(text.encode(encoding, "replace").decode(encoding))

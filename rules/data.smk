@@ -1,24 +1,6 @@
 # The model's description and the tokenised data sets.
 
 
-def model_files():
-    """The files of a model in a local folder; a hub model is identified by its revision."""
-    if not SETTINGS["model"]["local"]:
-        return []
-    folder = Path(SETTINGS["model"]["name"])
-    patterns = ("config.json", "tokenizer*.json", "*.safetensors")
-    return sorted(str(path) for pattern in patterns for path in folder.glob(pattern))
-
-
-def dataset_settings(wildcards):
-    """What decides which samples of a data set are scored, and how they are tokenised."""
-    settings = SETTINGS["datasets"][wildcards.dataset]
-    decisive = {key: value for key, value in settings.items() if key != "local"}
-    if settings.get("protocol") == "rows":  # all others are as long as the model reads
-        decisive["max_length"] = SETTINGS["evaluation"]["max_length"]
-    return decisive
-
-
 rule inspect_model:
     input:
         model_files(),

@@ -1,20 +1,5 @@
 # The figures: the nine panels together and alone, the null distributions, the prompts.
 
-from adaptive_routing.figures.panels import PANELS, TITLES, panel_module
-
-
-def panel_reports():
-    """Every panel's PNG by name, each with its own caption in Snakemake's report."""
-    return {
-        f"panel_{panel}": report(
-            results(f"visualizations/panel_{panel}.png"),
-            caption=f"../report/panel_{panel}.rst",
-            category="Panels",
-            labels={"shows": f"{panel.split('_')[0]} {TITLES[panel]}"},
-        )
-        for panel in PANELS
-    }
-
 
 rule plot_panels:
     input:

@@ -1,18 +1,6 @@
 # The report.
 
 
-def report_on_difficulty():
-    """What the report shows of the prompts; nothing in a study without them."""
-    if not HAS_PROMPTS:
-        return {}
-    tables = rules.tabulate_difficulty.output
-    return {
-        "difficulty": tables.levels_csv,
-        "difficulty_trend": tables.trend_csv,
-        "difficulty_figure": rules.plot_difficulty.output.png,
-    }
-
-
 rule write_report:
     input:
         **STUDY_TABLES,
