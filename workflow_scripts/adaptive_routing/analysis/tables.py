@@ -9,7 +9,8 @@ import pandas as pd
 from adaptive_routing.analysis import statistics
 from adaptive_routing.analysis.metrics import EXTRA_METRICS, HEAD, METRICS
 from adaptive_routing.system.errors import InputError
-from adaptive_routing.system.files import atomic_path, write_json
+from adaptive_routing.system.files import atomic_path
+from adaptive_routing.system.json_files import write_json
 
 METRIC_NAMES = [metric.name for metric in METRICS + EXTRA_METRICS]
 PER_LAYER_METRICS = [

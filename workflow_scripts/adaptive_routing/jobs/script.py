@@ -12,7 +12,6 @@ from pathlib import Path
 from adaptive_routing.system.errors import HostError, InputError, OutputError
 from adaptive_routing.system.processes import ending_with
 
-
 WORKFLOW_VARIABLE = "ADAPTIVE_ROUTING_WORKFLOW"
 
 

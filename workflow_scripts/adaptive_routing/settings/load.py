@@ -114,7 +114,7 @@ def needs_p_values(configuration):
 
 def check_against_model(settings, num_experts):
     """Raise InputError where `settings` ask for more experts than a layer's `num_experts`."""
-    for configuration in settings["configurations"]:
+    for configuration in grid(settings["strategies"]):
         if configuration.max_experts > num_experts:
             key = next(key for key in EXPERT_COUNTS if key in configuration.parameters)
             index = settings["strategies"][configuration.strategy][key].index(configuration.max_experts)
