@@ -18,7 +18,7 @@ rule run_experiment:
         "../envs/adaptive_routing.yaml"
     resources:
         gpu=1,
-        mem_mb=each_attempt(48000),
+        mem_mb=each_attempt(48000),  # for OLMoE-1B-7B, with room to spare; not measured
         runtime=each_attempt(3),
     params:
         configuration=experiment_configuration,
