@@ -128,6 +128,7 @@ AFTER_EDIT = {
     "system/__init__": EVERYTHING,
     "system/errors": NOTHING,
     "system/files": NOTHING,
+    "system/cores": NOTHING,
     "system/json_files": EVERYTHING,
     "system/processes": NOTHING,
     "system/tensor_files": jobs("collect_router_logits", experiments=EXPERIMENTS),
