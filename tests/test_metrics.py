@@ -25,7 +25,7 @@ from adaptive_routing.analysis.metrics import (
     stability,
 )
 from adaptive_routing.system.errors import InputError
-from adaptive_routing.system.files import read_json, to_json
+from adaptive_routing.system.json_files import read_json, to_json
 from adaptive_routing.system.tensor_files import TensorFile, bfloat16_to_float32, order_preserving_integers
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -12,7 +12,7 @@ from adaptive_routing.model.sample_logger import SampleLogger
 from adaptive_routing.routing import bh, topk
 from adaptive_routing.routing.base import ExpertWeighting
 from adaptive_routing.system.errors import InputError
-from adaptive_routing.system.files import read_json, to_json
+from adaptive_routing.system.json_files import read_json, to_json
 from conftest import ROOT, VOCABULARY, normal_null_distribution, spread_routers, tiny_olmoe
 from scipy.stats import false_discovery_control
 from transformers import (

@@ -5,7 +5,8 @@ import gc
 from adaptive_routing.analysis import tables
 from adaptive_routing.analysis.metrics import metrics_schema
 from adaptive_routing.jobs.script import job
-from adaptive_routing.system.files import blaming, read_json
+from adaptive_routing.system.files import blaming
+from adaptive_routing.system.json_files import read_json
 
 with job(snakemake):
     output = snakemake.output

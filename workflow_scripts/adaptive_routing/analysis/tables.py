@@ -9,7 +9,8 @@ import pandas as pd
 from adaptive_routing.analysis import statistics
 from adaptive_routing.analysis.metrics import ALL_METRICS, HEAD, PER_LAYER_METRICS
 from adaptive_routing.system.errors import InputError
-from adaptive_routing.system.files import atomic_path, write_json
+from adaptive_routing.system.files import atomic_path
+from adaptive_routing.system.json_files import write_json
 
 METRIC_NAMES = [metric.name for metric in ALL_METRICS]
 PER_LAYER_NAMES = [metric.name for metric in PER_LAYER_METRICS]

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from adaptive_routing.system.errors import InputError
-from adaptive_routing.system.files import MADE_ANEW, excerpt, read_json
+from adaptive_routing.system.files import MADE_ANEW, excerpt
+from adaptive_routing.system.json_files import read_json
 
 # What other modules read of it.
 _NEEDED = {

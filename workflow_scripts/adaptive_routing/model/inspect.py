@@ -11,7 +11,8 @@ from pathlib import Path
 
 from adaptive_routing.system.cores import usable_cores
 from adaptive_routing.system.errors import InputError
-from adaptive_routing.system.files import excerpt, read_json
+from adaptive_routing.system.files import excerpt
+from adaptive_routing.system.json_files import read_json
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DIGEST_BYTES = 1 << 28  # hashed by one thread

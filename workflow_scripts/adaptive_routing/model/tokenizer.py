@@ -5,7 +5,7 @@ from pathlib import Path
 
 from adaptive_routing.model.description import check_folder
 from adaptive_routing.system.errors import InputError
-from adaptive_routing.system.files import read_json
+from adaptive_routing.system.json_files import read_json
 
 
 def load_tokenizer(info):

@@ -14,7 +14,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from adaptive_routing.system.errors import InputError
-from adaptive_routing.system.files import MADE_ANEW, atomic_path, to_json
+from adaptive_routing.system.files import MADE_ANEW, atomic_path
+from adaptive_routing.system.json_files import to_json
 from adaptive_routing.system.tensor_files import TensorFile
 
 ROUNDING = 1e-9  # a cumulative distribution may step down, or leave [0, 1], by this much; it is repaired
