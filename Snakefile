@@ -32,5 +32,13 @@ rule all:
         report_files(),
 
 
+onstart:
+    say_what_is_asked()
+
+
 onsuccess:
     print_answer()
+
+
+onerror:
+    print_how_to_go_on()

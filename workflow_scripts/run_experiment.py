@@ -4,14 +4,8 @@ Outputs: results/logs/{config}_{dataset}.json (summary), _internal_routing.json 
 and _internal_routing.safetensors (the same run's full tensors).
 """
 
-import sys
-from pathlib import Path
-
 from adaptive_routing.jobs.host.client import execute
-from adaptive_routing.jobs.host.keeper import workflow_started
-from adaptive_routing.jobs.progress import describe_progress
 from adaptive_routing.jobs.script import job
-from adaptive_routing.settings.configurations import grid
 
 with job(snakemake):
     inputs, params, config = snakemake.input, snakemake.params, snakemake.config
@@ -31,7 +25,3 @@ with job(snakemake):
         "outputs": dict(snakemake.output.items()),
     }
     execute("run_experiment", request, config)
-    names = [one.name for one in grid(config["strategies"])]
-    logs = Path(snakemake.output.summary).parent
-    summaries = [logs / f"{name}_{dataset}.json" for name in names for dataset in config["datasets"]]
-    print(describe_progress(summaries, workflow_started()), file=sys.stderr)
