@@ -20,7 +20,7 @@ class LogHandler(LogHandlerBase):
         from snakemake_logger_plugin_adaptive_routing.plan import Plan
         from snakemake_logger_plugin_adaptive_routing.run import Run
 
-        settings = self.common_settings
+        settings, self._is_closed = self.common_settings, False
         if settings.dryrun or settings.verbose or settings.debug_dag:
             self._shown_by = Plan(settings)
         else:
@@ -33,7 +33,9 @@ class LogHandler(LogHandlerBase):
             self.handleError(record)
 
     def close(self):
-        self._shown_by.close()
+        if not self._is_closed:  # Snakemake closes its handlers, and `logging` closes all at the end
+            self._is_closed = True
+            self._shown_by.close()
         super().close()
 
     @property

@@ -6,7 +6,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 
 from snakemake_logger_plugin_adaptive_routing.records import is_chatter, snakemakes_own
 
-NAMED = 3  # files of a reason that are named
+NAMED = 2  # files of a reason that are named
 
 
 class Plan:
@@ -47,7 +47,6 @@ def describe_job(record):
 
 def _shortened(reason):
     kind, colon, rest = reason.partition(": ")
-    files = rest.split(", ")
-    if len(files) > NAMED + 1:
-        files[NAMED:] = [f"and {len(files) - NAMED} more"]
-    return f"{kind}{colon}{', '.join(files)}"
+    files = sorted(rest.split(", "))
+    more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
+    return f"{kind}{colon}{', '.join(files[:NAMED])}{more}"
