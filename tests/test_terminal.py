@@ -1,4 +1,4 @@
-"""What a person sees: one steady picture on a terminal, plain lines elsewhere, an answer or a way to go on."""
+"""What a person sees: one steady picture on a terminal, plain lines elsewhere, and how a run ends."""
 
 import io
 import json
@@ -18,6 +18,7 @@ STUDY = {
     "datasets": {"hellaswag": None},
 }
 STAGE = re.compile(r"(?:✓|▸| ) (preparation|experiments|metrics|tables, figures, report) +[━─]+ +\d+ of \d+")
+LAST_ROW = re.compile(r"  ([\d,]+ tokens/s in the last experiment; )?[\d a-z]+ so far")
 STAGES = ["preparation", "experiments", "metrics", "tables, figures, report"]
 
 
@@ -40,9 +41,7 @@ def test_a_terminal_shows_one_whole_picture_at_every_moment(seen):
         rows = lines[first:]
         assert [STAGE.match(row)[1] for row in rows[:4]] == STAGES, moment
         if rows[4].startswith("  running: "):
-            assert re.fullmatch(r"  (\d+ tokens/s in the last experiment; )?[\d a-z]+ so far", rows[5]), (
-                moment
-            )
+            assert LAST_ROW.fullmatch(rows[5]), moment
             assert len(rows) == 6, moment
         else:  # its last state, with the answer below
             assert re.fullmatch(r"  [\d mins]+", rows[4]), moment
@@ -55,7 +54,7 @@ def test_the_picture_says_what_is_done_what_is_left_what_runs_and_how_fast(seen)
     text = "\n".join(terminal.moments)
     assert re.search(r"experiments +━+─+ +[123] of 4  about \d+ s left\n", text)
     assert re.search(r"running: 8experts_(bh_a030|topk_baseline) on (lambada|wikitext), \d+ s\n", text)
-    assert re.search(r"  \d+ tokens/s in the last experiment; \d+ s so far", text)
+    assert re.search(r"  [\d,]+ tokens/s in the last experiment; \d+ s so far", text)
 
 
 def test_the_last_thing_a_run_shows_is_its_answer_and_the_report(seen):
