@@ -46,14 +46,14 @@ def test_a_terminal_shows_one_whole_picture_at_every_moment(seen):
         else:  # its last state, with the answer below
             assert re.fullmatch(r"  [\d mins]+", rows[4]), moment
         # Above it is what Snakemake says before a run, and nothing of the jobs.
-        assert all("profile" in line or line == "arguments." for line in lines[:first]), moment
+        assert re.fullmatch(r"Using workflow specific profile .+ arguments\.", "".join(lines[:first])), moment
 
 
 def test_the_picture_says_what_is_done_what_is_left_what_runs_and_how_fast(seen):
     _, terminal = seen
     text = "\n".join(terminal.moments)
     assert re.search(r"experiments +━+─+ +[123] of 4  about \d+ s left\n", text)
-    assert re.search(r"running: 8experts_(bh_a030|topk_baseline) on (lambada|wikitext), \d+ s\n", text)
+    assert re.search(r"running: 8experts_\w+ on (lambada|wikitext)( and 1 more)?, \d+ s\n", text)
     assert re.search(r"  [\d,]+ tokens/s in the last experiment; \d+ s so far", text)
 
 
@@ -82,7 +82,7 @@ def test_an_interrupted_run_ends_with_the_command_that_goes_on(seen):
         interrupt_at="running: 8experts_",
     )
     text = terminal.text()
-    assert status != 0
+    assert status == 1
     for word in ("Traceback", "RuleException", "KeyboardInterrupt", "Error", "error"):
         assert word not in text
     ending = " ".join(text.partition(" of 4")[2].partition("Interrupted; ")[2].split())

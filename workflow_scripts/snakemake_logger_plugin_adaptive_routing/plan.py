@@ -33,7 +33,7 @@ class Plan:
     def close(self):
         """Show what is held back."""
         if self._counts:
-            self._own.handle(self._counts)
+            self._own.emit(self._counts)  # with --quiet as well: that asks for the counts alone
         self._own.flush()
 
 

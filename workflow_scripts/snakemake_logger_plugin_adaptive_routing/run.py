@@ -154,6 +154,8 @@ class Run:
             begun = self._jobs.pop(record.jobid)
             if self._progress:
                 self._progress.running.pop(record.jobid, None)
+            if self._is_interrupted:
+                return
             lines = _log_lines(record.log)
             self._say(f"error: {self._sentence(lines, record.rule_name)}", RED)
             where = f"; its log is {record.log[0]}" if record.log else ""
@@ -165,6 +167,8 @@ class Run:
         """A Slurm job failed: the sentences of those of its jobs that have one, or its own log."""
         with self._lock:
             failed = False
+            if self._is_interrupted:
+                return
             for job in record.job_error_info:
                 begun = self._jobs.pop(job["jobid"], None)
                 self._progress.running.pop(job["jobid"], None)
@@ -180,8 +184,7 @@ class Run:
 
     def _sentence(self, lines, rule):
         """Why a job failed, in one sentence."""
-        named = [one for one in self._held if f"rule {rule}" in str(one.msg)]
-        held = named[0] if named else None
+        held = next((one for one in self._held if _is_of(rule, one)), None)
         if held:
             self._held.remove(held)
         text = str(held.msg) if held else ""
@@ -215,6 +218,12 @@ class Run:
             print(how_to_go_on("Interrupted"), file=sys.stderr)
         else:
             self._previous_hook(kind, value, traceback)
+
+
+def _is_of(rule, record):
+    """Whether a record speaks of a rule's script, as ".snakemake/scripts/tmpab12cd34.run_experiment.py"."""
+    script = re.search(r"/tmp\w+\.(\w+)\.py'", str(record.msg))
+    return bool(script) and rule.endswith(script[1])
 
 
 def _log_lines(paths):
