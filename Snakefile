@@ -29,5 +29,13 @@ rule all:
         *STAGES.values(),
 
 
+onstart:
+    say_what_is_asked()
+
+
 onsuccess:
     print_answer()
+
+
+onerror:
+    print_how_to_go_on()

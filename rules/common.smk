@@ -2,7 +2,10 @@
 
 import hashlib
 import sys
+from collections import Counter
 from pathlib import Path
+
+from snakemake.logging import logger
 
 # The workflow's own folder, also where another workflow imports it as a module. This file is in rules/.
 WORKFLOW = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
@@ -10,6 +13,7 @@ IS_IMPORTED = not workflow.modifier.is_main_snakefile()
 
 sys.path.insert(0, str(WORKFLOW / "workflow_scripts"))
 
+from adaptive_routing.jobs.ending import how_to_go_on, print_last
 from adaptive_routing.jobs.fingerprint import code_fingerprint
 from adaptive_routing.jobs.script import tell_jobs
 from adaptive_routing.jobs.version import code_version
@@ -228,12 +232,34 @@ def report_on_difficulty():
     }
 
 
+# What a run says
+
+
+def say_what_is_asked():
+    """Tell whatever shows the run how many of each rule's jobs were asked for, and how many are done."""
+    asked, done = Counter(), Counter()
+    for job in workflow.dag.jobs:
+        if job.output:
+            asked[job.rule.name] += 1
+            done[job.rule.name] += not workflow.dag.needrun(job)
+    experiments = "run_experiment"
+    logger.info(
+        f"{asked[experiments]} experiments asked for, {done[experiments]} done before",
+        extra={"study_jobs": {rule: (asked[rule], done[rule]) for rule in asked}},
+    )
+
+
 def print_answer():
     """Print the report's main sentences and where it is, after a run to it."""
     summary = Path(results("bh_routing_summary.txt"))
     covered = any(job.rule.name == "write_report" for job in workflow.dag.jobs)
     if covered and summary.exists():
-        text = f"\n{summary.read_text(encoding='utf-8')}\nReport: {results('bh_routing_report.html')}"
-        # A terminal that cannot show "−" or "α" is no reason to fail.
-        encoding = sys.stdout.encoding or "utf-8"
-        print(text.encode(encoding, "replace").decode(encoding))
+        sentences = summary.read_text(encoding="utf-8")
+        print_last(f"\n{sentences}\nReport: {results('bh_routing_report.html')}")
+
+
+def print_how_to_go_on():
+    """Print how to go on with a run that was interrupted, or in which jobs failed."""
+    failed = len(workflow.scheduler.failed)
+    jobs = "1 job" if failed == 1 else f"{failed} jobs"
+    print_last(how_to_go_on(f"{jobs} failed" if failed else "Interrupted"), sys.stderr)

@@ -4,14 +4,10 @@ Outputs: results/logs/{config}_{dataset}.json (summary), _internal_routing.json 
 and _internal_routing.safetensors (the same run's full tensors).
 """
 
-import sys
 from pathlib import Path
 
 from adaptive_routing.jobs.host.client import execute
-from adaptive_routing.jobs.host.keeper import workflow_started
-from adaptive_routing.jobs.progress import describe_progress
 from adaptive_routing.jobs.script import job, told
-from adaptive_routing.settings.configurations import grid
 
 with job(snakemake):
     inputs, params, config = snakemake.input, snakemake.params, snakemake.config
@@ -29,9 +25,6 @@ with job(snakemake):
         "code_version": told("code_version"),
         "outputs": dict(snakemake.output.items()),
     }
-    logs = Path(snakemake.output.summary).parent
     # As a module, a workflow may have a prefix, of which its settings do not know.
-    execute("run_experiment", request, config | {"results": str(logs.parent)})
-    names = [one.name for one in grid(config["strategies"])]
-    summaries = [logs / f"{name}_{dataset}.json" for name in names for dataset in config["datasets"]]
-    print(describe_progress(summaries, workflow_started()), file=sys.stderr)
+    results = str(Path(snakemake.output.summary).parents[1])
+    execute("run_experiment", request, config | {"results": results})

@@ -77,7 +77,8 @@ def job(snakemake):
     """Run a script's body with stderr copied to the rule's log.
 
     An `InputError`, `OutputError` or `HostError` ends the job with its sentence and status 1, without a
-    traceback. The job ends with the Snakemake process that started it, even if that is killed.
+    traceback; Ctrl-C ends it with status 130. The job ends with the Snakemake process that started it, even
+    if that is killed.
     """
     exit_on_sigterm()
     log_path = Path(snakemake.log[0])
@@ -93,6 +94,9 @@ def job(snakemake):
         except (InputError, OutputError, HostError) as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
         except Exception:
             with contextlib.suppress(OSError):
                 log.write(traceback.format_exc())
