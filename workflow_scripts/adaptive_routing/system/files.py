@@ -5,7 +5,9 @@ import errno
 import math
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -17,7 +19,7 @@ _NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is u
 
 
 @contextlib.contextmanager
-def atomic_path(path, durable=True):
+def atomic_path(path: Path | str, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it there on success, delete it on failure.
 
     The temporary name starts with a dot and ends with the final name, so that writers which choose
@@ -62,7 +64,7 @@ def _error_number(error):
     return int(found[1]) if found else None
 
 
-def to_json(value, indent=True):
+def to_json(value: object, indent: bool = True) -> bytes:
     """Encode `value` as strict JSON bytes: NumPy numbers and arrays allowed, NaN and infinity refused."""
     _refuse_non_finite(value, "$")
     options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
@@ -71,14 +73,14 @@ def to_json(value, indent=True):
     return orjson.dumps(value, option=options)
 
 
-def write_json(path, value):
+def write_json(path: Path | str, value: object) -> None:
     """Write `value` to `path` as indented strict JSON, whole or not at all."""
     data = to_json(value)
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
-def read_json(path, remedy=MADE_ANEW):
+def read_json(path: Path | str, remedy: str = MADE_ANEW) -> Any:
     """Read a JSON file.
 
     Raises:
@@ -93,7 +95,7 @@ def read_json(path, remedy=MADE_ANEW):
 
 
 @contextlib.contextmanager
-def blaming(schema, *paths):
+def blaming(schema: str, *paths: Path | str) -> Iterator[None]:
     """Do work with JSON files; where it fails and one of them violates their schema, say that instead.
 
     The files are checked only then: checking takes longer than most of the work.
@@ -133,7 +135,7 @@ def _first_violation(schema, paths):
     return None
 
 
-def excerpt(value):
+def excerpt(value: object) -> str:
     """A value as JSON, on one line and in at most 80 characters."""
     text = orjson.dumps(value, default=str).decode()
     return text if len(text) <= 80 else f"{text[:79]}…"
