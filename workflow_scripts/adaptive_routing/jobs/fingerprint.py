@@ -9,6 +9,7 @@ import ast
 import functools
 import hashlib
 import importlib.util
+from collections.abc import Collection
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[2]  # scripts and the package stand in it
@@ -28,7 +29,7 @@ NOT_DECIDING = tuple(
 )
 
 
-def code_fingerprint(script, *by_name, without=()):
+def code_fingerprint(script: str, *by_name: str, without: Collection[str] = ()) -> str:
     """A hash of the code that a job runs.
 
     Args:
@@ -42,7 +43,7 @@ def code_fingerprint(script, *by_name, without=()):
     return content.hexdigest()[:16]
 
 
-def code_modules(script, *by_name, without=()):
+def code_modules(script: str, *by_name: str, without: Collection[str] = ()) -> list[str]:
     """The modules that `code_fingerprint` covers, sorted."""
     left_out, found, waiting = (*NOT_DECIDING, *without), set(), [script, *by_name]
     while waiting:
@@ -62,7 +63,7 @@ def _imports(module):
     path = FOLDER / _path(module)
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     names = [module.rsplit(".", i)[0] for i in range(1, module.count(".") + 1)]
-    for node in ast.walk(_parsed(path)):
+    for node in _run_time_nodes(_parsed(path)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -71,6 +72,18 @@ def _imports(module):
     own = [name for name in names if name.split(".")[0] == PACKAGE]
     # `import a.b.c` imports a and a.b as well; of `from a import b`, b may be no module.
     return [name for name in own if _path(name)]
+
+
+def _run_time_nodes(tree):
+    """The nodes of a syntax tree but those below `if TYPE_CHECKING:`, which only a type checker reads."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            waiting += node.orelse
+        else:
+            waiting += ast.iter_child_nodes(node)
 
 
 @functools.cache
