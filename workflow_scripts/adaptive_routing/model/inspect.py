@@ -9,6 +9,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from adaptive_routing.model.description import ModelDescription
 from adaptive_routing.system.cores import usable_cores
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.files import excerpt, read_json
@@ -18,7 +19,7 @@ _DIGEST_BYTES = 1 << 28  # hashed by one thread
 _HUB_FILES = ("*.json", "*.safetensors", "tokenizer*", "*.txt", "*.model")
 
 
-def inspect_model(name, revision=None):
+def inspect_model(name: Path | str, revision: str | None = None) -> ModelDescription:
     """What the workflow must know of a model before it is loaded; downloads a hub model.
 
     Returns:
@@ -81,7 +82,7 @@ def _locate(name, revision):
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))  # ty: ignore[no-matching-overload]
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(

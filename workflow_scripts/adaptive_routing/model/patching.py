@@ -5,11 +5,14 @@ Qwen-MoE, Mixtral and others. Forward hooks do the replacement, so that nothing 
 rewritten: removing them restores it. The model's own top-k is left untouched and only logged.
 """
 
+from __future__ import annotations
+
 import inspect
 import itertools
 import threading
 import weakref
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import orjson
 import torch
@@ -22,6 +25,13 @@ from adaptive_routing.routing.batch import BatchRouting, pack_selection
 from adaptive_routing.routing_log.arrays import logged_routing
 from adaptive_routing.routing_log.entries import LoggedSample, RoutingStatistics, format_samples
 from adaptive_routing.system.errors import InputError
+
+if TYPE_CHECKING:
+    from typing import Any, Self
+
+    from transformers import PreTrainedModel
+
+    from adaptive_routing.routing.base import RoutingStrategy
 
 
 class _Pass(threading.local):
@@ -51,7 +61,7 @@ class _ActivePatchers:
 _active = weakref.WeakKeyDictionary()
 
 
-def find_routers(model):
+def find_routers(model: PreTrainedModel) -> list[Any]:
     """The model's routers in layer order.
 
     Raises:
@@ -72,7 +82,7 @@ def find_routers(model):
 
 
 @torch.no_grad()
-def router_renormalizes(router):
+def router_renormalizes(router: Any) -> bool:
     """Whether a router makes its weights sum to 1, found by running it.
 
     Raises:
@@ -111,7 +121,9 @@ class RouterPatcher:
         strategy: a routing strategy (`routing.make_strategy`).
     """
 
-    def __init__(self, model, strategy):
+    _sample: Any  # the open one, or None
+
+    def __init__(self, model: PreTrainedModel, strategy: RoutingStrategy) -> None:
         self.model = model
         self.routers = find_routers(model)
         check_experts(model)
@@ -126,7 +138,7 @@ class RouterPatcher:
         native_renormalizes = router_renormalizes(self.routers[0])
         if weighting.renormalize is None:
             weighting = replace(weighting, renormalize=native_renormalizes)
-        self.strategy = replace(strategy, weighting=weighting)
+        self.strategy = replace(strategy, weighting=weighting)  # ty: ignore[invalid-argument-type]
         self._is_native = (
             strategy.selects_top_k(self.native_top_k)
             and weighting.temperature == 1.0
@@ -141,7 +153,7 @@ class RouterPatcher:
 
     # Patching
 
-    def patch(self):
+    def patch(self) -> Self:
         """Put the strategy in force. Calls nest; each needs its own `restore()`."""
         self._depth += 1
         if self._depth > 1:
@@ -157,7 +169,7 @@ class RouterPatcher:
         _set_experts_implementation(self.model)
         return self
 
-    def restore(self):
+    def restore(self) -> None:
         """Undo one `patch()`. Without one it does nothing."""
         if self._depth == 0:
             return
@@ -173,10 +185,10 @@ class RouterPatcher:
         if not _active[self.model].stack:
             del _active[self.model]
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self.patch()
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.restore()
 
     # Hooks
@@ -197,7 +209,7 @@ class RouterPatcher:
             raise ValueError(f"attention_mask must be (batch, tokens), not {tuple(mask.shape)}")
         own, packing = self._pass, current_packing()
         if packing is not None:
-            own.lengths, own.real_tokens = packing.lengths, None
+            own.lengths, own.real_tokens = packing.lengths, None  # ty: ignore[invalid-assignment]
         # With a key-value cache the mask covers the past too; the tokens of this pass are its last columns.
         elif mask is None:
             own.lengths, own.real_tokens = [length] * batch_size, None
@@ -242,7 +254,7 @@ class RouterPatcher:
             copies = [tensor.cpu() for tensor in own.batch.tensors()]
             self._log_pass(own.batch.replace_tensors(copies))
 
-    def take_batch(self):
+    def take_batch(self) -> BatchRouting:
         """The routing of this thread's last forward pass (`BatchRouting`), handed out once."""
         if self._pass.batch is None:
             raise RuntimeError("no forward pass since the last take_batch()")
@@ -251,7 +263,7 @@ class RouterPatcher:
 
     # Per-sample logging
 
-    def start_sample_logging(self, sample_id, text_preview):
+    def start_sample_logging(self, sample_id: str, text_preview: str) -> None:
         """Attribute the forward passes from here on to a sample; one at a time."""
         if self._sample is not None:
             raise RuntimeError(
@@ -269,7 +281,7 @@ class RouterPatcher:
         for sequence, (start, stop) in zip(sequences[-len(batch.lengths) :], bounds, strict=True):
             sequence.append(batch.tokens(slice(start, stop), (stop - start,)))
 
-    def end_sample_logging(self, loss=None):
+    def end_sample_logging(self, loss: float | None = None) -> None:
         """Close the sample: turn its passes into one log entry."""
         if self._sample is None:
             raise RuntimeError("end_sample_logging() without start_sample_logging()")
@@ -285,16 +297,16 @@ class RouterPatcher:
         limits = self.strategy.min_experts, self.strategy.max_experts
         self._logs.extend(format_samples(samples, arrays, *limits))
 
-    def get_internal_logs(self):
+    def get_internal_logs(self) -> list[dict[str, Any]]:
         """Log entries of the samples so far, as the internal-routing file's `samples`: plain JSON values."""
         return [orjson.loads(entry) for entry in self._logs]
 
-    def get_aggregate_stats(self):
+    def get_aggregate_stats(self) -> dict[str, Any]:
         """Aggregate over the samples so far, as the internal-routing file's `aggregate_stats`."""
         aggregate = orjson.dumps(self._statistics.aggregate(), option=orjson.OPT_SERIALIZE_NUMPY)
         return orjson.loads(aggregate)
 
-    def clear_internal_logs(self):
+    def clear_internal_logs(self) -> None:
         """Forget all logged samples, an open one too."""
         self._logs, self._sample = [], None
         self._statistics = RoutingStatistics(self.num_layers, self.num_experts)
