@@ -1,12 +1,13 @@
 """How far a study's experiments are, and how long the rest will take."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 RECENT = 20  # experiments whose pace counts; they differ, and the next ones are most like the last
 
 
-def describe_progress(summaries, started, now=None):
+def describe_progress(summaries: Sequence[Path | str], started: float, now: float | None = None) -> str:
     """Say in words how many experiments are done, and where some are missing, how long they will take.
 
     Args:
