@@ -4,7 +4,10 @@
 content of metrics/{config}_{dataset}.json. What a strategy or a data set cannot have is None, never 0.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,6 +32,12 @@ from adaptive_routing.analysis.metrics.speed import latency_ms_per_token, tokens
 from adaptive_routing.analysis.metrics.stability import expert_overlap_score, output_determinism
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.files import excerpt
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from adaptive_routing.evaluation.experiment import Summary
+    from adaptive_routing.system.tensor_files import TensorFile
 
 HEAD = ("config", "strategy", "k_or_max_k", "alpha", "num_experts", "dataset")
 
@@ -123,7 +132,7 @@ EXTRA_METRICS = (
 TIMING_METRICS = ("tokens_per_second", "latency_ms_per_token", "forward_seconds")
 
 
-def compute_metrics(summary, tensors):
+def compute_metrics(summary: Summary, tensors: TensorFile) -> dict[str, Any]:
     """Compute all metrics of one experiment from its summary and its tensors (an open `TensorFile`).
 
     Returns the head, `metrics` (name to number or None) and `per_layer` (lists with an entry a layer).
@@ -144,7 +153,7 @@ def compute_metrics(summary, tensors):
     accuracies = [scores[f"{dataset}_accuracy"]] if f"{dataset}_accuracy" in scores else []
     values = {
         "perplexity": scores.get("perplexity"),
-        "avg_task_accuracy": avg_task_accuracy(accuracies),
+        "avg_task_accuracy": avg_task_accuracy(accuracies),  # ty: ignore[invalid-argument-type]
         "expert_activation_ratio": expert_activation_ratio(avg_experts, k_or_max_k),
         "flops_reduction_pct": flops_reduction_pct(avg_experts, native_top_k, num_experts),
         "tokens_per_second": tokens_per_second(totals["total_tokens"], timings["forward_seconds"]),

@@ -1,18 +1,26 @@
 """Behaviour: how much the number of experts adapts, and how the selection differs from the native one."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from adaptive_routing.analysis.metrics.selections import jaccard_similarity, top_k_selection
 
+if TYPE_CHECKING:
+    from typing import Any
 
-def adaptive_range(expert_counts):
+    from numpy.typing import NDArray
+
+
+def adaptive_range(expert_counts: NDArray[np.integer]) -> int:
     """Compute the largest − the smallest expert count; expert_counts (T, L)."""
     return int(expert_counts.max()) - int(expert_counts.min())
 
 
-def selection_entropy(histogram):
+def selection_entropy(histogram: NDArray[np.integer]) -> float | None:
     """Compute −Σ p ln p (nats) over the expert counts 1…max_k; histogram[c] token-layers have count c.
 
     Shannon, A Mathematical Theory of Communication (1948), section 6. None where no count is above 0.
@@ -24,13 +32,15 @@ def selection_entropy(histogram):
     return abs(float(np.sum(p * np.log(p))))  # the sum is ≤ 0; abs also makes −0 a 0
 
 
-def selection_entropy_normalized(histogram, max_k):
+def selection_entropy_normalized(histogram: NDArray[np.integer], max_k: int) -> float | None:
     """Divide `selection_entropy` by ln(max_k), its largest value; None for max_k = 1, which has no choice."""
     entropy = selection_entropy(histogram)
     return None if max_k == 1 or entropy is None else entropy / math.log(max_k)
 
 
-def native_similarity(router_logits, selected_experts, native_top_k):
+def native_similarity(
+    router_logits: NDArray[Any], selected_experts: NDArray[np.uint8], native_top_k: int
+) -> NDArray[np.float64]:
     """Compute the Jaccard similarity (T, L) of the selection and the native top-k.
 
     router_logits (T, L, E), or integers in their order; selected_experts packed (T, L, ⌈E/8⌉). The native

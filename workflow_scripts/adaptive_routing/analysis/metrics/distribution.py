@@ -1,14 +1,21 @@
 """Distribution: how evenly the work spreads over a layer's experts."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
-def expert_utilization(expert_usage):
+
+def expert_utilization(expert_usage: NDArray[np.int64]) -> float:
     """Compute the share of experts used at all, mean over layers; expert_usage (L, E) counts."""
     return float(np.mean(expert_usage > 0))
 
 
-def gini_coefficient(expert_usage):
+def gini_coefficient(expert_usage: NDArray[np.int64]) -> float | None:
     """Average each layer's Gini coefficient of expert usage (L, E) over the layers that use experts.
 
     2·Σ i·x_(i) / (n·Σ x) − (n + 1)/n with x ascending and i from 1 (Sen, On Economic Inequality, 1973):

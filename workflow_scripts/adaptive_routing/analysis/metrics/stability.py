@@ -1,18 +1,29 @@
 """Stability: whether a second pass over the first samples, at another batch size, decides the same."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from adaptive_routing.analysis.metrics.selections import jaccard_similarity
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
-def expert_overlap_score(selected_experts, second_pass_selected_experts):
+
+def expert_overlap_score(
+    selected_experts: NDArray[np.uint8], second_pass_selected_experts: NDArray[np.uint8]
+) -> float | None:
     """Compute the mean Jaccard similarity of the selected sets, packed (T2, L, ⌈E/8⌉), of both passes."""
     if len(second_pass_selected_experts) == 0:
         return None
     return float(np.mean(jaccard_similarity(selected_experts, second_pass_selected_experts)))
 
 
-def output_determinism(greedy_tokens, second_pass_greedy_tokens):
+def output_determinism(
+    greedy_tokens: NDArray[np.int32], second_pass_greedy_tokens: NDArray[np.int32]
+) -> float | None:
     """Compute the percentage of positions (T2,) with the same greedy next token in both passes."""
     if len(second_pass_greedy_tokens) == 0:
         return None
