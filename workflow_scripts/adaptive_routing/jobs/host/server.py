@@ -1,5 +1,7 @@
 """The model host's server: does jobs one at a time, in the order they came, and keeps what they load."""
 
+from __future__ import annotations
+
 import contextlib
 import faulthandler
 import importlib
@@ -12,10 +14,15 @@ import sys
 import threading
 import time
 import traceback
+from typing import TYPE_CHECKING
 
 from adaptive_routing.jobs.host import gpus, socket_folder
 from adaptive_routing.jobs.script import Tee, exit_on_sigterm
 from adaptive_routing.system.errors import HostError, InputError, OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
 
 class Cancelled(BaseException):
@@ -25,7 +32,7 @@ class Cancelled(BaseException):
 class Connection:
     """A client: its message, the way to answer it, and whether it is still there. A stream for `Tee`."""
 
-    def __init__(self, client, waiting):
+    def __init__(self, client: socket.socket, waiting: queue.Queue[Connection]) -> None:
         self._socket = client
         self.message = None
         self.has_begun = False
@@ -43,19 +50,19 @@ class Connection:
         if not self.has_begun:
             self.close()  # the client may be waiting for that
 
-    def send(self, kind, value=None):
+    def send(self, kind: str, value: object = None) -> None:
         """Send one message; a client that is gone misses it."""
         with contextlib.suppress(OSError):
             self._socket.sendall(json.dumps({kind: value}).encode() + b"\n")
 
-    def write(self, text):
+    def write(self, text: str) -> None:
         """Relay what the job prints."""
         self.send("stderr", text)
 
-    def flush(self):
+    def flush(self) -> None:
         """Nothing is held back."""
 
-    def close(self):
+    def close(self) -> None:
         """End the conversation, and with it the thread that reads."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
@@ -70,18 +77,23 @@ class Server:
         cache: what they load.
     """
 
-    def __init__(self, jobs, cache_class, waiting):
+    def __init__(
+        self,
+        jobs: Mapping[str, Callable[..., None]],
+        cache_class: Callable[..., Any],
+        waiting: queue.Queue[Connection],
+    ) -> None:
         self.jobs = jobs
         self.cache = cache_class(before_batch=self.check)
         self._waiting = waiting
         self._running = None
 
-    def check(self):
+    def check(self) -> None:
         """Raise Cancelled where the running job's client is gone."""
-        if self._running.is_gone.is_set():
+        if self._running.is_gone.is_set():  # ty: ignore[missing-union-attribute]
             raise Cancelled
 
-    def serve(self, idle_seconds):
+    def serve(self, idle_seconds: float) -> None:
         """Do jobs until another host takes over, none has come for so long, or one failed unforeseen.
 
         After such a failure the device may be beyond use: an error of CUDA stays until the process ends.
@@ -93,14 +105,14 @@ class Server:
             except queue.Empty:
                 _log(f"idle for {idle_seconds:g} s")
                 return
-            if "retire" in connection.message:
+            if "retire" in connection.message:  # ty: ignore[unsupported-operator]
                 _log("another host takes over")
                 return  # the connection closes with the process
             if not connection.is_gone.is_set():
                 started = time.perf_counter()
                 outcome, value = self._do(connection)
                 seconds = time.perf_counter() - started
-                _log(f"{connection.message['job']}: {outcome} in {seconds:.2f} s")
+                _log(f"{connection.message['job']}: {outcome} in {seconds:.2f} s")  # ty: ignore[not-subscriptable]
                 connection.send(outcome, value)
             connection.close()
 
@@ -109,7 +121,7 @@ class Server:
         connection.has_begun = True
         connection.send("begun", os.getpid())
         self._running = connection
-        sys.stderr.streams.append(connection)
+        sys.stderr.streams.append(connection)  # ty: ignore[missing-union-attribute]
         try:
             self.jobs[connection.message["job"]](connection.message["request"], self.cache)
         except Cancelled:
@@ -123,11 +135,11 @@ class Server:
             traceback.print_exc()  # to the client as well
             return "failed", None
         finally:
-            sys.stderr.streams.remove(connection)
+            sys.stderr.streams.remove(connection)  # ty: ignore[missing-union-attribute]
         return "done", None
 
 
-def main(settings, jobs_module):
+def main(settings: Mapping[str, Any], jobs_module: str) -> None:
     """Serve the jobs of a module's `JOBS`, with its `Cache`, on the socket that was handed down."""
     exit_on_sigterm()
     faulthandler.enable()
