@@ -1,4 +1,4 @@
-"""Type hints: every module says the types of all that others may use (`make lint` checks that they are right)."""
+"""Type hints: modules say the types of all that others may use; `make lint` checks that they are right."""
 
 import ast
 
