@@ -3,16 +3,21 @@
 Weights come from safetensors only.
 """
 
+from __future__ import annotations
+
 import functools
 import hashlib
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from adaptive_routing.model.description import ModelDescription
 from adaptive_routing.system.cores import usable_cores
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.files import excerpt, read_json
+
+if TYPE_CHECKING:
+    from adaptive_routing.model.description import ModelDescription
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DIGEST_BYTES = 1 << 28  # hashed by one thread
