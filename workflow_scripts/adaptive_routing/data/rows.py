@@ -35,7 +35,7 @@ def load_rows(
                 )
                 yield from rows
         else:
-            yield from datasets.load_dataset(source, subset, split=split, revision=revision)  # ty: ignore
+            yield from datasets.load_dataset(source, subset, split=split, revision=revision)  # ty: ignore[invalid-yield]
     except Exception as error:
         # `datasets` wraps what is wrong with a file in "An error occurred while generating the dataset".
         cause = error.__cause__ or error

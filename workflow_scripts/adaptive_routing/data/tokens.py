@@ -112,7 +112,7 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     None are added to a text that starts with the start token itself.
     """
     prefix = _prefix_token(tokenizer, required=False)
-    if prefix is not None and text.startswith(tokenizer.decode(prefix)):  # ty: ignore
+    if prefix is not None and text.startswith(tokenizer.decode(prefix)):  # ty: ignore[invalid-argument-type]
         return tokenizer.encode(text, add_special_tokens=False)
     return tokenizer.encode(text)
 

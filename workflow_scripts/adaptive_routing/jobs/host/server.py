@@ -34,7 +34,7 @@ class Connection:
 
     def __init__(self, client: socket.socket, waiting: queue.Queue[Connection]) -> None:
         self._socket = client
-        self.message = None
+        self.message: Any = None
         self.has_begun = False
         self.is_gone = threading.Event()
         threading.Thread(target=self._read, args=(waiting,), daemon=True).start()
@@ -86,11 +86,11 @@ class Server:
         self.jobs = jobs
         self.cache = cache_class(before_batch=self.check)
         self._waiting = waiting
-        self._running = None
+        self._running: Any = None
 
     def check(self) -> None:
         """Raise Cancelled where the running job's client is gone."""
-        if self._running.is_gone.is_set():  # ty: ignore[missing-union-attribute]
+        if self._running.is_gone.is_set():
             raise Cancelled
 
     def serve(self, idle_seconds: float) -> None:
@@ -105,14 +105,14 @@ class Server:
             except queue.Empty:
                 _log(f"idle for {idle_seconds:g} s")
                 return
-            if "retire" in connection.message:  # ty: ignore[unsupported-operator]
+            if "retire" in connection.message:
                 _log("another host takes over")
                 return  # the connection closes with the process
             if not connection.is_gone.is_set():
                 started = time.perf_counter()
                 outcome, value = self._do(connection)
                 seconds = time.perf_counter() - started
-                _log(f"{connection.message['job']}: {outcome} in {seconds:.2f} s")  # ty: ignore[not-subscriptable]
+                _log(f"{connection.message['job']}: {outcome} in {seconds:.2f} s")
                 connection.send(outcome, value)
             connection.close()
 
