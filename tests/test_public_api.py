@@ -15,7 +15,7 @@ from adaptive_routing.data.samples import prepare_samples
 from adaptive_routing.evaluation.experiment import ExperimentFiles, run_experiment
 from adaptive_routing.settings.configurations import Configuration
 from adaptive_routing.system.errors import InputError
-from adaptive_routing.system.files import read_json
+from adaptive_routing.system.json_files import read_json
 from conftest import ROOT, tiny_olmoe
 
 CONFIGURATION = Configuration("16experts_bh_a030", "bh", 16, {"max_k": 16, "alpha": 0.3})

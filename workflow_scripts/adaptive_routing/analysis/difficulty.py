@@ -5,7 +5,11 @@ p-values of SciPy's permutation test on the ranks: levels tie, so that the usual
 would be rough. Everywhere, `summaries` are the contents of logs/{config}_prompts.json.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,6 +18,9 @@ import scipy  # loads `stats` when it is first used: the report does not need it
 from adaptive_routing.analysis.statistics import corrected_p_values
 from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL
 from adaptive_routing.data.tasks.uncertainty import mean_with_stderr
+
+if TYPE_CHECKING:
+    from adaptive_routing.evaluation.experiment import Summary
 
 HEAD = ["config", "strategy", "k_or_max_k", "alpha"]
 AVERAGED = ["loss", "avg_experts_prompt", "avg_experts_new"]
@@ -26,7 +33,7 @@ RESAMPLES = 99_999
 SEED = 0
 
 
-def difficulty_table(summaries):
+def difficulty_table(summaries: Sequence[Summary]) -> pd.DataFrame:
     """Make one row a configuration and level: means over the level's prompts with their standard errors.
 
     A standard error is missing for a single prompt, an average where no prompt has a value.
@@ -35,7 +42,7 @@ def difficulty_table(summaries):
     for summary in summaries:
         for level in sorted({sample["difficulty"] for sample in summary["samples"]}):
             samples = [sample for sample in summary["samples"] if sample["difficulty"] == level]
-            row = {key: summary[key] for key in HEAD} | {"difficulty": level, "samples": len(samples)}
+            row = {key: summary[key] for key in HEAD} | {"difficulty": level, "samples": len(samples)}  # ty: ignore[non-literal-typed-dict-key]
             for name in AVERAGED:
                 values = [sample[name] for sample in samples if sample[name] is not None]
                 if values:
@@ -44,7 +51,7 @@ def difficulty_table(summaries):
     return pd.DataFrame(rows, columns=LEVEL_COLUMNS).astype(dict.fromkeys(["alpha", *_AVERAGES], float))
 
 
-def difficulty_trend(summaries):
+def difficulty_trend(summaries: Sequence[Summary]) -> pd.DataFrame:
     """Make one row a configuration: the rank correlation of difficulty with experts, and with loss.
 
     Columns `{name}_rho`, `{name}_p_value` and `{name}_p_holm` for `avg_experts_prompt` and `loss`; Holm's
@@ -52,7 +59,7 @@ def difficulty_trend(summaries):
     """
     rows = []
     for summary in summaries:
-        row = {key: summary[key] for key in HEAD} | {"samples": len(summary["samples"])}
+        row = {key: summary[key] for key in HEAD} | {"samples": len(summary["samples"])}  # ty: ignore[non-literal-typed-dict-key]
         difficulty = [sample["difficulty"] for sample in summary["samples"]]
         for name in CORRELATED:
             values = [sample[name] for sample in summary["samples"]]
@@ -83,7 +90,7 @@ def _rank_correlation(x, y):
     return float(test.statistic), float(test.pvalue)
 
 
-def describe_difficulty(table, trend):
+def describe_difficulty(table: pd.DataFrame, trend: pd.DataFrame) -> str:
     """Say in up to three sentences what expert counts do with difficulty, and how far the prompts decide it.
 
     table, trend: of `difficulty_table` and `difficulty_trend`.
@@ -147,7 +154,7 @@ def _describe_trend(table, trend):
         yield f"So few prompts ({samples}) leave {what} undecided: {reason}."
 
 
-def smallest_attainable_p(groups):
+def smallest_attainable_p(groups: Sequence[int]) -> float:
     """The smallest two-sided permutation p-value of prompts in levels of these sizes: all in perfect order.
 
     The permutations within a level leave ρ as it is, and the reverse order counts as well.
@@ -156,7 +163,7 @@ def smallest_attainable_p(groups):
     return min(1.0, max(2 / orders, 2 / (RESAMPLES + 1)))
 
 
-def smallest_visible_correlation(samples, level):
+def smallest_visible_correlation(samples: int, level: float) -> float:
     """Where |ρ| of `samples` prompts, at least 3, reaches a two-sided p of `level`, about (Student's t)."""
     t = scipy.stats.t.isf(level / 2, samples - 2)
     return float(t / math.sqrt(samples - 2 + t**2))

@@ -10,6 +10,8 @@ by Holm. A data set here is one with a perplexity or an accuracy; others decide 
 - *Faster* is faster on every data set, since speeds have no standard error.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 
@@ -17,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from adaptive_routing.analysis.statistics import smallest_attainable_p
-from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL, lower_is_better
+from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL, Study, lower_is_better
 from adaptive_routing.analysis.tables import averaged_datasets
 
 # Fewer samples prove nothing to be within a margin: an interval rests on their mean being about normal.
@@ -42,7 +44,7 @@ class Margins:
     perplexity: float  # share of the baseline's perplexity
     accuracy: float  # share of samples
 
-    def of(self, comparison):
+    def of(self, comparison: pd.Series) -> float:
         """The margin of a row of the comparisons table, in the unit of its score."""
         if lower_is_better(comparison["metric"]):
             return self.perplexity * comparison["baseline_value"]
@@ -70,7 +72,7 @@ class Decision:
     bh_outcomes: dict[str, list[str]]
 
     @property
-    def choices(self):
+    def choices(self) -> tuple[Choice, ...]:
         return self.quality, self.compute, self.speed
 
 
@@ -84,7 +86,7 @@ class SameCompute:
     outside: list[str]  # fewer or more experts than any top-k configuration: nothing to compare with
 
 
-def obstacle(study):
+def obstacle(study: Study) -> str | None:
     """Why nothing can be recommended: "baseline" or "comparisons" (there are none), "scores"; or None."""
     if study.baseline_row is None:
         return "baseline"
@@ -93,7 +95,7 @@ def obstacle(study):
     return None if study.scored_datasets else "scores"
 
 
-def decide(study, margins):
+def decide(study: Study, margins: Margins) -> Decision:
     """Return the `Decision` of a study without an `obstacle`."""
     return Decision(
         _best_quality(study, margins),
@@ -150,7 +152,7 @@ def _at_same_quality(study, margins, aim, candidates, column, ascending):
 # Configurations
 
 
-def tested(study):
+def tested(study: Study) -> list[str]:
     """The configurations compared with the baseline on every data set, in table order."""
     return [
         config
@@ -159,20 +161,20 @@ def tested(study):
     ]
 
 
-def cheaper(study):
+def cheaper(study: Study) -> list[str]:
     """The configurations that run fewer experts than the baseline."""
     table = study.configurations
     return table.loc[table["avg_experts"] < study.baseline_value("avg_experts"), "config"].tolist()
 
 
-def faster(study):
+def faster(study: Study) -> list[str]:
     """The configurations that were faster than the baseline on every data set."""
     ratios = speed_ratios(study)
     slowest = ratios.min(axis="columns")
     return [c for c in study.configurations["config"] if c in slowest.index and slowest[c] > 1]
 
 
-def speed_ratios(study):
+def speed_ratios(study: Study) -> pd.DataFrame:
     """Tokens per second over the baseline's: a frame of configurations x data sets that averages are over."""
     table = study.experiments
     table = table[table["dataset"].isin(averaged_datasets(study.datasets))]
@@ -180,7 +182,7 @@ def speed_ratios(study):
     return speeds / speeds.loc[study.baseline]
 
 
-def flops_ratio(study, config):
+def flops_ratio(study: Study, config: str) -> float:
     """Operations of a forward pass over the baseline's, counted from the model's shapes; NaN if unknown."""
     if not study.has("flops_reduction_exact_pct"):
         return math.nan
@@ -189,54 +191,54 @@ def flops_ratio(study, config):
     return float((100 - saved[config]) / (100 - saved[study.baseline]))
 
 
-def better_on(study, config):
+def better_on(study: Study, config: str) -> list[str]:
     """The data sets on which the configuration is shown to be better than the baseline."""
     return [d for d in study.scored_datasets if study.verdict(config, d) == "better"]
 
 
-def worse_on(study, config):
+def worse_on(study: Study, config: str) -> list[str]:
     """The data sets on which the configuration is shown to be worse than the baseline."""
     return [d for d in study.scored_datasets if study.verdict(config, d) == "worse"]
 
 
-def within_margin(study, config, margins):
+def within_margin(study: Study, config: str, margins: Margins) -> bool:
     """Whether the configuration is shown to lose no more than the margin on any data set."""
     return all(
-        study.verdict(config, d) and excludes_loss(study.comparison(config, d), margins)
+        study.verdict(config, d) and excludes_loss(study.comparison(config, d), margins)  # ty: ignore[invalid-argument-type]
         for d in study.scored_datasets
     )
 
 
-def excludes_loss(comparison, margins):
+def excludes_loss(comparison: pd.Series, margins: Margins) -> bool:
     """Whether the interval, of enough samples and with a width, excludes a loss beyond the margin."""
     has_width = comparison["ci_high"] > comparison["ci_low"]
     enough = comparison["samples"] >= FEWEST_SAMPLES
     return bool(has_width and enough and largest_loss(comparison) <= margins.of(comparison))
 
 
-def largest_loss(comparison):
+def largest_loss(comparison: pd.Series) -> float:
     """The largest loss of quality that the comparison's 95 % interval allows, in the score's unit."""
     return comparison["ci_high"] if lower_is_better(comparison["metric"]) else -comparison["ci_low"]
 
 
-def smallest_loss(comparison):
+def smallest_loss(comparison: pd.Series) -> float:
     """The smallest loss that it allows; negative where a gain is possible."""
     return comparison["ci_low"] if lower_is_better(comparison["metric"]) else -comparison["ci_high"]
 
 
-def measured_loss(comparison):
+def measured_loss(comparison: pd.Series) -> float:
     """The measured loss of quality against the baseline, in the score's unit; negative for a gain."""
     difference = float(comparison["difference"])
     return difference if lower_is_better(comparison["metric"]) else -difference
 
 
-def mean_loss(study, config, margins):
+def mean_loss(study: Study, config: str, margins: Margins) -> float:
     """The measured loss in margins, the mean over the data sets: one number to order configurations by."""
     rows = [study.comparison(config, d) for d in study.scored_datasets]
-    return float(np.mean([measured_loss(row) / margins.of(row) for row in rows]))
+    return float(np.mean([measured_loss(row) / margins.of(row) for row in rows]))  # ty: ignore[invalid-argument-type]
 
 
-def least_loss(study, margins):
+def least_loss(study: Study, margins: Margins) -> str | None:
     """The BH configuration with fewer experts than the baseline and the smallest `mean_loss`; or None."""
     candidates = set(cheaper(study)) & set(study.bh["config"]) & set(tested(study))
     return _with_least_loss(study, candidates, margins) if candidates else None
@@ -248,7 +250,7 @@ def _with_least_loss(study, configs, margins):
     return min(configs, key=lambda config: (mean_loss(study, config, margins), experts[config]))
 
 
-def scores_of(study, column):
+def scores_of(study: Study, column: str) -> list[str]:
     """The data sets whose scores make up a column of the configurations table."""
     return [
         dataset
@@ -257,7 +259,7 @@ def scores_of(study, column):
     ]
 
 
-def best_measured(study, column):
+def best_measured(study: Study, column: str) -> str | None:
     """The configuration with the best value in `column`, of those with results on every data set; or None.
 
     Of equal values the one with the fewest experts counts.
@@ -271,13 +273,13 @@ def best_measured(study, column):
     ]
 
 
-def complete(study):
+def complete(study: Study) -> list[str]:
     """The configurations that have results on every data set of the study, in table order."""
     present = study.experiments.groupby("config")["dataset"].nunique()
     return [c for c in study.configurations["config"] if present.get(c, 0) == len(study.datasets)]
 
 
-def missing_experiments(study):
+def missing_experiments(study: Study) -> list[tuple[str, str]]:
     """The (configuration, data set) pairs without a result."""
     present = set(zip(study.experiments["config"], study.experiments["dataset"], strict=True))
     pairs = pd.MultiIndex.from_product([study.configurations["config"], study.datasets])
@@ -287,7 +289,7 @@ def missing_experiments(study):
 # BH
 
 
-def bh_outcomes(study, margins):
+def bh_outcomes(study: Study, margins: Margins) -> dict[str, list[str]]:
     """Sort the BH configurations by what tests and intervals say; each stands in one list.
 
     `better` on at least one data set and worse on none; `same` quality, within the margin; `mixed`, better on
@@ -314,7 +316,7 @@ def bh_outcomes(study, margins):
     return outcomes
 
 
-def bh_verdict(study, margins):
+def bh_verdict(study: Study, margins: Margins) -> str:
     """What the study says of BH, in a word.
 
     `better` than the baseline; the same quality with fewer experts, `cheaper`; the same quality without
@@ -338,7 +340,7 @@ def bh_verdict(study, margins):
     )
 
 
-def same_compute(study, column):
+def same_compute(study: Study, column: str) -> SameCompute | None:
     """Set BH against the top-k curve at the same average number of experts; None without two top-k points.
 
     Between the k of the grid the curve's value is interpolated linearly in log k. Descriptive: no test.
@@ -357,20 +359,20 @@ def same_compute(study, column):
     return result
 
 
-def below_every_topk(study):
+def below_every_topk(study: Study) -> pd.DataFrame:
     """The BH configurations that run fewer experts than any top-k of the study, as rows of the table."""
     smallest = study.topk["avg_experts"].min() if len(study.topk) else math.inf
     return study.bh[study.bh["avg_experts"] < smallest]
 
 
-def fixed_k_to_add(study):
+def fixed_k_to_add(study: Study) -> list[int]:
     """The k of top-k configurations that would run as many experts as BH below the smallest k of the grid."""
     smallest = study.topk["avg_experts"].min() if len(study.topk) else math.inf
     below = below_every_topk(study)["avg_experts"]
     return sorted({k for k in below.round().astype(int) if 1 <= k < smallest})
 
 
-def setting_effects(study, column):
+def setting_effects(study: Study, column: str) -> dict[str, tuple[float, float, float, float]]:
     """What each BH setting does to `column` while the other is held: {setting: (first, last, low, high)}.
 
     From the smallest value of `alpha` (or `k_or_max_k`) to the largest: the smallest and the largest change
@@ -391,7 +393,7 @@ def setting_effects(study, column):
 # Power
 
 
-def powerless(study):
+def powerless(study: Study) -> dict[str, tuple[tuple[str, ...], int]]:
     """Where so few samples cannot show any difference, whatever they show: {data set: (strategies, samples)}.
 
     There the smallest p-value that the deciding test can give, corrected by Holm for the configurations of
@@ -414,18 +416,18 @@ def powerless(study):
     return found
 
 
-def typical_half_width(study, dataset):
+def typical_half_width(study: Study, dataset: str) -> float:
     """Half the width of a comparison's 95 % interval on the data set, the median over configurations."""
     rows = _score_rows(study, dataset)
     return float(((rows["ci_high"] - rows["ci_low"]) / 2).median()) if len(rows) else math.nan
 
 
-def margin_on(study, dataset, margins):
+def margin_on(study: Study, dataset: str, margins: Margins) -> float:
     """The margin on a data set, in the unit of its score."""
     return margins.of(_score_rows(study, dataset).iloc[0])
 
 
-def samples_needed(study, dataset, margins):
+def samples_needed(study: Study, dataset: str, margins: Margins) -> int | None:
     """About how many samples make the typical interval's half width the margin; None where it is already.
 
     A half width shrinks with the root of the number of samples. So many would show that a configuration
@@ -439,7 +441,7 @@ def samples_needed(study, dataset, margins):
     return int(round(needed, digits)) if digits < 0 else math.ceil(needed)
 
 
-def samples(study, dataset):
+def samples(study: Study, dataset: str) -> float:
     """How many samples a comparison on the data set rests on, the median over configurations."""
     return float(_score_rows(study, dataset)["samples"].median())
 

@@ -3,7 +3,11 @@
 `arrays` is always what `routing_summary.read_summary` gives.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 # The first counts of the ranges that are shown as one: each count alone up to 8, then two ranges a doubling.
 COUNT_STARTS = [*range(9), *(start for i in range(12) for start in ((8 << i) + 1, (12 << i) + 1))]
@@ -11,23 +15,25 @@ COUNT_STARTS = [*range(9), *(start for i in range(12) for start in ((8 << i) + 1
 HALF_STARTS = [0, *(start for i in range(14) for start in (2 << i, 3 << i))]
 
 
-def ranges_within(starts, length):
+def ranges_within(starts: Sequence[int], length: int) -> list[int]:
     """The starts of the ranges that reach into an axis of counts from 0 to `length` − 1."""
     return [start for start in starts if start < length]
 
 
-def mean_count(histogram):
+def mean_count(histogram: NDArray[np.integer]) -> NDArray[np.float64]:
     """Mean expert count of a histogram (..., counts from 0), over the tokens of each."""
     counts = np.arange(histogram.shape[-1], dtype=float)
     return ratio(histogram @ counts, histogram.sum(axis=-1, dtype=float))
 
 
-def position_means(arrays):
+def position_means(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
     """Mean expert counts (P, L) of each range of positions; 0 where a range has no token."""
     return ratio(arrays["position_count_sums"], arrays["position_tokens"][:, None])
 
 
-def loss_curves(arrays, name):
+def loss_curves(
+    arrays: Mapping[str, NDArray[Any]], name: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Mean loss over ranges of counts: (tokens, counts, means, errors), each (2, ..., ranges).
 
     name: "loss", by a layer's count and in the ranges of `COUNT_STARTS`; or "mean_loss", by the mean over
@@ -49,7 +55,7 @@ def loss_curves(arrays, name):
     return tokens, ratio(counts, tokens), means, errors
 
 
-def loss_correlations(arrays):
+def loss_correlations(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
     """Correlate (Pearson) losses with expert counts over tokens: (2, 1 + L), NaN where either does not vary.
 
     First axis: as in the summary. Second: the mean over layers, rounded to the nearest half, then each layer.
@@ -59,7 +65,7 @@ def loss_correlations(arrays):
     return np.column_stack([of_mean, _correlation(*(arrays[f"loss_{name}"] for name in sums))])
 
 
-def ratio(numerator, denominator):
+def ratio(numerator: ArrayLike, denominator: ArrayLike) -> NDArray[np.float64]:
     """Divide; 0 where there is nothing to divide by."""
     shape = np.broadcast_shapes(np.shape(numerator), np.shape(denominator))
     return np.divide(numerator, denominator, out=np.zeros(shape), where=np.asarray(denominator) > 0)

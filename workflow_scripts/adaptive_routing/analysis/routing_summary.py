@@ -5,8 +5,12 @@ dtypes: docs/architecture.md.
 """
 
 import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from adaptive_routing.system.errors import InputError
@@ -23,7 +27,9 @@ MOST_TYPES = 2000
 POSITION_EDGES = np.array([0, 1, 2, 3] + [edge << i for i in range(22) for edge in (4, 6)], dtype=np.int64)
 
 
-def summarize_routing(tensors, samples):
+def summarize_routing(
+    tensors: TensorFile, samples: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, NDArray[Any]], list[str]]:
     """Condense an experiment's tensors (an open `TensorFile`) into a dict of arrays.
 
     samples: those of the summary. Returns (arrays, ids of the samples whose tokens are kept).
@@ -44,7 +50,7 @@ def summarize_routing(tensors, samples):
     return arrays, [samples[i]["sample_id"] for i in shown]
 
 
-def co_selection(tensors, num_layers, num_experts):
+def co_selection(tensors: TensorFile, num_layers: int, num_experts: int) -> NDArray[np.uint32]:
     """Count the tokens that chose both experts of each pair: (L, E, E) uint32; the diagonal is usage."""
     num_tokens = tensors.shape("selected_experts")[0]
     together = np.zeros((num_layers, num_experts, num_experts), dtype=np.uint32)
@@ -59,7 +65,9 @@ def co_selection(tensors, num_layers, num_experts):
     return together
 
 
-def counts_by_position(counts, sequence_offsets):
+def counts_by_position(
+    counts: NDArray[np.integer], sequence_offsets: NDArray[np.int64]
+) -> dict[str, NDArray[Any]]:
     """Sum expert counts (T, L) over the tokens of each range of positions in their sequences."""
     lengths = np.diff(sequence_offsets)
     position = np.arange(len(counts)) - np.repeat(sequence_offsets[:-1], lengths)
@@ -72,7 +80,7 @@ def counts_by_position(counts, sequence_offsets):
     }
 
 
-def counts_by_type(counts, token_ids):
+def counts_by_type(counts: NDArray[np.integer], token_ids: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
     """Sum expert counts (T, L) over the occurrences of each frequent token id, most frequent first."""
     types, inverse, occurrences = np.unique(token_ids, return_inverse=True, return_counts=True)
     order = np.argsort(-occurrences, kind="stable")[:MOST_TYPES]
@@ -84,7 +92,12 @@ def counts_by_type(counts, token_ids):
     }
 
 
-def losses_by_count(counts, losses, sequence_offsets, num_experts):
+def losses_by_count(
+    counts: NDArray[np.integer],
+    losses: NDArray[np.float32],
+    sequence_offsets: NDArray[np.int64],
+    num_experts: int,
+) -> dict[str, NDArray[Any]]:
     """Sum losses, and their squares, over the tokens of each expert count.
 
     First axis: the loss of the token itself, and that of the token after it, which is what the experts chosen
@@ -112,7 +125,7 @@ def losses_by_count(counts, losses, sequence_offsets, num_experts):
     }
 
 
-def shown_samples(samples):
+def shown_samples(samples: Sequence[Mapping[str, Any]]) -> list[int]:
     """List the samples whose tokens are kept: the longest in each of `SHOWN_SAMPLES` parts of the data set.
 
     What was generated does not count as length, so that all configurations have the same ones.
@@ -122,7 +135,14 @@ def shown_samples(samples):
     return [int(part[np.argmax(lengths[part])]) for part in parts]
 
 
-def sample_tokens(shown, sample_offsets, sequence_offsets, token_ids, losses, counts):
+def sample_tokens(
+    shown: Sequence[int],
+    sample_offsets: NDArray[np.int64],
+    sequence_offsets: NDArray[np.int64],
+    token_ids: NDArray[np.int32],
+    losses: NDArray[np.float32],
+    counts: NDArray[np.integer],
+) -> dict[str, NDArray[Any]]:
     """Keep the first `SHOWN_TOKENS` tokens of the shown samples, with what was routed and lost at each."""
     kept = [(sample_offsets[i], min(sample_offsets[i + 1], sample_offsets[i] + SHOWN_TOKENS)) for i in shown]
     rows = np.concatenate([np.arange(start, stop) for start, stop in kept])
@@ -137,7 +157,9 @@ def sample_tokens(shown, sample_offsets, sequence_offsets, token_ids, losses, co
     }
 
 
-def write_summary(path, head, arrays, sample_ids):
+def write_summary(
+    path: Path | str, head: Mapping[str, Any], arrays: dict[str, NDArray[Any]], sample_ids: list[str]
+) -> None:
     """Write a summary with the experiment's head and the shown samples' ids as metadata."""
     metadata = {"head": json.dumps(head), "sample_ids": json.dumps(sample_ids)}
     with atomic_path(path) as temporary:
@@ -145,7 +167,7 @@ def write_summary(path, head, arrays, sample_ids):
         sort_metadata(temporary)
 
 
-def read_summary(path):
+def read_summary(path: Path | str) -> tuple[dict[str, Any], dict[str, NDArray[Any]], list[str]]:
     """Read a summary: (head, arrays, ids of the shown samples); `InputError` when it is none."""
     with TensorFile(path) as file:
         if "co_selection" not in file:

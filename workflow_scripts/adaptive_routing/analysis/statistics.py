@@ -15,10 +15,12 @@ Identical results give difference 0 and p = 1, never NaN.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import scipy  # loads `stats` and `optimize` when they are first used: figures and report need neither
+from numpy.typing import ArrayLike
 
 from adaptive_routing.data.tasks.accuracy import accuracy_with_stderr
 from adaptive_routing.data.tasks.uncertainty import (
@@ -36,7 +38,7 @@ MCNEMAR, WILCOXON = "McNemar exact", "Wilcoxon"
 CHUNK_ELEMENTS = 1 << 18
 
 
-def mean_standard_error(standard_errors):
+def mean_standard_error(standard_errors: Sequence[float]) -> float:
     """Compute the standard error of the mean of independent estimates from theirs: √(Σ se²) / n."""
     return float(np.linalg.norm(standard_errors)) / len(standard_errors)
 
@@ -74,7 +76,9 @@ class LossComparison:
     wilcoxon_p: float
 
 
-def compare_losses(baseline, losses, sizes=None):
+def compare_losses(
+    baseline: ArrayLike, losses: ArrayLike, sizes: Sequence[float] | None = None
+) -> LossComparison:
     """Compare two lists of losses of the same samples: losses per unit, perplexities and their ratio.
 
     sizes: what the losses are per, the number of words in each sample; without them losses are averaged.
@@ -109,17 +113,17 @@ def compare_losses(baseline, losses, sizes=None):
         perplexity=Comparison(
             *before,
             *after,
-            None if None in (before[0], after[0]) else after[0] - before[0],
+            None if None in (before[0], after[0]) else after[0] - before[0],  # ty: ignore[unsupported-operator]
             *(_perplexity_change(before[0], end) for end in (low, high)),
             **shared,
         ),
         perplexity_ratio=exp_or_none(difference),
-        perplexity_ratio_ci=tuple(None if end is None else exp_or_none(end) for end in (low, high)),
+        perplexity_ratio_ci=tuple(None if end is None else exp_or_none(end) for end in (low, high)),  # ty: ignore[invalid-argument-type]
         wilcoxon_p=float(scipy.stats.wilcoxon(differences).pvalue) if differences.any() else 1.0,
     )
 
 
-def compare_accuracies(baseline, correct):
+def compare_accuracies(baseline: ArrayLike, correct: ArrayLike) -> Comparison:
     """Compare two lists of booleans of the same samples.
 
     Effect size: odds ratio of the discordant samples (right only here / right only in the baseline), with
@@ -144,7 +148,7 @@ def compare_accuracies(baseline, correct):
     )
 
 
-def tango_interval(gained, lost, samples):
+def tango_interval(gained: int, lost: int, samples: int) -> tuple[float | None, float | None]:
     """Compute Tango's 95 % score interval for the difference (gained − lost) / samples of paired proportions.
 
     The Δ with |T(Δ)| ≤ z, where T(Δ) = (b − c − nΔ) / √(n (2q + Δ(1 − Δ))) and q is the maximum-likelihood
@@ -175,12 +179,12 @@ def tango_interval(gained, lost, samples):
     return end(-1.0), end(1.0)
 
 
-def smallest_attainable_p(test, samples):
+def smallest_attainable_p(test: str, samples: int) -> float:
     """The smallest p-value that so many samples can give: all differ, and all in one direction."""
     return min(1.0, 2.0 ** (1 - samples)) if test in (MCNEMAR, WILCOXON) else 0.0
 
 
-def cohens_d(differences):
+def cohens_d(differences: ArrayLike) -> float | None:
     """Compute mean / standard deviation of paired differences; 0 where all are 0.
 
     None where they do not vary otherwise (one sample, or the same difference everywhere up to rounding).
@@ -193,7 +197,7 @@ def cohens_d(differences):
     return mean / deviation if deviation > 1e-10 * abs(mean) else None
 
 
-def corrected_p_values(p_values, method):
+def corrected_p_values(p_values: Sequence[float | None], method: str) -> list[float | None]:
     """Correct the p-values of one family: "holm" (family-wise error) or "fdr_bh" (false discovery rate).
 
     None stays None and does not count as a comparison.

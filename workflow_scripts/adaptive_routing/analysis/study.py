@@ -1,5 +1,6 @@
 """The results tables as one object, the way the figure and the report read them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,49 +40,49 @@ class Study:
     baseline: str
 
     @property
-    def topk(self):
+    def topk(self) -> pd.DataFrame:
         return self.configurations[self.configurations["strategy"] == "topk"]
 
     @property
-    def bh(self):
+    def bh(self) -> pd.DataFrame:
         return self.configurations[self.configurations["strategy"] == "bh"]
 
     @property
-    def beside_topk(self):
+    def beside_topk(self) -> pd.DataFrame:
         """The configurations of BH and of every other strategy."""
         return self.configurations[self.configurations["strategy"] != "topk"]
 
     @cached_property
-    def max_ks(self):
+    def max_ks(self) -> list[int]:
         """Every max_k of a configuration beside top-k, ascending."""
         return sorted({int(max_k) for max_k in self.beside_topk["k_or_max_k"]})
 
     @cached_property
-    def alphas(self):
+    def alphas(self) -> list[float]:
         """Every alpha of a BH configuration, ascending."""
         return sorted({float(alpha) for alpha in self.bh["alpha"]})
 
     @cached_property
-    def others(self):
+    def others(self) -> list[str]:
         """The variants of strategies other than top-k and BH, in table order."""
         rows = self.beside_topk[self.beside_topk["strategy"] != "bh"]
-        return list(dict.fromkeys(self.variant(row) for _, row in rows.iterrows()))
+        return list(dict.fromkeys(self.variant(row) for _, row in rows.iterrows()))  # ty: ignore[invalid-explicit-return]
 
     @property
-    def variants(self):
+    def variants(self) -> list[float | str]:
         """What tells configurations of one max_k apart: the alphas of BH, then `others`."""
         return [*self.alphas, *self.others]
 
-    def variant(self, row):
+    def variant(self, row: pd.Series) -> float | str:
         """Which of `variants` a row is: alpha, or the end of the name, such as `topp_p030`."""
         return float(row["alpha"]) if row["strategy"] == "bh" else row["config"].partition("experts_")[2]
 
     @cached_property
-    def datasets(self):
+    def datasets(self) -> list[str]:
         return list(dict.fromkeys(self.experiments["dataset"]))
 
     @cached_property
-    def scores(self):
+    def scores(self) -> dict[str, str]:
         """Each data set's own score: `{dataset}_accuracy`, `word_perplexity` or `perplexity`.
 
         Where the baseline's does not exist (an exp too large), the next that does; a data set with a mean
@@ -99,17 +100,17 @@ class Study:
         return scores
 
     @property
-    def scored_datasets(self):
+    def scored_datasets(self) -> list[str]:
         """The data sets with a score of their own, perplexity or accuracy; others have only a mean loss."""
         return list(self.scores)
 
     @property
-    def perplexity(self):
+    def perplexity(self) -> str | None:
         """The perplexity that is a data set's score; None where none is."""
         return next((score for score in self.scores.values() if score in PERPLEXITIES), None)
 
     @cached_property
-    def accuracies(self):
+    def accuracies(self) -> list[str]:
         """The columns `{dataset}_accuracy` that hold a value, in table order."""
         return [
             column
@@ -118,21 +119,21 @@ class Study:
         ]
 
     @property
-    def baseline_row(self):
+    def baseline_row(self) -> pd.Series | None:
         """The baseline's row of `configurations`, or None when it has no results."""
         rows = self.configurations[self.configurations["config"] == self.baseline]
         return None if rows.empty else rows.iloc[0]
 
-    def has(self, column):
+    def has(self, column: str) -> bool:
         """Whether any configuration has a value in `column`."""
         return column in self.configurations and self.configurations[column].notna().any()
 
-    def baseline_value(self, column):
+    def baseline_value(self, column: str) -> float:
         """The baseline's value in `column`, NaN when there is none."""
         row = self.baseline_row
         return np.nan if row is None or column not in row else float(row[column])
 
-    def range_over_datasets(self, column):
+    def range_over_datasets(self, column: str) -> tuple[pd.Series, pd.Series]:
         """Return (lowest, highest) of `column` over the data sets, each a Series indexed by configuration.
 
         The data sets here and in `layer_means` are those that the configurations' averages are over.
@@ -140,7 +141,7 @@ class Study:
         by_config = self._averaged(self.experiments).groupby("config")[column]
         return by_config.min(), by_config.max()
 
-    def layer_means(self, column="avg_experts"):
+    def layer_means(self, column: str = "avg_experts") -> pd.DataFrame:
         """Mean over the data sets of a per-layer metric: a frame of configurations x layers."""
         layers = self._averaged(self.layers)
         return layers.pivot_table(index="config", columns="layer", values=column, aggfunc="mean")
@@ -149,7 +150,7 @@ class Study:
         """The rows of the data sets that averages are over."""
         return table[table["dataset"].isin(averaged_datasets(self.datasets))]
 
-    def comparison(self, config, dataset):
+    def comparison(self, config: str, dataset: str) -> pd.Series | None:
         """The row that compares `config` with the baseline on a data set, or None.
 
         It is the row of the data set's own score, or else that of the mean loss.
@@ -162,7 +163,7 @@ class Study:
         rows = (row for _, row in self.comparisons.iterrows())
         return {(row["config"], row["dataset"], row["metric"]): row for row in rows}
 
-    def verdict(self, config, dataset):
+    def verdict(self, config: str, dataset: str) -> str | None:
         """'better', 'worse' or 'same' than the baseline after Holm's correction; None when not compared.
 
         'same' means that no difference was shown, not that there is none.
@@ -176,12 +177,18 @@ class Study:
         return "better" if improved else "worse"
 
 
-def lower_is_better(metric):
+def lower_is_better(metric: str) -> bool:
     """Whether a smaller value of a score is the better one: of perplexity and loss, not of accuracy."""
     return "perplexity" in metric or metric == "loss"
 
 
-def make_study(experiments, configurations, layers, comparisons, baseline):
+def make_study(
+    experiments: pd.DataFrame,
+    configurations: pd.DataFrame,
+    layers: pd.DataFrame,
+    comparisons: pd.DataFrame,
+    baseline: str,
+) -> Study:
     """Check and sort four data frames into a `Study`; `InputError` when one lacks rows or columns."""
     tables = {
         "experiments": experiments,
@@ -203,13 +210,19 @@ def make_study(experiments, configurations, layers, comparisons, baseline):
     return Study(experiments, ordered.reset_index(drop=True), layers, comparisons, baseline)
 
 
-def read_study(experiments, configurations, layers, comparisons, baseline):
+def read_study(
+    experiments: Path | str,
+    configurations: Path | str,
+    layers: Path | str,
+    comparisons: Path | str,
+    baseline: str,
+) -> Study:
     """Read the four CSV files into a `Study`."""
     paths = (experiments, configurations, layers, comparisons)
     return make_study(*map(read_table, paths, REQUIRED_COLUMNS.values()), baseline)
 
 
-def read_table(path, required):
+def read_table(path: Path | str, required: Sequence[str]) -> pd.DataFrame:
     """Read a CSV table that the workflow made.
 
     Args:

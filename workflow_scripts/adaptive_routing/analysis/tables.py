@@ -4,6 +4,12 @@ Rows stand in the order of the given experiments; what does not exist is missing
 null in JSON.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import pandas as pd
 
 from adaptive_routing.analysis import statistics
@@ -11,6 +17,9 @@ from adaptive_routing.analysis.metrics import ALL_METRICS, HEAD, PER_LAYER_METRI
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.files import atomic_path
 from adaptive_routing.system.json_files import write_json
+
+if TYPE_CHECKING:
+    from adaptive_routing.evaluation.experiment import Summary
 
 METRIC_NAMES = [metric.name for metric in ALL_METRICS]
 PER_LAYER_NAMES = [metric.name for metric in PER_LAYER_METRICS]
@@ -56,7 +65,7 @@ _UNNORMALIZED = {"accuracy_unnormalized", "accuracy_unnormalized_stderr"}
 _NOT_COMBINED = _UNNORMALIZED | {"tokens_per_second"}
 
 
-def check_distinct(paths, contents):
+def check_distinct(paths: Sequence[Path | str], contents: Sequence[Mapping[str, Any]]) -> None:
     """Raise InputError where two files (paths, and their contents) are of the same experiment."""
     seen = {}
     for path, content in zip(paths, contents, strict=True):
@@ -69,7 +78,7 @@ def check_distinct(paths, contents):
         seen[experiment] = path
 
 
-def experiments_table(experiments):
+def experiments_table(experiments: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Make one row an experiment: the head, the 16 metrics, the extra metrics.
 
     experiments: contents of metrics/{config}_{dataset}.json.
@@ -78,13 +87,13 @@ def experiments_table(experiments):
     return pd.DataFrame(rows, columns=[*HEAD, *METRIC_NAMES])
 
 
-def averaged_datasets(datasets):
+def averaged_datasets(datasets: Iterable[str]) -> list[str]:
     """The data sets that a study's averages are over: all but `prompts`, which count where alone."""
     datasets = list(dict.fromkeys(datasets))
     return [dataset for dataset in datasets if dataset not in _APART] or datasets
 
 
-def configurations_table(experiments):
+def configurations_table(experiments: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Make one row a configuration: the head, each data set's accuracy, and the metrics over its data sets.
 
     The data sets are those of `averaged_datasets`.
@@ -134,7 +143,7 @@ def _combine(name, values):
     return _COMBINE[_OVER_DATASETS[name]](values)
 
 
-def layers_table(experiments):
+def layers_table(experiments: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Make one row an experiment and MoE layer, layers counted from 0, with the per-layer metrics."""
     rows = [
         {
@@ -149,7 +158,7 @@ def layers_table(experiments):
     return pd.DataFrame(rows, columns=["config", "dataset", "layer", *PER_LAYER_NAMES])
 
 
-def comparisons_table(summaries, baseline):
+def comparisons_table(summaries: Sequence[Summary], baseline: str) -> pd.DataFrame:
     """Compare every configuration with the baseline on each data set, over the samples both have.
 
     summaries: contents of logs/{config}_{dataset}.json; baseline: a configuration's name. A data set gives
@@ -220,12 +229,12 @@ def _of_losses(comparison):
     }
 
 
-def records(table):
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Turn a table into a list of dicts for JSON, with None where a value is missing."""
     return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
-def write_table(table, csv_path, json_path=None):
+def write_table(table: pd.DataFrame, csv_path: Path | str, json_path: Path | str | None = None) -> None:
     """Write a table as CSV and, where a path is given, as a JSON list of rows; each whole or not at all."""
     with atomic_path(csv_path) as temporary:
         table.to_csv(temporary, index=False)

@@ -4,12 +4,15 @@ The page holds plotly.js, a script of its own (`page/atlas.js`) and each experim
 safetensors file, which the script reads when the experiment is chosen.
 """
 
+from __future__ import annotations
+
 import base64
 import importlib.resources
 import json
 import string
 import zlib
 from html import escape
+from typing import TYPE_CHECKING
 
 import numpy as np
 from plotly.offline import get_plotlyjs
@@ -27,6 +30,15 @@ from adaptive_routing.analysis.routing_summary import read_summary
 from adaptive_routing.atlas.tokens import token_texts
 from adaptive_routing.system.errors import InputError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+    from typing import Any
+
+    from numpy.typing import NDArray
+
+    from adaptive_routing.model.description import ModelDescription
+
 EXTREME_TYPES = 15  # tokens with most experts, and as many with fewest
 # Pairs of experts in all experiments. Beyond it, the page would be too large for a mail, and slow to open.
 MOST_PAIRS = 8_000_000
@@ -35,7 +47,7 @@ LOSS_UNITS = 1000  # a nat
 NOT_SCORED = 65535
 
 
-def make_page(paths, model, baseline):
+def make_page(paths: Iterable[Path | str], model: ModelDescription, baseline: str) -> str:
     """Make the page of the experiments whose summaries are in `paths`.
 
     Args:
@@ -87,7 +99,7 @@ def make_page(paths, model, baseline):
     )
 
 
-def page_data(arrays, with_pairs):
+def page_data(arrays: Mapping[str, NDArray[Any]], with_pairs: bool) -> dict[str, NDArray[Any]]:
     """Turn a summary's arrays into what the page draws, in types that a browser reads and in few bytes."""
     histogram, together = arrays["count_histogram"], arrays["co_selection"]
     num_tokens = int(histogram[0].sum())
@@ -113,7 +125,7 @@ def page_data(arrays, with_pairs):
     return data
 
 
-def lift_codes(together, num_tokens):
+def lift_codes(together: NDArray[np.uint32], num_tokens: int) -> NDArray[np.uint8]:
     """Code the lift of every pair of experts, i < j, in a byte: (L, E·(E − 1)/2).
 
     Lift is how much more often two experts are chosen together than if they were independent,
@@ -129,7 +141,9 @@ def lift_codes(together, num_tokens):
     return np.where(independent == 0, 0, code).astype(np.uint8)
 
 
-def extreme_types(ids, tokens, count_sums):
+def extreme_types(
+    ids: NDArray[np.integer], tokens: NDArray[np.integer], count_sums: NDArray[np.integer]
+) -> dict[str, NDArray[Any]]:
     """Find the token types with most and with fewest experts: rows for the mean over layers, then each layer.
 
     Each row lists up to `EXTREME_TYPES` with most experts, most first, then as many with fewest, fewest
@@ -149,7 +163,9 @@ def extreme_types(ids, tokens, count_sums):
     }
 
 
-def chosen_first(configurations, means, baseline):
+def chosen_first(
+    configurations: Sequence[Mapping[str, Any]], means: Mapping[str, Sequence[float]], baseline: str
+) -> tuple[str, str | None]:
     """Choose the two configurations that the page shows first: the baseline and the BH that is most like it.
 
     That is the one whose mean count is closest to the baseline's. None where there is no second one.
@@ -178,7 +194,7 @@ def _scope(content):
     return f"{one}, {two}; {three} of {four}"
 
 
-def label(head):
+def label(head: Mapping[str, Any]) -> str:
     """Name a configuration as a reader would."""
     if head["strategy"] == "topk":
         return f"top-{head['k_or_max_k']}"

@@ -1,16 +1,23 @@
 """The text of single tokens, from the tokenizer in the model's folder; transformers would take seconds."""
 
+from __future__ import annotations
+
 import re
 import unicodedata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
 
 _REPLACEMENT = "\ufffd"  # what stands for bytes that are no whole character
 _SHOWN_BY_PAGE = "\n\t\r"
 
 
-def token_texts(model_folder, token_ids):
+def token_texts(model_folder: Path | str, token_ids: Iterable[int]) -> dict[int, str]:
     """Map token ids to text in which every character can be seen or is white space.
 
     Bytes that are a part of a character are written ⟨E2 80⟩, characters without a look ⟨U+200B⟩. Where the

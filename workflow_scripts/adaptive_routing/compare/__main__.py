@@ -5,6 +5,8 @@ time or the machine is no difference of results: timings, the metrics made of th
 and `provenance.run`. Figures and the report show timings too; they are compared by bytes and named.
 """
 
+from __future__ import annotations
+
 import argparse
 import itertools
 import json
@@ -14,6 +16,7 @@ import sys
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adaptive_routing.analysis.metrics import TIMING_METRICS
 from adaptive_routing.compare.differences import (
@@ -25,6 +28,12 @@ from adaptive_routing.compare.differences import (
     tensor_differences,
 )
 from adaptive_routing.system.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any
+
+    from adaptive_routing.compare.differences import Difference
 
 # What an experiment was made from, in the head of its files, and what it was made with.
 SETTINGS = ("config", "strategy", "k_or_max_k", "alpha", "num_experts", "dataset", "routing", "provenance")
@@ -71,38 +80,38 @@ class Comparison:
     """
 
     num_experiments: int = 0
-    with_tensors: set = field(default_factory=set)
-    only: dict = field(default_factory=lambda: {"first": [], "second": []})
-    settings: dict = field(default_factory=lambda: defaultdict(list))
-    environment: dict = field(default_factory=lambda: defaultdict(list))
-    results: dict = field(default_factory=dict)
-    timings: dict = field(default_factory=dict)
-    bytes: list = field(default_factory=list)
+    with_tensors: set[str] = field(default_factory=set)
+    only: dict[str, list[str]] = field(default_factory=lambda: {"first": [], "second": []})
+    settings: dict[tuple[str, str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
+    environment: dict[tuple[str, str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
+    results: dict[str, dict[str, list[Difference]]] = field(default_factory=dict)
+    timings: dict[str, dict[str, list[Difference]]] = field(default_factory=dict)
+    bytes: list[str] = field(default_factory=list)
 
     @property
-    def differences(self):
+    def differences(self) -> list[Difference]:
         """All differences of results."""
         return [one for files in self.results.values() for own in files.values() for one in own]
 
     @property
-    def largest(self):
+    def largest(self) -> float:
         """The largest difference of numbers, relative where they exceed 1."""
         return max((one.relative for one in self.differences if not one.is_decision), default=0.0)
 
     @property
-    def only_numbers(self):
+    def only_numbers(self) -> bool:
         """Whether nothing but numbers differs: no decision, setting or file."""
         is_whole = not (any(self.only.values()) or self.settings)
         return is_whole and not any(one.is_decision for one in self.differences)
 
-    def verdict(self, tolerance=0.0):
+    def verdict(self, tolerance: float = 0.0) -> str:
         """`identical`, `equal to rounding` (no number differs by more than the tolerance) or `different`."""
         if self.only_numbers and not self.differences:
             return "identical"
         return "equal to rounding" if self.only_numbers and self.largest <= tolerance else "different"
 
 
-def experiments_of(folder):
+def experiments_of(folder: Path) -> list[str]:
     """The experiments in a results folder, {config}_{dataset}, in alphabetical order."""
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; two results folders can be compared.")
@@ -113,7 +122,7 @@ def experiments_of(folder):
     return names
 
 
-def compare(first, second):
+def compare(first: Path, second: Path) -> Comparison:
     """Compare two results folders.
 
     Raises:
@@ -178,7 +187,7 @@ def _note(group, difference, subject):
 # What is said
 
 
-def describe(found, tolerance=0.0, timings=False):
+def describe(found: Comparison, tolerance: float = 0.0, timings: bool = False) -> Iterator[str]:
     """The comparison as lines of text; the first is the verdict."""
     yield headline(found, tolerance)
     for side, names in found.only.items():
@@ -200,7 +209,7 @@ def describe(found, tolerance=0.0, timings=False):
         yield f"other figures and reports (do not count; they show timings): {_listed(found.bytes)}"
 
 
-def headline(found, tolerance=0.0):
+def headline(found: Comparison, tolerance: float = 0.0) -> str:
     """The verdict, and what it comes from."""
     verdict = found.verdict(tolerance)
     rounding = f"no decision differs, and no number by more than {found.largest:.2g}"
@@ -289,7 +298,7 @@ def _plural(count, noun):
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def as_json(found, tolerance=0.0, timings=False):
+def as_json(found: Comparison, tolerance: float = 0.0, timings: bool = False) -> dict[str, Any]:
     """The whole comparison as a JSON value; a difference that is no number's is null."""
 
     def noted(group):
@@ -338,7 +347,7 @@ def _tolerance(text):
     return value
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status: 0 equal within the tolerance, 1 different, 2 bad input."""
     parser = argparse.ArgumentParser(
         prog="python -m adaptive_routing.compare",

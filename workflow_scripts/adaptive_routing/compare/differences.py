@@ -45,7 +45,7 @@ class Difference:
     largest: float = 0.0
     relative: float = -1.0
 
-    def add(self, first, second, count=1):
+    def add(self, first: object, second: object, count: int = 1) -> None:
         """Take up `count` pairs that differ, of which this one differs most."""
         self.count += count
         distance, relative = _distance(first, second)
@@ -54,7 +54,7 @@ class Difference:
             self.first, self.second, self.relative = first, second, relative
 
     @property
-    def is_decision(self):
+    def is_decision(self) -> bool:
         """Whether more than the size of a number differs: an answer, an expert, a count, a name."""
         return math.isinf(self.relative)
 
@@ -73,7 +73,7 @@ def _distance(first, second):
     return distance, distance / max(1.0, abs(first), abs(second))
 
 
-def same_bytes(first, second):
+def same_bytes(first: Path, second: Path) -> bool:
     """Whether two files hold the same bytes."""
     if first.stat().st_size != second.stat().st_size:
         return False
@@ -87,14 +87,14 @@ def same_bytes(first, second):
 # Values
 
 
-def json_differences(first, second):
+def json_differences(first: Path, second: Path) -> list[Difference]:
     """Differences of two JSON files."""
     found = {}
     _collect(*(_parsed(Path(path).read_bytes(), path) for path in (first, second)), "", found)
     return _differing(found)
 
 
-def routing_log_differences(first, second):
+def routing_log_differences(first: Path, second: Path) -> list[Difference]:
     """Differences of two routing logs in JSON, which hold a sample a line; equal lines are not parsed."""
     found = {}
     with open(first, "rb") as one, open(second, "rb") as other:
@@ -105,7 +105,7 @@ def routing_log_differences(first, second):
     return _differing(found)
 
 
-def table_differences(first, second):
+def table_differences(first: Path, second: Path) -> list[Difference]:
     """Differences of two tables in CSV by columns, rows matched by what names them."""
     found, rows, other_rows = {}, _rows(first), _rows(second)
     for key in [*rows, *(key for key in other_rows if key not in rows)]:
@@ -193,7 +193,7 @@ def _cell(text):
 # Tensors
 
 
-def tensor_differences(first, second):
+def tensor_differences(first: Path, second: Path) -> list[Difference]:
     """Differences of two safetensors files and of their metadata.
 
     Of selections token-layers are counted, of other tensors elements, of survival functions layers.

@@ -1,14 +1,22 @@
 """The rows of a data set, read with the `datasets` library."""
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from adaptive_routing.system.errors import InputError
 
 LOCAL_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
-def load_rows(source, subset=None, split=None, revision=None, name="dataset"):
+def load_rows(
+    source: str,
+    subset: str | None = None,
+    split: str | None = None,
+    revision: str | None = None,
+    name: str = "dataset",
+) -> Iterator[dict[str, Any]]:
     """The rows of a hub data set or a local JSONL/parquet file, in order, as dicts.
 
     Raises:
@@ -27,7 +35,7 @@ def load_rows(source, subset=None, split=None, revision=None, name="dataset"):
                 )
                 yield from rows
         else:
-            yield from datasets.load_dataset(source, subset, split=split, revision=revision)
+            yield from datasets.load_dataset(source, subset, split=split, revision=revision)  # ty: ignore[invalid-yield]
     except Exception as error:
         # `datasets` wraps what is wrong with a file in "An error occurred while generating the dataset".
         cause = error.__cause__ or error

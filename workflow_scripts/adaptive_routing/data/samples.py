@@ -4,13 +4,21 @@ The prepared file of a data set holds everything an experiment needs of it, so t
 tokenised once a study.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from adaptive_routing.data.tasks import Request, Sample, get_task
 from adaptive_routing.data.tokens import EncodedSequence, encode_request
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.files import MADE_ANEW
 from adaptive_routing.system.json_files import read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -25,12 +33,20 @@ class PreparedSample:
     sequences: tuple[EncodedSequence, ...]
 
     @property
-    def num_inputs(self):
+    def num_inputs(self) -> int:
         """Tokens that the model reads of it."""
         return sum(sequence.num_inputs for sequence in self.sequences)
 
 
-def prepare_samples(dataset, rows, tokenizer, max_samples, max_length, model_max_length, protocol=None):
+def prepare_samples(
+    dataset: str,
+    rows: Iterable[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_samples: int,
+    max_length: int,
+    model_max_length: int,
+    protocol: str | None = None,
+) -> list[PreparedSample]:
     """The first `max_samples` rows that can be scored, as a list of `PreparedSample`.
 
     Args:
@@ -85,7 +101,7 @@ def _checked(dataset, columns, rows):
         yield row
 
 
-def skipped_rows(prepared):
+def skipped_rows(prepared: Sequence[PreparedSample]) -> int:
     """How many rows before the last of the samples hold nothing to score."""
     last_row = int(prepared[-1].sample_id.rpartition("_")[2])
     return last_row + 1 - len(prepared)
@@ -96,7 +112,9 @@ def _shorten(value):
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def prepared_to_json(dataset, prepared, settings):
+def prepared_to_json(
+    dataset: str, prepared: Sequence[PreparedSample], settings: Mapping[str, Any]
+) -> dict[str, Any]:
     """The prepared data set as a JSON value."""
     return {
         "dataset": dataset,
@@ -115,7 +133,7 @@ def prepared_to_json(dataset, prepared, settings):
     }
 
 
-def read_prepared(path):
+def read_prepared(path: Path | str) -> tuple[dict[str, Any], list[PreparedSample]]:
     """Read a prepared data set: (settings, list of `PreparedSample`).
 
     Raises:
@@ -159,7 +177,7 @@ def _is_whole(sequence):
     )
 
 
-def check_vocabulary(samples, vocab_size, name):
+def check_vocabulary(samples: Iterable[PreparedSample], vocab_size: int, name: str) -> None:
     """Raise InputError where `PreparedSample`s hold a token that the model does not know.
 
     On a GPU such a token would end the process, and with it the work of others.

@@ -3,9 +3,17 @@
 Tokenisation follows lm-evaluation-harness 0.4.13 (`TemplateLM._encode_pair`, `HFLM.tok_encode`).
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from adaptive_routing.system.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from adaptive_routing.data.tasks import Request
 
 
 @dataclass(frozen=True)
@@ -26,12 +34,14 @@ class EncodedSequence:
     truncated: bool
 
     @property
-    def num_predicted_tokens(self):
+    def num_predicted_tokens(self) -> int:
         """Scored tokens."""
         return len(self.token_ids) - self.num_context_tokens
 
 
-def encode_request(tokenizer, request, max_length, model_max_length):
+def encode_request(
+    tokenizer: PreTrainedTokenizerBase, request: Request, max_length: int | None, model_max_length: int
+) -> list[EncodedSequence]:
     """A request as a list of `EncodedSequence`: one, or as many as a rolling request has windows.
 
     The list is empty where fewer than two tokens leave nothing to predict.
@@ -52,7 +62,7 @@ def encode_request(tokenizer, request, max_length, model_max_length):
         if request.keep_end:
             kept = token_ids[-model_max_length:]
         else:
-            kept = token_ids[: min(max_length, model_max_length)]
+            kept = token_ids[: min(max_length, model_max_length)]  # ty: ignore[invalid-argument-type]
         return [EncodedSequence(kept, 1, len(kept), len(kept) < len(token_ids))] if len(kept) >= 2 else []
     # Trailing spaces belong to the continuation: tokens of most vocabularies start with one.
     context, text = request.context.rstrip(), request.context + request.continuation
@@ -96,13 +106,13 @@ def _cut(token_ids, num_context_tokens, model_max_length, num_tokens):
     return EncodedSequence(token_ids, num_context_tokens, num_inputs, len(token_ids) < num_tokens)
 
 
-def encode_text(tokenizer, text):
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Tokens with the special ones that the tokenizer adds, as the harness encodes.
 
     None are added to a text that starts with the start token itself.
     """
     prefix = _prefix_token(tokenizer, required=False)
-    if prefix is not None and text.startswith(tokenizer.decode(prefix)):
+    if prefix is not None and text.startswith(tokenizer.decode(prefix)):  # ty: ignore[invalid-argument-type]
         return tokenizer.encode(text, add_special_tokens=False)
     return tokenizer.encode(text)
 

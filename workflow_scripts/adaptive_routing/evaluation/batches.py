@@ -1,19 +1,33 @@
 """Samples grouped into batches, which become smaller once one does not fit into the device's memory."""
 
+from __future__ import annotations
+
 import collections
 import contextlib
 import functools
 import math
 import sys
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from adaptive_routing.model.devices import passes_at_once
 from adaptive_routing.model.memory import too_little_memory, unless_out_of_memory
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-def make_batches(samples, batch_tokens, indices=None):
+    from transformers import PreTrainedModel
+
+    from adaptive_routing.data.samples import PreparedSample
+
+T = TypeVar("T")
+
+
+def make_batches(
+    samples: Sequence[PreparedSample], batch_tokens: int, indices: Iterable[int] | None = None
+) -> list[list[int]]:
     """Group sample indices into batches of at most `batch_tokens` tokens.
 
     Samples are sorted by their longest sequence, longest first: the sequences of a batch are alike, and a
@@ -63,7 +77,14 @@ class BatchQueue:
         workers: passes side by side, by default `devices.passes_at_once`.
     """
 
-    def __init__(self, model, samples, batch_tokens, shorter, workers=None):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        samples: Sequence[PreparedSample],
+        batch_tokens: int,
+        shorter: str,
+        workers: int | None = None,
+    ) -> None:
         self._model, self._samples, self._shorter = model, samples, shorter
         if model.device.type == "cpu":
             batch_tokens = _for_two_workers(samples, batch_tokens)
@@ -71,19 +92,19 @@ class BatchQueue:
         self._workers = workers or passes_at_once(model.device)
         self._is_tried_alone = False
 
-    def warm_up(self, work):
+    def warm_up(self, work: Callable[[list[int]], T]) -> T:
         """Do the first batch, which stays the first to be done; smaller ones where memory runs out."""
         while True:
             result, said = unless_out_of_memory(functools.partial(work, self._batches[0]))
             if not said:
-                return result
+                return result  # ty: ignore[invalid-explicit-return]
             self._put_back(self._batches.pop(0), said, was_alone=True)
 
-    def last_sample(self):
+    def last_sample(self) -> PreparedSample:
         """The last sample of all, which is a short one."""
         return self._samples[self._batches[-1][-1]]
 
-    def results(self, work):
+    def results(self, work: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
         """Do `work` of every batch, a list of sample indices: yield (batch, what it returned).
 
         A batch is begun before the one before it is handed over, so that a GPU always has work.
@@ -133,7 +154,7 @@ class BatchQueue:
 class _Inline(Executor):
     """Does what is submitted at once, in the caller's thread."""
 
-    def submit(self, function, *arguments):
+    def submit(self, function, *arguments):  # ty: ignore[incompatible-method-override]
         future = Future()
         try:
             future.set_result(function(*arguments))

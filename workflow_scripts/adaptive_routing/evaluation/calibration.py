@@ -1,6 +1,9 @@
 """Router logits of calibration text under the model's own routing: what null distributions are fitted to."""
 
+from __future__ import annotations
+
 import json
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
@@ -16,8 +19,23 @@ from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.files import atomic_path
 from adaptive_routing.system.tensor_files import sort_metadata
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+    from typing import Any
 
-def encode_calibration_text(rows, column, tokenizer, max_tokens, max_length):
+    from transformers import PreTrainedTokenizerBase
+
+    from adaptive_routing.model.load import LoadedModel
+
+
+def encode_calibration_text(
+    rows: Iterable[Mapping[str, Any]],
+    column: str,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    max_length: int,
+) -> list[PreparedSample]:
     """The first rows' tokens, up to `max_tokens` in all, each row cut to `max_length`.
 
     Returns:
@@ -39,7 +57,7 @@ def encode_calibration_text(rows, column, tokenizer, max_tokens, max_length):
         token_ids = encode_text(tokenizer, text)
         kept = token_ids[: min(max_length, max_tokens - total)]
         sequence = EncodedSequence(kept, 1, len(kept), len(kept) < len(token_ids))
-        samples.append(PreparedSample(f"calibration_{number}", None, (sequence,)))
+        samples.append(PreparedSample(f"calibration_{number}", None, (sequence,)))  # ty: ignore[invalid-argument-type]
         total += len(kept)
         if total >= max_tokens:
             break
@@ -49,7 +67,9 @@ def encode_calibration_text(rows, column, tokenizer, max_tokens, max_length):
 
 
 @torch.inference_mode()
-def collect_router_logits(loaded, samples, batch_tokens):
+def collect_router_logits(
+    loaded: LoadedModel, samples: Sequence[PreparedSample], batch_tokens: int
+) -> torch.Tensor:
     """Router logits of every token and layer under native routing: (T, L, E) in the model's dtype.
 
     Tokens stand in the order of the samples, whatever the batches.
@@ -60,7 +80,7 @@ def collect_router_logits(loaded, samples, batch_tokens):
     model = loaded.model
     native = TopK(find_routers(model)[0].top_k)
     queue = BatchQueue(model, samples, batch_tokens, "a smaller null_distribution.calibration.max_length")
-    per_sample = [None] * len(samples)
+    per_sample: list[Any] = [None] * len(samples)
 
     @torch.inference_mode()  # holds in one thread only
     def forward(batch):
@@ -79,7 +99,7 @@ def collect_router_logits(loaded, samples, batch_tokens):
     return torch.cat(per_sample)
 
 
-def save_router_logits(path, router_logits, metadata):
+def save_router_logits(path: Path | str, router_logits: torch.Tensor, metadata: Mapping[str, Any]) -> None:
     """Write (T, L, E) router logits as safetensors, with what made them as metadata of JSON values."""
     with atomic_path(path) as temporary:
         save_file(

@@ -1,10 +1,14 @@
 """One experiment: a routing configuration on a data set, from prepared samples to the three log files."""
 
+from __future__ import annotations
+
 import importlib.metadata
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 
@@ -14,9 +18,52 @@ from adaptive_routing.evaluation.scoring import score_alone, score_samples
 from adaptive_routing.model.devices import passes_at_once
 from adaptive_routing.model.patching import RouterPatcher
 from adaptive_routing.model.tokenizer import load_tokenizer
-from adaptive_routing.routing_log.entries import LoggedSample
+from adaptive_routing.routing_log.entries import Head, LoggedSample
 from adaptive_routing.routing_log.writer import RoutingLogWriter
 from adaptive_routing.system.json_files import write_json
+
+if TYPE_CHECKING:
+    from adaptive_routing.data.samples import PreparedSample
+    from adaptive_routing.model.load import LoadedModel
+    from adaptive_routing.routing.base import RoutingStrategy
+    from adaptive_routing.routing_log.workers import LogWorkers
+    from adaptive_routing.settings.configurations import Configuration
+
+
+class SampleTotals(TypedDict):
+    """How much was evaluated: `summary` of the summary."""
+
+    total_samples: int
+    total_tokens: int
+    total_sequences: int
+    predicted_tokens: int
+    requested_samples: int
+    skipped_rows: int
+    truncated_samples: int
+
+
+class SingleSample(TypedDict):
+    """The first samples one at a time: forward time and tokens read of each."""
+
+    seconds: list[float]
+    tokens: list[int]
+
+
+class Timings(TypedDict):
+    """Where the time went: `timings` of the summary."""
+
+    forward_seconds: float
+    total_seconds: float
+    single_sample: SingleSample
+
+
+class Summary(Head):
+    """The summary of an experiment, as it stands in its file."""
+
+    metrics: dict[str, float | None]
+    summary: SampleTotals
+    samples: list[dict[str, Any]]
+    timings: Timings
 
 
 @dataclass(frozen=True)
@@ -29,9 +76,18 @@ class ExperimentFiles:
 
 
 def run_experiment(
-    loaded, configuration, strategy, dataset, prepared, batch_tokens, second_pass_samples, settings, files,
-    log_workers=None, code_version=None,
-):  # fmt: skip
+    loaded: LoadedModel,
+    configuration: Configuration,
+    strategy: RoutingStrategy,
+    dataset: str,
+    prepared: list[PreparedSample],
+    batch_tokens: int,
+    second_pass_samples: int,
+    settings: Mapping[str, Any],
+    files: ExperimentFiles,
+    log_workers: LogWorkers | None = None,
+    code_version: Mapping[str, Any] | None = None,
+) -> Summary:
     """Score every sample of a data set under a routing strategy, and log every routing decision.
 
     Args:
@@ -57,7 +113,7 @@ def run_experiment(
     second_pass_samples = min(second_pass_samples, len(prepared))
     patcher = RouterPatcher(model, strategy)
     head = _head(loaded, configuration, patcher, dataset, settings)
-    outcomes = [None] * len(prepared)
+    outcomes: list[Any] = [None] * len(prepared)
     forward_seconds = 0.0
     with patcher:
         max_new_tokens = settings["dataset"].get("max_new_tokens")
@@ -99,9 +155,9 @@ def run_experiment(
                 writer.write(indices, samples, batch.routing, batch.token_ids, batch.token_losses)
             writer.end_of_samples()
             single = _second_pass(model, patcher, writer, prepared[:second_pass_samples], greedy_tokens)
-    summary = {
+    summary: Summary = {
         **head,
-        "provenance": head["provenance"] | {"run": run},
+        "provenance": head["provenance"] | {"run": run},  # ty: ignore[missing-typed-dict-key]
         "metrics": task.metrics(outcomes),
         "summary": {
             "total_samples": len(prepared),
@@ -185,7 +241,7 @@ def _second_pass(model, patcher, writer, prepared, greedy_tokens):
         writer.write_second_pass(
             index,
             greedy_tokens[index].numpy(),
-            torch.cat(scored.greedy_tokens).numpy(),
+            torch.cat(scored.greedy_tokens).numpy(),  # ty: ignore[invalid-argument-type]
             routing.packed.numpy(),
         )
         seconds.append(scored.seconds)
@@ -193,7 +249,7 @@ def _second_pass(model, patcher, writer, prepared, greedy_tokens):
     return {"seconds": seconds, "tokens": tokens}
 
 
-def package_versions():
+def package_versions() -> dict[str, str]:
     """Versions of the packages that decide results."""
     names = ("torch", "transformers", "numpy", "safetensors", "datasets", "snakemake")
     return {name: importlib.metadata.version(name) for name in names}

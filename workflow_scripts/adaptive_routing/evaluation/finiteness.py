@@ -1,10 +1,19 @@
 """NaN and infinity in what a model computes: found without waiting for the device."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import torch
 
 from adaptive_routing.system.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from adaptive_routing.data.samples import PreparedSample
+    from adaptive_routing.data.tasks import SequenceScore
 
 _DAMAGED = "its weights are damaged: get the model again"
 _REMEDIES = {
@@ -14,7 +23,7 @@ _REMEDIES = {
 }
 
 
-def finite_total(router_logits):
+def finite_total(router_logits: torch.Tensor) -> torch.Tensor:
     """A number that is NaN or infinite if any router logit is: their sum, float32, on their device.
 
     One reduction, for which nobody waits. It may overflow where all logits are finite.
@@ -22,7 +31,7 @@ def finite_total(router_logits):
     return router_logits.sum(dtype=torch.float32)
 
 
-def check_finite(samples, router_logits, total):
+def check_finite(samples: Sequence[PreparedSample], router_logits: torch.Tensor, total: torch.Tensor) -> None:
     """Raise InputError where router logits are NaN or infinite; tensors are on the CPU.
 
     Args:
@@ -44,7 +53,7 @@ def check_finite(samples, router_logits, total):
     raise _error(sample, f"the router logits of layer {layer} hold {kind}", router_logits.dtype)
 
 
-def check_scores(sample, scores, dtype):
+def check_scores(sample: PreparedSample, scores: Sequence[SequenceScore], dtype: torch.dtype) -> None:
     """Raise InputError where a sample's log-likelihoods (`SequenceScore`s) are NaN or infinite."""
     for score in scores:
         if not math.isfinite(score.log_likelihood):

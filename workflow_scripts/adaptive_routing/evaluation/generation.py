@@ -4,8 +4,11 @@ transformers' own `generate`, one prompt at a time: a batch would go on computin
 The last new token is never read by the model, so it has no routing.
 """
 
+from __future__ import annotations
+
 import functools
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import GenerationConfig
@@ -19,9 +22,23 @@ from adaptive_routing.model.devices import Clock
 from adaptive_routing.model.memory import run_alone
 from adaptive_routing.routing.batch import BatchRouting
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from adaptive_routing.data.samples import PreparedSample
+    from adaptive_routing.model.patching import RouterPatcher
+
 
 @torch.inference_mode()
-def generate_samples(model, patcher, tokenizer, samples, max_new_tokens):
+def generate_samples(
+    model: PreTrainedModel,
+    patcher: RouterPatcher,
+    tokenizer: PreTrainedTokenizerBase,
+    samples: Sequence[PreparedSample],
+    max_new_tokens: int,
+) -> Iterator[tuple[PreparedSample, BatchResult]]:
     """Continue each sample's one sequence greedily, under a patcher in force.
 
     Args:

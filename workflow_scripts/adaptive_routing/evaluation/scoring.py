@@ -4,8 +4,11 @@ The language-model head runs at scored positions only. Scores do not depend on h
 beyond float rounding: a batch is packed, and no sequence sees another.
 """
 
+from __future__ import annotations
+
 import weakref
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +20,16 @@ from adaptive_routing.model.devices import Clock, HostCopies, to_device
 from adaptive_routing.model.memory import run_alone
 from adaptive_routing.model.packing import Packing, forward_packed, packed_attention
 from adaptive_routing.routing.batch import BatchRouting
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any
+
+    from transformers import PreTrainedModel
+
+    from adaptive_routing.data.samples import PreparedSample
+    from adaptive_routing.data.tokens import EncodedSequence
+    from adaptive_routing.model.patching import RouterPatcher
 
 _warm = weakref.WeakSet()  # models that have run in this process
 _SHORTER = "for wikitext rows a smaller evaluation.max_length,"
@@ -36,9 +49,9 @@ class BatchScores:
         seconds: synchronised time of the forward pass and the head.
     """
 
-    scores: list
-    token_losses: list
-    greedy_tokens: list | None
+    scores: list[SequenceScore]
+    token_losses: Sequence[torch.Tensor]
+    greedy_tokens: Sequence[torch.Tensor] | None
     seconds: float
 
 
@@ -55,10 +68,10 @@ class SampleResult:
     """
 
     index: int
-    scores: list
+    scores: list[SequenceScore]
     greedy_tokens: torch.Tensor | None
     lengths: tuple[int, ...]
-    details: dict
+    details: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -75,13 +88,20 @@ class BatchResult:
     """
 
     seconds: float
-    samples: list
+    samples: list[SampleResult]
     routing: BatchRouting
     token_ids: torch.Tensor
     token_losses: torch.Tensor
 
 
-def score_samples(model, patcher, samples, batch_tokens, num_with_greedy_tokens, workers=None):
+def score_samples(
+    model: PreTrainedModel,
+    patcher: RouterPatcher,
+    samples: Sequence[PreparedSample],
+    batch_tokens: int,
+    num_with_greedy_tokens: int,
+    workers: int | None = None,
+) -> Iterator[BatchResult]:
     """Score samples batch by batch under a patcher in force.
 
     A batch for which the device has too little memory is done in smaller ones.
@@ -122,7 +142,9 @@ def score_samples(model, patcher, samples, batch_tokens, num_with_greedy_tokens,
             )
 
 
-def score_alone(model, sample, patcher, with_greedy_tokens=False):
+def score_alone(
+    model: PreTrainedModel, sample: PreparedSample, patcher: RouterPatcher, with_greedy_tokens: bool = False
+) -> tuple[BatchScores, BatchRouting]:
     """`score_patched_batch` of one `PreparedSample`; InputError where memory does not suffice for it."""
 
     def score():
@@ -149,7 +171,9 @@ def _batch_result(batch, forward_pass, scored, routing, seconds, samples, num_wi
     return BatchResult(seconds, results, routing, forward_pass.token_ids, token_losses)
 
 
-def score_batch(model, sequences, with_greedy_tokens=False):
+def score_batch(
+    model: PreTrainedModel, sequences: Sequence[EncodedSequence], with_greedy_tokens: bool = False
+) -> BatchScores:
     """Score `tokens.EncodedSequence`s in one forward pass, and wait for the `BatchScores`.
 
     Args:
@@ -160,7 +184,12 @@ def score_batch(model, sequences, with_greedy_tokens=False):
     return _Pass(model, sequences, None, with_greedy_tokens).finish()[0]
 
 
-def score_patched_batch(model, sequences, patcher, with_greedy_tokens=False):
+def score_patched_batch(
+    model: PreTrainedModel,
+    sequences: Sequence[EncodedSequence],
+    patcher: RouterPatcher,
+    with_greedy_tokens: bool = False,
+) -> tuple[BatchScores, BatchRouting]:
     """`score_batch` under a patcher in force: (`BatchScores`, the tokens' `BatchRouting` on the CPU)."""
     return _Pass(model, sequences, patcher, with_greedy_tokens).finish()
 
@@ -185,8 +214,8 @@ class _Pass:
         self.clock.stop()
         greedy = most_likely_tokens(model, hidden) if with_greedy_tokens else None
         self._routing = patcher.take_batch() if patcher else None
-        total = finite_total(self._routing.router_logits) if patcher else None
-        routing = self._routing.tensors() if patcher else ()
+        total = finite_total(self._routing.router_logits) if patcher else None  # ty: ignore[missing-union-attribute]
+        routing = self._routing.tensors() if patcher else ()  # ty: ignore[missing-union-attribute]
         self._copies = HostCopies([*scored, greedy, total, *routing])
 
     def finish(self):
@@ -223,7 +252,9 @@ def _scored_positions(sequences):
     return positions, torch.tensor(targets), was_read
 
 
-def score_positions(model, hidden, positions, targets):
+def score_positions(
+    model: PreTrainedModel, hidden: torch.Tensor, positions: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Score targets (P,) after the hidden states (N, H) at positions (P,).
 
     Returns ln p of the targets (float32) and whether each is the most likely token, both (P,).
@@ -238,7 +269,7 @@ def score_positions(model, hidden, positions, targets):
     return torch.cat(log_probabilities), torch.cat(is_greedy)
 
 
-def most_likely_tokens(model, hidden):
+def most_likely_tokens(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     """The likeliest next token after each of N hidden states (N, H): (N,) int64."""
     head = model.get_output_embeddings()
     return torch.cat([head(rows).argmax(-1) for rows in hidden.split(_HEAD_ROWS)])

@@ -3,6 +3,10 @@
 One row or column a data set; the look of configurations is that of the nine panels (`style.py`).
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import matplotlib as mpl
 import numpy as np
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
@@ -17,6 +21,16 @@ from adaptive_routing.analysis.routing_curves import (
 from adaptive_routing.figures import style
 from adaptive_routing.figures.layout import PAGE, SINGLE
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    import pandas as pd
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from adaptive_routing.analysis.study import Study
+
 DPI = 200
 MOST_CONFIGURATIONS = 4  # BH
 FEWEST_TOKENS = 10  # of a mean count that is drawn
@@ -24,7 +38,7 @@ FEWEST_SCORED = 20  # of a mean loss, which varies more
 LIGHT_TO_DARK = "viridis_r"
 
 
-def shown_configurations(study):
+def shown_configurations(study: Study) -> list[pd.Series]:
     """Choose the BH configurations of the pictures: up to four alphas, spread evenly, at the largest max_k.
 
     There the ceiling hides least of how many experts BH finds.
@@ -34,7 +48,9 @@ def shown_configurations(study):
     return [row for _, row in rows.iloc[places].iterrows()]
 
 
-def draw_atlas(study, summaries):
+def draw_atlas(
+    study: Study, summaries: Mapping[tuple[str, str], Mapping[str, NDArray[Any]]]
+) -> dict[str, Figure]:
     """Draw the figures of the atlas: a dict of name to matplotlib figure.
 
     summaries: arrays of `routing_summary.read_summary` by (configuration, data set); those of the baseline
@@ -136,7 +152,7 @@ def _position_loss(study, summaries, rows, datasets):
         above.set_ylim(bottom=0)
         above.set_xlabel("place in the sequence (1: first token; log)")
         below.set_xscale("log", base=2)
-        below.xaxis.set_major_locator(FixedLocator(2.0 ** np.arange(10)))
+        below.xaxis.set_major_locator(FixedLocator(2.0 ** np.arange(10)))  # ty: ignore[invalid-argument-type]
         below.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         below.xaxis.set_minor_locator(NullLocator())
         below.set_ylim(bottom=0)

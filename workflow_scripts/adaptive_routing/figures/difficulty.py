@@ -4,6 +4,10 @@ One column a max_k, prompt tokens above, new tokens below, all on one scale; sha
 panels.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -11,6 +15,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter
 
 from adaptive_routing.figures import scales, style
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from adaptive_routing.analysis.study import Study
 
 DPI = 300
 TITLE = "Experts by difficulty of the prompt"
@@ -23,13 +33,13 @@ LARGER = {  # legible at half the figure's size
 }  # fmt: skip
 
 
-def draw_difficulty_figure(study, table):
+def draw_difficulty_figure(study: Study, table: pd.DataFrame) -> Figure:
     """Draw expert counts over difficulty; return the matplotlib figure.
 
     study: the `study.Study`, which gives every configuration its look; table: of `difficulty_table`.
     """
     with style.visual_language():
-        mpl.rcParams.update(LARGER)
+        mpl.rcParams.update(LARGER)  # ty: ignore[no-matching-overload]
         figure = style.new_figure((COLUMN * max(3, len(study.max_ks)) + 0.9, ROW * len(SHOWN) + 1.3))
         style.headline(figure, TITLE, "mean over a level's prompts; bars: ± 1 standard error", 10.0)
         rows = table[(table["strategy"] != "topk") & table["k_or_max_k"].isin(study.max_ks)]

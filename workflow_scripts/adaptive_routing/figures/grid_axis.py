@@ -5,7 +5,10 @@ Every configuration has a place of its own, so that no point and no error bar hi
 configuration stands beside the top-k that may run as many experts.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,6 +17,14 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from adaptive_routing.figures import scales, style
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Self
+
+    from matplotlib.axes import Axes
+
+    from adaptive_routing.analysis.study import Study
+
 WIDEST = 0.64  # of a group's width, what its alphas take
 
 
@@ -21,23 +32,23 @@ WIDEST = 0.64  # of a group's width, what its alphas take
 class Places:
     """x of every configuration; group i lies around i."""
 
-    study: object
-    groups: list
-    variants: list
+    study: Study
+    groups: list[int]
+    variants: list[float | str]
     topk_beside: bool
 
     @classmethod
-    def of(cls, study, topk=True):
+    def of(cls, study: Study, topk: bool = True) -> Self:
         """The places of a study. topk: whether top-k configurations are shown."""
         ks = [int(k) for k in study.topk["k_or_max_k"]] if topk else []
         return cls(study, sorted({*study.max_ks, *ks}), study.variants, bool(ks))
 
     @property
-    def step(self):
+    def step(self) -> float:
         """Distance between neighbours in a group."""
         return WIDEST / max(len(self.variants), 2)
 
-    def x(self, row):
+    def x(self, row: pd.Series) -> float:
         """The place of a configuration's row."""
         group = self.groups.index(int(row["k_or_max_k"]))
         if row["strategy"] == "topk":
@@ -46,7 +57,7 @@ class Places:
         return group + (0.08 if self.topk_beside else 0.0) + rank * self.step
 
     @property
-    def label(self):
+    def label(self) -> str:
         """What the axis shows."""
         alphas = [one for one in self.variants if not isinstance(one, str)]
         names = ["max_k of BH" if alphas == self.variants else "max_k"] * bool(self.variants)
@@ -54,13 +65,21 @@ class Places:
         within = "; in a group: α rising" if len(alphas) > 1 else ""
         return f"{', '.join(names)} (experts){within}"
 
-    def span(self, k):
+    def span(self, k: float) -> tuple[float, float]:
         """(left, right) end of a group."""
         group = self.groups.index(int(k))
         return group - 0.42, group + 0.42
 
 
-def draw(axes, study, values, bars=None, scale=scales.plain_axis, named=True, whole=False):
+def draw(
+    axes: Axes,
+    study: Study,
+    values: pd.Series,
+    bars: tuple[pd.Series, pd.Series] | None = None,
+    scale: Callable[..., None] = scales.plain_axis,
+    named: bool = True,
+    whole: bool = False,
+) -> None:
     """Draw a value a configuration over the grid.
 
     values: Series by configuration; bars: (low ends, high ends), Series by configuration; scale: sets the y
@@ -87,7 +106,7 @@ def draw(axes, study, values, bars=None, scale=scales.plain_axis, named=True, wh
         reference_line(axes, study, baseline["value"].item(), named)
 
 
-def prepare(axes, study, places):
+def prepare(axes: Axes, study: Study, places: Places) -> None:
     """Give axes the x axis of the grid: groups, the line between them, a coloured tick an alpha."""
     count = len(places.groups)
     axes.set_xlim(-0.5, count - 0.5)
@@ -111,7 +130,7 @@ def prepare(axes, study, places):
     axes.add_collection(strip, autolim=False)
 
 
-def reference_line(axes, study, value, named=True, along="x"):
+def reference_line(axes: Axes, study: Study, value: float, named: bool = True, along: str = "x") -> None:
     """Draw the baseline's level as a dashed line, named at its end unless the legend is to do that."""
     (axes.axhline if along == "x" else axes.axvline)(value, zorder=1.5, **style.BASELINE)
     if named and along == "x":
@@ -176,13 +195,13 @@ def _size(axes, places):
     return float(np.clip(1.1 * places.step * _points_a_group(axes, places), 2.4, 4.6))
 
 
-def around(values, errors):
+def around(values: pd.Series, errors: pd.Series) -> tuple[pd.Series, pd.Series]:
     """(low, high) ends of bars of ± one standard error, Series by configuration."""
     errors = errors.reindex(values.index).astype(float)
     return values - errors, values + errors
 
 
-def by_config(study, column):
+def by_config(study: Study, column: str) -> pd.Series:
     """A column of the configurations as a Series by configuration; NaN where there is no such column."""
     table = study.configurations.set_index("config")
     return table[column] if column in table else pd.Series(np.nan, index=table.index)

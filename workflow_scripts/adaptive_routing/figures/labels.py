@@ -1,9 +1,19 @@
 """Names beside points, none over another name or over a mark, where there is room."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 from matplotlib.font_manager import FontProperties
 
 from adaptive_routing.figures import style
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from matplotlib.axes import Axes
+    from numpy.typing import ArrayLike
 
 DISTANCES = (5.0, 9.0, 14.0, 20.0, 27.0, 35.0)  # of a name from its point, in points
 # Towards which a name lies from its point, in halves of its own width and height.
@@ -16,19 +26,21 @@ SAMPLES = 48  # of a line, where it is looked for under a name
 LEADER = 9.0  # from this distance on a thin line leads to the point
 
 
-def place(axes, items, marks, lines):
+def place(
+    axes: Axes, items: Iterable[tuple[float, float, str, str]], marks: ArrayLike, lines: ArrayLike
+) -> None:
     """Name points of axes that have their limits.
 
     items: (x, y, text, weight) in data coordinates, the most important first; marks: (points, 2) and lines:
     (lines, 2 ends, 2), what a name should not cover. A name without room anywhere near its point is left out.
     """
     scale = axes.figure.dpi / 72  # pixels a point
-    renderer = axes.figure.canvas.get_renderer()
+    renderer = axes.figure.canvas.get_renderer()  # ty: ignore[missing-attribute]
     marks = axes.transData.transform(np.asarray(marks, dtype=float)) / scale
     ends = axes.transData.transform(np.asarray(lines, dtype=float).reshape(-1, 2)).reshape(-1, 2, 2) / scale
     steps = np.linspace(0, 1, SAMPLES)[:, None, None]
     inked = (ends[:, 0] * (1 - steps) + ends[:, 1] * steps).reshape(-1, 2)
-    frame = axes.bbox.extents / scale
+    frame = axes.bbox.extents / scale  # ty: ignore[unsupported-operator]
     taken = []
     for x, y, text, weight in items:
         font = FontProperties(family="sans-serif", size=style.SMALL, weight=weight)

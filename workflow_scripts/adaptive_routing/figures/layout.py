@@ -4,9 +4,19 @@ Places are fixed rather than fitted to the text, so that all panels line up and 
 to find them out.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 PAGE = (11.69, 8.27)  # A4 landscape, for three rows of three panels
 COLUMNS, ROWS = 3, 3
@@ -30,19 +40,27 @@ class Margins:
 class Cell:
     """A rectangle of a figure, in inches from its lower left corner, that holds one panel."""
 
-    figure: object
+    figure: Figure
     left: float
     bottom: float
     width: float
     height: float
 
-    def heading(self, title, note):
+    def heading(self, title: str, note: str) -> None:
         """Write a panel's title, and below it a note on how to read it."""
         top = self.bottom + self.height
         self._text(top - TITLE, title, fontsize=8.2, weight="bold", color="black")
         self._text(top - NOTE, note, fontsize=6.2, color="#555555")
 
-    def axes(self, rows=1, columns=1, gap=(0.12, 0.12), heights=None, share_y=False, **margins):
+    def axes(
+        self,
+        rows: int = 1,
+        columns: int = 1,
+        gap: tuple[float, float] = (0.12, 0.12),
+        heights: Sequence[float] | None = None,
+        share_y: bool = False,
+        **margins: float,
+    ) -> NDArray[np.object_]:
         """Add axes: an array (rows, columns), the first row at the top.
 
         gap: (between columns, between rows); heights: the rows' shares of the height; margins: of `Margins`.
@@ -64,11 +82,11 @@ class Cell:
             top -= height + gap[1]
         return every
 
-    def strip(self, left, bottom, width, height):
+    def strip(self, left: float, bottom: float, width: float, height: float) -> Axes:
         """Add one axes at a place in the cell, from its lower left corner."""
         return self.figure.add_axes(self._fractions(self.left + left, self.bottom + bottom, width, height))
 
-    def nothing_to_show(self, title, reason):
+    def nothing_to_show(self, title: str, reason: str) -> None:
         """Fill a panel whose numbers this study does not have with the reason."""
         self.heading(title, "")
         self._text(self.bottom + self.height / 2, reason, x=0.56, color="#555555")
@@ -82,13 +100,13 @@ class Cell:
         return left / page[0], bottom / page[1], width / page[0], height / page[1]
 
 
-def page(panels):
+def page(panels: int) -> tuple[tuple[float, float], tuple[int, int]]:
     """Size of a page of so many panels, higher than A4 for more than nine, and its (rows, columns)."""
     rows = max(ROWS, -(-panels // COLUMNS))
     return (PAGE[0], PAGE[1] * rows / ROWS), (rows, COLUMNS)
 
 
-def cells(figure, rows, columns, legend_rows):
+def cells(figure: Figure, rows: int, columns: int, legend_rows: int) -> list[Cell]:
     """Divide a figure above its legend into cells, row by row from the top."""
     page = figure.get_size_inches()
     below = LEGEND_ROW * legend_rows + 0.10

@@ -4,12 +4,22 @@ Small multiples on common axes, because what a reader compares is layers: how wi
 logits are, and how large a logit must be before BH can count it as evidence.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
 
 from adaptive_routing.figures import style
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from adaptive_routing.null_distribution import NullDistribution
 
 DPI = 150
 LARGER = {"axes.titlesize": 9.0, "axes.titlepad": 3.0, "xtick.labelsize": 8.0, "ytick.labelsize": 8.0}
@@ -19,7 +29,9 @@ MARKED_P_VALUES = {0.05: ":", 0.01: "--"}  # line style
 LINES = "dotted: p = 0.05, dashed: p = 0.01"
 
 
-def density_curve(null_distribution, layer, low, high):
+def density_curve(
+    null_distribution: NullDistribution, layer: int, low: float, high: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(x, density) of one layer: −dS/dx as differences of the table between CURVE_POINTS + 1 equal steps."""
     survival = null_distribution.survival[layer]
     grid = null_distribution.x0[layer] + null_distribution.dx[layer] * np.arange(len(survival))
@@ -28,14 +40,14 @@ def density_curve(null_distribution, layer, low, high):
     return 0.5 * (edges[1:] + edges[:-1]), density
 
 
-def critical_logit(null_distribution, layer, p):
+def critical_logit(null_distribution: NullDistribution, layer: int, p: float) -> float:
     """The smallest grid point of a layer where the p-value is at most p."""
     survival = null_distribution.survival[layer]  # non-increasing
     index = min(np.searchsorted(-survival, -p), len(survival) - 1)
     return null_distribution.x0[layer] + index * null_distribution.dx[layer]
 
 
-def save_null_distribution_figure(null_distribution, path):
+def save_null_distribution_figure(null_distribution: NullDistribution, path: Path | str) -> None:
     """Draw every layer's density into the image `path`."""
     num_layers = null_distribution.num_layers
     columns = min(4, num_layers)
@@ -44,7 +56,7 @@ def save_null_distribution_figure(null_distribution, path):
     high = max(critical_logit(null_distribution, layer, TAIL) for layer in range(num_layers))
 
     with style.visual_language():
-        mpl.rcParams.update(LARGER)
+        mpl.rcParams.update(LARGER)  # ty: ignore[no-matching-overload]
         figure = style.new_figure((max(2.6 * columns + 0.6, 5.0), 1.5 * rows + 1.2))
         style.headline(
             figure, "Null distribution of router logits", f"{_subtitle(null_distribution)}; {LINES}", 10.0

@@ -1,12 +1,20 @@
 """What stands for quality in a study: a perplexity, an accuracy or, where there is neither, the mean loss."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from adaptive_routing.analysis.tables import averaged_datasets
 from adaptive_routing.figures.grid_axis import by_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from adaptive_routing.analysis.study import Study
 
 PERPLEXITIES = {  # column: (in sentences, on an axis)
     "perplexity": ("perplexity on wikitext", "perplexity, exp(mean sample loss)"),
@@ -33,7 +41,7 @@ class Quality:
     is_ratio: bool
 
 
-def perplexity(study):
+def perplexity(study: Study) -> Quality | None:
     """The perplexity that is a data set's score, or that of LAMBADA's target words; None without one."""
     column = next(
         (c for c in (study.perplexity, "target_perplexity") if c is not None and study.has(c)), None
@@ -44,7 +52,7 @@ def perplexity(study):
     return Quality(*_with_errors(study, column), *PERPLEXITIES[column], dataset, True, True)
 
 
-def accuracy(study):
+def accuracy(study: Study) -> Quality | None:
     """The mean accuracy over the data sets that have one; None without one."""
     if not study.has("avg_task_accuracy"):
         return None
@@ -55,7 +63,7 @@ def accuracy(study):
     )  # fmt: skip
 
 
-def loss(study):
+def loss(study: Study) -> Quality | None:
     """The mean loss of the first data set that was compared with the baseline; None without one."""
     for dataset in averaged_datasets(study.datasets):
         rows = study.comparisons
@@ -71,18 +79,18 @@ def loss(study):
     return None
 
 
-def frontier_measure(study):
+def frontier_measure(study: Study) -> Quality | None:
     """What is set against experts: perplexity of text, else accuracy, else a word's perplexity or loss."""
     text = perplexity(study) if study.perplexity is not None else None
     return text or first_of(study, accuracy, perplexity, loss)
 
 
-def first_of(study, *measures):
+def first_of(study: Study, *measures: Callable[[Study], Quality | None]) -> Quality | None:
     """The first of these measures that the study has; None without one."""
     return next((found for found in (measure(study) for measure in measures) if found is not None), None)
 
 
-def extremes(study, quality, digits):
+def extremes(study: Study, quality: Quality, digits: str) -> str:
     """Say between which configurations' values BH lies, and how many are better than the baseline's."""
     names = list(study.bh["config"])
     values = quality.values.reindex(names).dropna().sort_values(kind="stable")

@@ -1,13 +1,21 @@
 """The scales of axes: logarithmic where values span decades, round ticks, and no far value that flattens."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, ScalarFormatter
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import ArrayLike, NDArray
 
 FAR = 1.0  # a top-k value further off than this many times the height of the rest is written at the edge
 EDGE = 4.5  # points from the axes' edge to the middle of what is written there
 
 
-def count_axis(axes, name, values):
+def count_axis(axes: Axes, name: str, values: ArrayLike) -> None:
     """Axis `name` ("x" or "y") shows expert counts: powers of two where the values span a factor 4."""
     positive = _positive(values)
     if len(positive) and positive.max() / positive.min() >= 4:
@@ -20,7 +28,7 @@ def count_axis(axes, name, values):
         plain_axis(axes, name, values)
 
 
-def ratio_axis(axes, name, values):
+def ratio_axis(axes: Axes, name: str, values: ArrayLike) -> None:
     """Axis `name` shows positive values such as perplexity: logarithmic where they span a factor 3."""
     positive = _positive(values)
     if not len(positive) or positive.max() / positive.min() <= 3:
@@ -30,12 +38,12 @@ def ratio_axis(axes, name, values):
     decades = np.arange(np.floor(np.log10(positive.min())), np.ceil(np.log10(positive.max())) + 1)
     steps = (1, 1.5, 2, 3, 5, 7) if span < 30 else (1, 3) if span < 1e4 else (1,)
     every = max(1, len(decades) // 6)
-    axis.set_major_locator(FixedLocator(np.outer(10.0 ** decades[::every], steps).ravel()))
+    axis.set_major_locator(FixedLocator(np.outer(10.0 ** decades[::every], steps).ravel()))  # ty: ignore[invalid-argument-type]
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(short))
 
 
-def plain_axis(axes, name, values=(), most=5):
+def plain_axis(axes: Axes, name: str, values: ArrayLike = (), most: int = 5) -> None:
     """Axis `name` is linear, with about `most` ticks at most; thousands are written 10k."""
     axis = axes.xaxis if name == "x" else axes.yaxis
     axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]))
@@ -43,7 +51,7 @@ def plain_axis(axes, name, values=(), most=5):
     axis.set_major_formatter(FuncFormatter(short) if large else ScalarFormatter(useOffset=False))
 
 
-def fit_y(axes, values, others):
+def fit_y(axes: Axes, values: ArrayLike, others: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Set the y limits to hold `values`, and of `others` those that would not flatten them.
 
     Returns (which of `others` lie above, which lie below), each a mask; such values are to be written in the
@@ -71,13 +79,13 @@ def fit_y(axes, values, others):
     return above, below
 
 
-def edge(axes, above):
+def edge(axes: Axes, above: bool) -> float:
     """Where a far value is written, as a fraction of the axes' height from below."""
     share = EDGE * axes.figure.dpi / 72 / axes.bbox.height
     return 1 - share if above else share
 
 
-def short(value, _position=None):
+def short(value: float, _position: int | None = None) -> str:
     """A number as short as it can be: 10k for 10,000."""
     if abs(value) >= 1e6:
         return f"{value:.3g}"
@@ -85,7 +93,7 @@ def short(value, _position=None):
     return text.replace("-", "−")
 
 
-def three_digits(value):
+def three_digits(value: float) -> str:
     """A number rounded to three digits, as short as it can be."""
     return short(float(f"{value:.3g}"))
 

@@ -1,15 +1,36 @@
 """Every configuration as a point between its cost and its quality."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 from matplotlib.collections import LineCollection
 
 from adaptive_routing.figures import labels, scales, style
 from adaptive_routing.figures.grid_axis import reference_line
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+    from adaptive_routing.analysis.study import Study
+    from adaptive_routing.figures.quality import Quality
+
 SIZE, SMALL_SIZE, MANY = 4.6, 3.4, 40  # of markers in points; for more than MANY configurations
 
 
-def draw(axes, study, x, quality, x_scale, named=(), cheap_is_left=True):
+def draw(
+    axes: Axes,
+    study: Study,
+    x: pd.Series,
+    quality: Quality,
+    x_scale: Callable[..., None],
+    named: Iterable[str] = (),
+    cheap_is_left: bool = True,
+) -> None:
     """Draw quality over a cost or a speed: BH joined along alpha, top-k along k, the baseline as a cross.
 
     x: Series by configuration; quality: of `quality`; x_scale: of `scales`; named: BH configurations to name;
@@ -61,7 +82,7 @@ def draw(axes, study, x, quality, x_scale, named=(), cheap_is_left=True):
     labels.place(axes, items, marks, [*bars, *joined, *cross])
 
 
-def note(study, quality, side):
+def note(study: Study, quality: Quality, side: str) -> str:
     """How to read such a panel whose better configurations lie at a side, "left" or "right"."""
     corner = f"{'lower' if quality.lower_is_better else 'upper'} {side} is better"
     shade = "shaded: beats the baseline in both" if study.baseline_row is not None else corner

@@ -7,8 +7,11 @@ has. Other strategies: the marker of their max_k in warm colours. The baseline: 
 there is an axis for it. What is not a configuration is grey.
 """
 
+from __future__ import annotations
+
 import contextlib
 import textwrap
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
@@ -20,6 +23,16 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from adaptive_routing.system.files import atomic_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+    from typing import Any, Literal
+
+    import pandas as pd
+    from matplotlib.colors import Colormap, Normalize
+
+    from adaptive_routing.analysis.study import Study
 
 DPI = 300
 COMPRESSION = {"compress_level": 3}  # of PNGs: 5 % larger than at 6, the default, in two thirds of the time
@@ -33,8 +46,8 @@ INK = "#1a1a1a"
 NEUTRAL = "#555555"
 PALE = "#b8b8b8"
 NO_VALUE = "#f2f2f2"
-BASELINE = {"color": "black", "linewidth": 1.0, "linestyle": (0, (5, 2))}
-TOPK = {
+BASELINE: dict[str, Any] = {"color": "black", "linewidth": 1.0, "linestyle": (0, (5, 2))}
+TOPK: dict[str, Any] = {
     "linestyle": "none", "marker": "o", "color": "black", "markerfacecolor": "white", "markersize": 4.6,
     "markeredgewidth": 0.9,
 }  # fmt: skip
@@ -42,7 +55,7 @@ SMALL = 6.0  # points, the smallest text
 # Change against the baseline: blue is better, orange worse (Okabe and Ito's blue and vermilion), white none.
 BETTER, WORSE = ("#023858", "#0072b2", "#9ecae1", "#ffffff"), ("#ffffff", "#fdc899", "#d55e00", "#6b2400")
 
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "sans-serif"],
     "font.size": 7.0,
@@ -75,7 +88,7 @@ SETTINGS = {
 }
 
 
-def visual_language():
+def visual_language() -> contextlib.ExitStack:
     """Context in which figures are drawn and saved."""
     context = contextlib.ExitStack()
     context.enter_context(mpl.rc_context())
@@ -84,30 +97,30 @@ def visual_language():
     return context
 
 
-def new_figure(size, layout="constrained"):
+def new_figure(size: tuple[float, float], layout: Literal["constrained"] | None = "constrained") -> Figure:
     """An empty figure of `size` inches; layout None: its parts are placed by hand."""
     figure = Figure(figsize=size, dpi=DPI, layout=layout)
     FigureCanvasAgg(figure)
     if layout == "constrained":
-        figure.get_layout_engine().set(w_pad=0.06, h_pad=0.05, wspace=0.04, hspace=0.05)
+        figure.get_layout_engine().set(w_pad=0.06, h_pad=0.05, wspace=0.04, hspace=0.05)  # ty: ignore[missing-union-attribute, unknown-argument]
     return figure
 
 
-def headline(figure, title, note, size):
+def headline(figure: Figure, title: str, note: str, size: float) -> None:
     """Write a figure's title of `size` points, and below it a note, above a constrained layout."""
     width, height = figure.get_size_inches()
     # A letter is about half as wide as high.
     lines = textwrap.wrap(note, max(20, int((width - 0.2) * 72 / (0.52 * 0.86 * size))))
     line = 1.25 * 0.86 * size / 72  # inches
     room = 1.5 * size / 72 + line * len(lines) + 0.08
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - room / height))
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - room / height))  # ty: ignore[missing-union-attribute, unknown-argument]
     at = height - 1.3 * size / 72
     figure.text(0.08 / width, at / height, title, fontsize=size, weight="bold")
     for i, text in enumerate(lines, start=1):
         figure.text(0.08 / width, (at - i * line) / height, text, fontsize=0.86 * size, color=NEUTRAL)
 
 
-def save(figure, path, dpi=DPI):
+def save(figure: Figure, path: Path | str, dpi: float = DPI) -> None:
     """Write a figure as PNG or SVG, whole or not at all, and the same bytes for the same figure.
 
     `Figure.savefig` lays a figure out for each file, by drawing all of it once more. Here that is done once.
@@ -116,7 +129,7 @@ def save(figure, path, dpi=DPI):
         figure.dpi = dpi
         canvas = FigureCanvasAgg(figure)
         if figure.get_layout_engine() is not None:
-            figure.get_layout_engine().execute(figure)
+            figure.get_layout_engine().execute(figure)  # ty: ignore[missing-union-attribute]
             figure.set_layout_engine("none")
         if str(path).endswith(".svg"):
             FigureCanvasSVG(figure).print_svg(temporary, metadata={"Date": None, "Creator": None})
@@ -124,46 +137,46 @@ def save(figure, path, dpi=DPI):
             canvas.print_png(temporary, metadata={"Software": None}, pil_kwargs=COMPRESSION)
 
 
-def alpha_colour(study, alpha):
+def alpha_colour(study: Study, alpha: float) -> tuple[float, float, float]:
     """The colour of an alpha by its rank among the study's on viridis: (red, green, blue) in [0, 1]."""
     count = len(study.alphas)
     place = study.alphas.index(float(alpha)) / (count - 1) if count > 1 else 0.6
     return mpl.colormaps["viridis"](SMALLEST_ALPHA + place * (LARGEST_ALPHA - SMALLEST_ALPHA))[:3]
 
 
-def max_k_marker(study, max_k):
+def max_k_marker(study: Study, max_k: float) -> str:
     """The marker of a max_k: its rank among the study's max_k."""
     return MARKERS[study.max_ks.index(int(max_k)) % len(MARKERS)]
 
 
-def other_colour(study, name):
+def other_colour(study: Study, name: str) -> tuple[float, float, float]:
     """The colour of one of `Study.others`, by its place among them: (red, green, blue) in [0, 1]."""
     return mpl.colors.to_rgb(OTHERS[study.others.index(name) % len(OTHERS)])
 
 
-def variant_colour(study, one):
+def variant_colour(study: Study, one: float | str) -> tuple[float, float, float]:
     """The colour of one of `Study.variants`."""
     return other_colour(study, one) if isinstance(one, str) else alpha_colour(study, one)
 
 
-def colours(study, rows):
+def colours(study: Study, rows: pd.DataFrame) -> list[tuple[float, float, float]]:
     """The colours of rows of configurations beside top-k."""
     return [variant_colour(study, study.variant(row)) for _, row in rows.iterrows()]
 
 
-def colour(study, config):
+def colour(study: Study, config: str) -> tuple[float, float, float]:
     """The colour of a configuration's marks: black for top-k, else its variant's."""
     row = _row(study, config)
     return (0.0, 0.0, 0.0) if row["strategy"] == "topk" else variant_colour(study, study.variant(row))
 
 
-def marker(study, config):
+def marker(study: Study, config: str) -> str:
     """The marker of a configuration: a circle for top-k (to be filled with white), else its max_k's."""
     row = _row(study, config)
     return "o" if row["strategy"] == "topk" else max_k_marker(study, row["k_or_max_k"])
 
 
-def label(study, config):
+def label(study: Study, config: str) -> str:
     """What to call a configuration in a figure: `top-8`, or `max_k 16, α 0.3`."""
     row = _row(study, config)
     if row["strategy"] == "topk":
@@ -171,28 +184,28 @@ def label(study, config):
     return f"max_k {int(row['k_or_max_k'])}, {variant_text(study.variant(row))}"
 
 
-def variant_text(one):
+def variant_text(one: float | str) -> str:
     """What to call one of `Study.variants` in a figure: `α 0.3`, `topp_p030`."""
     return one if isinstance(one, str) else f"α {alpha_text(one)}"
 
 
-def alpha_text(alpha):
+def alpha_text(alpha: float) -> str:
     """An alpha as the config file has it, as far as four digits go."""
     return f"{alpha:.4g}"
 
 
-def baseline_label(study):
+def baseline_label(study: Study) -> str:
     """What to call the baseline in the figure; its name where it has no results."""
     return study.baseline if study.baseline_row is None else label(study, study.baseline)
 
 
-def reference_name(study):
+def reference_name(study: Study) -> str:
     """What to write at the baseline's line: its label where that is short."""
     name = baseline_label(study)
     return name if len(name) <= 8 else "baseline"
 
 
-def change_colours(low, high, lower_is_better):
+def change_colours(low: float, high: float, lower_is_better: bool) -> tuple[Colormap, Normalize]:
     """(colour map, norm) of changes from `low` to `high`: white at 0, blue better, orange worse.
 
     The same distance from 0 is equally strong on both sides.
@@ -203,25 +216,25 @@ def change_colours(low, high, lower_is_better):
     return colours.with_extremes(bad=NO_VALUE), mpl.colors.Normalize(-reach, reach)
 
 
-def plain_colours(low, high):
+def plain_colours(low: float, high: float) -> tuple[Colormap, Normalize]:
     """(colour map, norm) of values that have no baseline: greys, darker for larger ones."""
     colours = mpl.colors.LinearSegmentedColormap.from_list("plain", ("#f7f7f7", "#4d4d4d"))
     return colours.with_extremes(bad=NO_VALUE), mpl.colors.Normalize(low, max(high, low + 1e-9))
 
 
-def luminance(rgb):
+def luminance(rgb: Any) -> float:
     """Relative luminance (WCAG 2) of a colour, 0 black to 1 white."""
     channels = np.asarray(mpl.colors.to_rgb(rgb))
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     return float(linear @ (0.2126, 0.7152, 0.0722))
 
 
-def ink_on(rgb):
+def ink_on(rgb: Any) -> str:
     """Black or white, whichever has more contrast on a colour."""
     return "black" if (luminance(rgb) + 0.05) ** 2 > 0.05 * 1.05 else "white"
 
 
-def points(study, max_k, size):
+def points(study: Study, max_k: float, size: float) -> dict[str, Any]:
     """The look of a max_k's points in `Axes.scatter`, `size` points wide, colours apart."""
     shape = max_k_marker(study, max_k)
     return {
@@ -229,7 +242,7 @@ def points(study, max_k, size):
     }  # fmt: skip
 
 
-def legend_handles(study):
+def legend_handles(study: Study) -> list[list[Line2D]]:
     """The legend's entries in groups: shapes, colours, references. The first of a group carries its name."""
     shapes, first = [], "max_k " if study.others else "BH with max_k "
     for i, max_k in enumerate(study.max_ks):
@@ -244,7 +257,7 @@ def legend_handles(study):
     return [group for group in (shapes, variant_handles(study), references) if group]
 
 
-def variant_handles(study):
+def variant_handles(study: Study) -> list[Line2D]:
     """Legend entries of the colours: of the alphas, then of the variants of other strategies."""
     others = [Strip([other_colour(study, name)], name) for name in study.others]
     return [*_alpha_handles(study), *others]
@@ -261,7 +274,7 @@ def _alpha_handles(study):
     ]
 
 
-def legend_rows(groups, width):
+def legend_rows(groups: Iterable[Sequence[Line2D]], width: float) -> list[list[Line2D]]:
     """Divide groups of legend entries into rows of at most `width` inches; only too wide a group is split."""
     rows, free = [[]], width
     for group in groups:
@@ -277,7 +290,7 @@ def legend_rows(groups, width):
     return rows
 
 
-def add_legend(figure, rows, row_height):
+def add_legend(figure: Figure, rows: Sequence[Sequence[Line2D]], row_height: float) -> None:
     """One legend at the figure's bottom, each row centred."""
     for i, handles in enumerate(reversed(rows)):
         figure.legend(
@@ -295,13 +308,13 @@ def _entry_width(handle):
 class Strip(Line2D):
     """Legend entry of colours side by side."""
 
-    def __init__(self, colours, label):
+    def __init__(self, colours: Sequence[tuple[float, float, float]], label: str) -> None:
         super().__init__([], [], label=label)
         self.colours = colours
 
 
 class _StripHandler(HandlerBase):
-    def create_artists(self, legend, handle, x, y, width, height, fontsize, transform):
+    def create_artists(self, legend, handle, x, y, width, height, fontsize, transform):  # ty: ignore[lost-keyword-for-regular-parameter]
         each = width / len(handle.colours)
         return [
             Rectangle((x + i * each, y), each, height, facecolor=colour, linewidth=0, transform=transform)

@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[2]  # scripts and the package stand in it
@@ -41,7 +42,7 @@ WORKING_FOR = {"statsmodels": ("scipy",), "transformers": ("tokenizers",)}
 DISTRIBUTIONS = {"yaml": "pyyaml"}  # names by which libraries are installed, where they have another
 
 
-def code_fingerprint(script, *by_name, without=()):
+def code_fingerprint(script: str, *by_name: str, without: Collection[str] = ()) -> str:
     """A hash of the code that a job runs.
 
     Args:
@@ -58,7 +59,7 @@ def code_fingerprint(script, *by_name, without=()):
     return content.hexdigest()[:16]
 
 
-def code_modules(script, *by_name, without=()):
+def code_modules(script: str, *by_name: str, without: Collection[str] = ()) -> list[str]:
     """The modules that `code_fingerprint` covers, sorted."""
     left_out, found, waiting = (*NOT_DECIDING, *without), set(), [script, *by_name]
     while waiting:
@@ -109,13 +110,25 @@ def _imported_names(module):
     path = FOLDER / _path(module)
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     names = [module.rsplit(".", i)[0] for i in range(1, module.count(".") + 1)]
-    for node in ast.walk(_parsed(path)):
+    for node in _run_time_nodes(_parsed(path)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             source = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             names += [source, *(f"{source}.{alias.name}" for alias in node.names)]
     return names
+
+
+def _run_time_nodes(tree):
+    """The nodes of a syntax tree but those below `if TYPE_CHECKING:`, which only a type checker reads."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            waiting += node.orelse
+        else:
+            waiting += ast.iter_child_nodes(node)
 
 
 @functools.cache

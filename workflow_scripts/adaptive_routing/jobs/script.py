@@ -7,7 +7,9 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TextIO
 
 from adaptive_routing.system.errors import HostError, InputError, OutputError
 from adaptive_routing.system.processes import ending_with
@@ -38,24 +40,24 @@ class Tee:
     Where one cannot be written to (a full disk, a terminal that is gone) the others still are.
     """
 
-    def __init__(self, *streams):
+    def __init__(self, *streams: TextIO) -> None:
         self.streams = list(streams)
 
-    def write(self, text):
+    def write(self, text: str) -> int:
         for stream in self.streams:
             with contextlib.suppress(OSError):
                 stream.write(text)
                 stream.flush()
         return len(text)
 
-    def flush(self):
+    def flush(self) -> None:
         """Nothing is held back."""
 
-    def isatty(self):
+    def isatty(self) -> bool:
         return False
 
 
-def exit_on_sigterm():
+def exit_on_sigterm() -> None:
     """Make SIGTERM a SystemExit, so that `finally` blocks run and no temporary file stays behind."""
 
     def leave(*_):
@@ -73,7 +75,7 @@ def _ending_with_workflow():
 
 
 @contextlib.contextmanager
-def job(snakemake):
+def job(snakemake: Any) -> Iterator[None]:
     """Run a script's body with stderr copied to the rule's log.
 
     An `InputError`, `OutputError` or `HostError` ends the job with its sentence and status 1, without a

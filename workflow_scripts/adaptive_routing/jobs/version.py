@@ -6,13 +6,22 @@ Jobs get the answer and do not import this module: a new version or commit alone
 import subprocess
 import tomllib
 from pathlib import Path
+from typing import TypedDict
 
 # What decides results. A changed config file is no change of the code.
 CODE = ("Snakefile", "rules", "schemas", "workflow_scripts")
 GIT_SECONDS = 10  # on a slow network file system the commit is not worth more waiting
 
 
-def code_version(folder):
+class CodeVersion(TypedDict):
+    """What `code_version` returns."""
+
+    version: str | None
+    commit: str | None
+    local_changes: bool | None
+
+
+def code_version(folder: Path | str) -> CodeVersion:
     """The version of the workflow in `folder`.
 
     Returns:

@@ -1,10 +1,42 @@
 """The description of the model that `inspect.inspect_model` makes, read from its file."""
 
 from pathlib import Path
+from typing import TypedDict
 
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.files import MADE_ANEW, excerpt
 from adaptive_routing.system.json_files import read_json
+
+
+class ModelShapes(TypedDict):
+    """The sizes that count operations."""
+
+    hidden_size: int
+    intermediate_size: int
+    dense_intermediate_size: int
+    shared_expert_intermediate_size: int
+    num_hidden_layers: int
+    num_moe_layers: int
+    num_experts: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+
+
+class ModelDescription(TypedDict):
+    """What the workflow must know of a model before it is loaded: model.json."""
+
+    name: str
+    revision: str | None
+    commit: str | None
+    folder: str
+    model_type: str | None
+    native_top_k: int
+    max_position_embeddings: int
+    shapes: ModelShapes
+    fingerprint: str
+
 
 # What other modules read of it.
 _NEEDED = {
@@ -19,7 +51,7 @@ _NEEDED = {
 _KINDS = {str: "text", int: "a whole number"}
 
 
-def read_model_info(path):
+def read_model_info(path: Path | str) -> ModelDescription:
     """Read the file of `inspect_model`'s result.
 
     Raises:
@@ -35,7 +67,7 @@ def read_model_info(path):
     return info
 
 
-def check_folder(info):
+def check_folder(info: ModelDescription) -> None:
     """Raise InputError where the model was removed after it had been inspected, as from the hub's cache."""
     if not Path(info["folder"], "config.json").is_file():
         raise InputError(

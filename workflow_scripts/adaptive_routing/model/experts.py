@@ -6,6 +6,10 @@ slots whose index is E (the number of experts) are unused and cost nothing; `all
 Every step is deterministic: no atomic additions.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,11 +17,16 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from adaptive_routing.system.errors import InputError
 
+if TYPE_CHECKING:
+    from typing import Any
+
+    from transformers import PreTrainedModel
+
 SELECTED_PAIRS = "selected_pairs"
 ALL_SLOTS = "all_slots"
 
 
-def check_experts(model):
+def check_experts(model: PreTrainedModel) -> None:
     """Raise InputError if a model's experts have another form than `selected_pairs_forward` computes."""
     for module in model.modules():
         # Set by transformers' `use_experts_implementation`.
@@ -33,7 +42,9 @@ def check_experts(model):
             )
 
 
-def selected_pairs_forward(self, hidden_states, top_k_index, top_k_weights):
+def selected_pairs_forward(
+    self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
     """Sum over selected experts of weight times expert(token); slots may be unused.
 
     Args:
@@ -56,7 +67,9 @@ def selected_pairs_forward(self, hidden_states, top_k_index, top_k_weights):
     return F.embedding_bag(position, outputs, first, mode="sum", per_sample_weights=pair_weight)
 
 
-def all_slots_forward(self, hidden_states, top_k_index, top_k_weights):
+def all_slots_forward(
+    self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
     """As `selected_pairs_forward` where every slot is used, as in top-k: nothing waits for the device."""
     num_tokens, slots = top_k_index.shape
     pair_token = torch.arange(num_tokens, device=top_k_index.device).repeat_interleave(slots)

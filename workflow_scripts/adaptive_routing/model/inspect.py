@@ -3,23 +3,29 @@
 Weights come from safetensors only.
 """
 
+from __future__ import annotations
+
 import functools
 import hashlib
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adaptive_routing.system.cores import usable_cores
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.files import excerpt
 from adaptive_routing.system.json_files import read_json
 
+if TYPE_CHECKING:
+    from adaptive_routing.model.description import ModelDescription
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DIGEST_BYTES = 1 << 28  # hashed by one thread
 _HUB_FILES = ("*.json", "*.safetensors", "tokenizer*", "*.txt", "*.model")
 
 
-def inspect_model(name, revision=None):
+def inspect_model(name: Path | str, revision: str | None = None) -> ModelDescription:
     """What the workflow must know of a model before it is loaded; downloads a hub model.
 
     Returns:
@@ -82,7 +88,7 @@ def _locate(name, revision):
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))  # ty: ignore[no-matching-overload]
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(

@@ -3,13 +3,21 @@
 Weights come from safetensors only, and no code from a model's repository is run.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from adaptive_routing.model.description import check_folder
 from adaptive_routing.system.errors import InputError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def resolve_device(device):
+    from adaptive_routing.model.description import ModelDescription
+
+
+def resolve_device(device: str) -> str:
     """`auto` as the device that will be used; anything else as it is."""
     import torch
 
@@ -31,17 +39,17 @@ def resolve_device(device):
 class LoadedModel:
     """A model on its device, with what is known of it."""
 
-    model: object
-    info: dict
+    model: PreTrainedModel
+    info: ModelDescription
     device_name: str
 
     @property
-    def dtype(self):
+    def dtype(self) -> str:
         """The weights' dtype as a word."""
         return str(self.model.dtype).removeprefix("torch.")
 
 
-def load_model(info, dtype="float32", device="auto"):
+def load_model(info: ModelDescription, dtype: str = "float32", device: str = "auto") -> LoadedModel:
     """Load the model that `inspect_model` described.
 
     Args:

@@ -1,12 +1,24 @@
 """A device whose memory runs out: what an attempt claimed is given back, and the fault is one sentence."""
 
+from __future__ import annotations
+
 import ctypes
 import gc
 import sys
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from adaptive_routing.system.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from transformers import PreTrainedModel
+
+    from adaptive_routing.data.samples import PreparedSample
+
+T = TypeVar("T")
 
 # What torch says in exceptions that have no class of their own: host memory, and a cuBLAS without workspace.
 _STATEMENTS = ("DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -15,7 +27,7 @@ _STATEMENTS = ("DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLO
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
-def unless_out_of_memory(work):
+def unless_out_of_memory(work: Callable[[], T]) -> tuple[T, None] | tuple[None, str]:
     """Do some work: (its result, None), or (None, what torch said) where memory ran out.
 
     In the second case the attempt's memory is free again, also for other processes.
@@ -31,7 +43,7 @@ def unless_out_of_memory(work):
     return None, said
 
 
-def run_alone(model, sample, work, shorter):
+def run_alone(model: PreTrainedModel, sample: PreparedSample, work: Callable[[], T], shorter: str) -> T:
     """The result of work on a single sample, which cannot be split.
 
     Args:
@@ -46,10 +58,10 @@ def run_alone(model, sample, work, shorter):
     result, said = unless_out_of_memory(work)
     if said:
         raise too_little_memory(model, sample, said, shorter)
-    return result
+    return result  # ty: ignore[invalid-explicit-return]
 
 
-def too_little_memory(model, sample, said, shorter):
+def too_little_memory(model: PreTrainedModel, sample: PreparedSample, said: str, shorter: str) -> InputError:
     """The InputError for a sample that does not even fit alone; arguments as for `run_alone`."""
     dtype = str(model.dtype).removeprefix("torch.")
     narrower = "model.dtype: bfloat16, " if model.dtype == torch.float32 else ""
@@ -60,18 +72,18 @@ def too_little_memory(model, sample, said, shorter):
     )
 
 
-def is_out_of_memory(error):
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory, of a device or of the host, could not be had."""
     return isinstance(error, torch.OutOfMemoryError) or any(one in str(error) for one in _STATEMENTS)
 
 
-def free_memory():
+def free_memory() -> None:
     """Give memory that nothing uses back to the device."""
     gc.collect()  # frames of an exception may refer to each other
     torch.cuda.empty_cache()  # does nothing where CUDA is not in use
 
 
-def keep_freed_memory():
+def keep_freed_memory() -> None:
     """Have this process keep the host memory that it frees, for what it allocates next.
 
     glibc gives large blocks back to the system at once, and the system clears every page that it hands out

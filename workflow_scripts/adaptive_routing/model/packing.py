@@ -5,11 +5,14 @@ on a GPU in half precision through torch's attention for packed sequences, elsew
 keys and values (and nothing else of the model) for torch's usual attention.
 """
 
+from __future__ import annotations
+
 import contextlib
 import inspect
 import threading
 import weakref
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +21,12 @@ from transformers import AttentionInterface
 
 from adaptive_routing.model.devices import to_device
 from adaptive_routing.system.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any, Self
+
+    from transformers import PreTrainedModel
 
 PACKED_ATTENTION = "packed_sequences"
 # torch 2.11 to 2.13 name the same thing in two ways.
@@ -41,7 +50,7 @@ class Packing:
     padded: torch.Tensor
 
     @classmethod
-    def of(cls, lengths, device):
+    def of(cls, lengths: Sequence[int], device: torch.device) -> Self:
         """The packing of sequences of these lengths."""
         longest = max(lengths)
         positions = torch.cat([torch.arange(length) for length in lengths])
@@ -62,13 +71,13 @@ _switch = threading.Lock()
 _users = weakref.WeakKeyDictionary()  # model: [its own attention, how many use the packed one]
 
 
-def current_packing():
+def current_packing() -> Packing | None:
     """The `Packing` of the forward pass that this thread is making, or None where it is not a packed one."""
     return _current.packing
 
 
 @contextlib.contextmanager
-def packed_attention(model):
+def packed_attention(model: PreTrainedModel) -> Iterator[None]:
     """Let a model's attention take one row of tokens for the sequences of a packing; several threads may."""
     with _switch:
         own, count = _users.get(model, (model.config._attn_implementation, 0))
@@ -86,7 +95,7 @@ def packed_attention(model):
                 del _users[model]
 
 
-def forward_packed(model, token_ids, packing):
+def forward_packed(model: PreTrainedModel, token_ids: torch.Tensor, packing: Packing) -> torch.Tensor:
     """Final hidden states (N, H) of packed sequences; token_ids: (N,) int64 on the model's device."""
     with packed_attention(model):
         _current.packing = packing
@@ -100,14 +109,14 @@ def forward_packed(model, token_ids, packing):
 
 
 @torch.inference_mode()
-def check_packing(model):
+def check_packing(model: PreTrainedModel) -> None:
     """Raise InputError unless a packed sequence is computed as alone.
 
     Attention is told where sequences end; a model whose layers also mix tokens in other ways is not.
     """
     generator = torch.Generator().manual_seed(0)
     vocabulary = model.get_input_embeddings().num_embeddings
-    first, second = torch.randint(0, vocabulary, (2, 8), generator=generator).to(model.device)
+    first, second = torch.randint(0, vocabulary, (2, 8), generator=generator).to(model.device)  # ty: ignore[no-matching-overload]
     alone = forward_packed(model, second, Packing.of((8,), model.device)).float()
     behind = forward_packed(model, torch.cat([first, second]), Packing.of((8, 8), model.device))[8:].float()
     # Half precision rounds, and now and then selects another expert; what a sequence before does is more.
@@ -120,8 +129,16 @@ def check_packing(model):
 
 
 def packed_attention_forward(
-    module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None, **kwargs
-):
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
     """Causal attention within each packed sequence, for transformers' `AttentionInterface`.
 
     query: (1, heads, N, D); key, value: (1, key-value heads, N, D). Returns ((1, N, heads, D), None).
@@ -148,7 +165,7 @@ def _flash(packing, query, key, value, scaling, sliding_window):
     causal = {"window_size": (before, 0)} if _HAS_WINDOW else {"is_causal": True}
     longest = max(packing.lengths)
     tensors = query, key, value, packing.offsets, packing.offsets
-    return varlen_attn(*tensors, longest, longest, scale=scaling, **causal)
+    return varlen_attn(*tensors, longest, longest, scale=scaling, **causal)  # ty: ignore[invalid-argument-type]
 
 
 def _padded(packing, query, key, value, scaling, sliding_window):

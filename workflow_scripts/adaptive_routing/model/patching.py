@@ -5,11 +5,14 @@ Qwen-MoE, Mixtral and others. Forward hooks do the replacement, so that nothing 
 rewritten: removing them restores it. The model's own top-k is left untouched and only logged.
 """
 
+from __future__ import annotations
+
 import importlib
 import inspect
 import threading
 import weakref
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,6 +22,13 @@ from adaptive_routing.routing import Selection
 from adaptive_routing.routing.base import order_selected
 from adaptive_routing.routing.batch import BatchRouting, pack_selection
 from adaptive_routing.system.errors import InputError
+
+if TYPE_CHECKING:
+    from typing import Any, Self
+
+    from transformers import PreTrainedModel
+
+    from adaptive_routing.routing.base import RoutingStrategy
 
 
 class _Pass(threading.local):
@@ -55,7 +65,7 @@ _OF_SAMPLE_LOGGER = (
 )
 
 
-def find_routers(model):
+def find_routers(model: PreTrainedModel) -> list[Any]:
     """The model's routers in layer order.
 
     Raises:
@@ -76,7 +86,7 @@ def find_routers(model):
 
 
 @torch.no_grad()
-def router_renormalizes(router):
+def router_renormalizes(router: Any) -> bool:
     """Whether a router makes its weights sum to 1, found by running it.
 
     Raises:
@@ -118,7 +128,9 @@ class RouterPatcher:
             read on from a key-value cache.
     """
 
-    def __init__(self, model, strategy):
+    _sample: Any  # the open one, or None
+
+    def __init__(self, model: PreTrainedModel, strategy: RoutingStrategy) -> None:
         self.model = model
         self.routers = find_routers(model)
         check_experts(model)
@@ -133,7 +145,7 @@ class RouterPatcher:
         native_renormalizes = router_renormalizes(self.routers[0])
         if weighting.renormalize is None:
             weighting = replace(weighting, renormalize=native_renormalizes)
-        self.strategy = replace(strategy, weighting=weighting)
+        self.strategy = replace(strategy, weighting=weighting)  # ty: ignore[invalid-argument-type]
         self._is_native = (
             strategy.selects_top_k(self.native_top_k)
             and weighting.temperature == 1.0
@@ -148,7 +160,7 @@ class RouterPatcher:
 
     # Patching
 
-    def patch(self):
+    def patch(self) -> Self:
         """Put the strategy in force. Calls nest; each needs its own `restore()`."""
         self._depth += 1
         if self._depth > 1:
@@ -164,7 +176,7 @@ class RouterPatcher:
         _set_experts_implementation(self.model)
         return self
 
-    def restore(self):
+    def restore(self) -> None:
         """Undo one `patch()`. Without one it does nothing."""
         if self._depth == 0:
             return
@@ -180,10 +192,10 @@ class RouterPatcher:
         if not _active[self.model].stack:
             del _active[self.model]
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self.patch()
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.restore()
 
     # Hooks
@@ -204,7 +216,7 @@ class RouterPatcher:
             raise ValueError(f"attention_mask must be (batch, tokens), not {tuple(mask.shape)}")
         own, packing = self._pass, current_packing()
         if packing is not None:
-            own.lengths, own.real_tokens = packing.lengths, None
+            own.lengths, own.real_tokens = packing.lengths, None  # ty: ignore[invalid-assignment]
         # With a key-value cache the mask covers the past too; the tokens of this pass are its last columns.
         elif mask is None:
             own.lengths, own.real_tokens = [length] * batch_size, None
@@ -248,7 +260,7 @@ class RouterPatcher:
         for function in self.after_pass:
             function(own.batch, own.continues)
 
-    def take_batch(self):
+    def take_batch(self) -> BatchRouting:
         """The routing of this thread's last forward pass (`BatchRouting`), handed out once."""
         if self._pass.batch is None:
             raise RuntimeError("no forward pass since the last take_batch()")

@@ -1,14 +1,22 @@
 """The model's tokenizer."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adaptive_routing.model.description import check_folder
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.json_files import read_json
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def load_tokenizer(info):
+    from adaptive_routing.model.description import ModelDescription
+
+
+def load_tokenizer(info: ModelDescription) -> PreTrainedTokenizerBase:
     """The model's tokenizer; InputError where it is missing or damaged."""
     check_folder(info)
     folder, remedy = info["folder"], "get the model again, with tokenizer.json and tokenizer_config.json"

@@ -8,15 +8,22 @@ h/m with m an integer and the bins' edges are the evaluation points, so that a k
 inside a bin: for the kernels with bounded support the expansion is finite and the result exact.
 """
 
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 from scipy.signal import oaconvolve
 
-from adaptive_routing.null_distribution.kernels import KERNELS
+from adaptive_routing.null_distribution.kernels import KERNELS, Kernel
 from adaptive_routing.null_distribution.table import NullDistribution
 from adaptive_routing.system.errors import InputError
 
 # (3n/4)^(−1/5) and n^(−1/5): scipy.stats.gaussian_kde's factors in one dimension.
-BANDWIDTH_FACTORS = {"silverman": lambda n: (0.75 * n) ** -0.2, "scott": lambda n: n**-0.2}
+BANDWIDTH_FACTORS: dict[Any, Callable[[int], float]] = {
+    "silverman": lambda n: (0.75 * n) ** -0.2,
+    "scott": lambda n: n**-0.2,
+}
 
 ERROR_AIM = 2e-6  # the grid is refined until the error is this small
 ERROR_LIMIT = 1e-5  # and a larger error than this is refused
@@ -25,7 +32,13 @@ STRIDE = 8  # evaluation points per grid cell: those inside the cell measure its
 FIRST_BINS, FEWEST_BINS = 128, 16  # bins per bandwidth; with 16 the gaussian's expansion errs by < 1e-7
 
 
-def fit_null_distribution(layers, kernel="gaussian", bandwidth="silverman", trim=0, metadata=None):
+def fit_null_distribution(
+    layers: Iterable[NDArray[np.floating]],
+    kernel: str = "gaussian",
+    bandwidth: str | float = "silverman",
+    trim: int = 0,
+    metadata: Mapping[str, Any] | None = None,
+) -> NullDistribution:
     """Estimate every layer's null distribution.
 
     layers: iterable of (T, E) float arrays, one a layer. metadata: recorded beside the fit's own settings.
@@ -51,7 +64,13 @@ def fit_null_distribution(layers, kernel="gaussian", bandwidth="silverman", trim
     )
 
 
-def fit(router_logits, kernel="gaussian", bandwidth="silverman", trim=0, layer=0):
+def fit(
+    router_logits: NDArray[np.floating],
+    kernel: str = "gaussian",
+    bandwidth: str | float = "silverman",
+    trim: int = 0,
+    layer: int = 0,
+) -> tuple[float, float, NDArray[np.float64], dict[str, float]]:
     """Estimate one layer from its router logits (T, E): (x0, dx, survival (G,), info).
 
     `survival[j]` is the mixture at x0 + j·dx. `info["interpolation_error"]` bounds how far linear
@@ -92,7 +111,7 @@ def fit(router_logits, kernel="gaussian", bandwidth="silverman", trim=0, layer=0
     return x0, h * STRIDE / bins, survival, info
 
 
-def trim_logits(router_logits, trim, layer=0):
+def trim_logits(router_logits: NDArray[np.floating], trim: int, layer: int = 0) -> NDArray[np.float64]:
     """Flatten (T, E) logits to float64 (T·(E − 2·trim),) without each token's `trim` largest and smallest."""
     num_experts = router_logits.shape[-1]
     if not 0 <= 2 * trim < num_experts:
@@ -105,7 +124,7 @@ def trim_logits(router_logits, trim, layer=0):
     return router_logits.astype(np.float64).ravel()
 
 
-def bandwidth_of(values, bandwidth, layer=0):
+def bandwidth_of(values: NDArray[np.float64], bandwidth: str | float, layer: int = 0) -> float:
     """The bandwidth h: a number as it is, or a rule's factor × the sample standard deviation (ddof = 1).
 
     The factor's n is the number of values, ties and tokens' dependence disregarded; it is the gaussian's
@@ -137,7 +156,9 @@ def bandwidth_of(values, bandwidth, layer=0):
     return float(bandwidth)
 
 
-def tabulate(offsets, weights, kernel, bins):
+def tabulate(
+    offsets: NDArray[np.float64], weights: NDArray[np.float64], kernel: Kernel, bins: int
+) -> tuple[NDArray[np.float64], float]:
     """The mixture's survival function on the grid 0, STRIDE/bins, … (in bandwidths), and its error.
 
     offsets (N,): values in bandwidths from the grid's start, at least `kernel.reach`; weights (N,) sum to 1.

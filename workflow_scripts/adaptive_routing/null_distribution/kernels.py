@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import ndtr
 
 
@@ -22,7 +23,7 @@ class Kernel:
     taylor_remainder: c such that expanding S from a point r away, with the orders given, errs by ≤ c·r⁴.
     """
 
-    survival_derivatives: Callable[[np.ndarray], np.ndarray]
+    survival_derivatives: Callable[[NDArray[np.float64]], NDArray[np.float64]]
     reach: int
     max_slope: float
     taylor_remainder: float = 0.0

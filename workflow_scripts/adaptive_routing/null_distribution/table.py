@@ -4,19 +4,27 @@ A p-value is S_l(z) = 1 − CDF_l(z), linearly interpolated (as numpy.interp doe
 with multiples of α/E, which lower precision does not resolve.
 """
 
+from __future__ import annotations
+
 import importlib
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.files import MADE_ANEW, atomic_path
 from adaptive_routing.system.json_files import to_json
 from adaptive_routing.system.tensor_files import TensorFile
+
+if TYPE_CHECKING:
+    import torch
 
 ROUNDING = 1e-9  # a cumulative distribution may step down, or leave [0, 1], by this much; it is repaired
 
@@ -28,17 +36,17 @@ class NullDistribution:
     Each row of `survival` is non-increasing in [0, 1]. Outside the grid its end values hold.
     """
 
-    x0: np.ndarray
-    dx: np.ndarray
-    survival: np.ndarray
-    metadata: dict = field(default_factory=dict)
+    x0: NDArray[np.float64]
+    dx: NDArray[np.float64]
+    survival: NDArray[np.float64]
+    metadata: dict[str, Any] = field(default_factory=dict)
     _on_device: dict = field(default_factory=dict, init=False, repr=False)
 
     @property
-    def num_layers(self):
+    def num_layers(self) -> int:
         return len(self.survival)
 
-    def p_values(self, router_logits, layer):
+    def p_values(self, router_logits: torch.Tensor, layer: int) -> torch.Tensor:
         """p-values (..., E) in float64 of `layer`'s router logits (..., E), of any floating dtype.
 
         A larger logit never has a larger p-value. NaN gives NaN. Nothing waits for the device.
@@ -66,7 +74,7 @@ class NullDistribution:
             self._on_device[device] = torch.from_numpy(self.survival).to(device)
         return self._on_device[device]
 
-    def expect_layers(self, num_moe_layers, source="the null distribution"):
+    def expect_layers(self, num_moe_layers: int, source: Path | str = "the null distribution") -> None:
         """Raise InputError unless there is one survival function for each of the model's MoE layers."""
         if self.num_layers != num_moe_layers:
             raise InputError(
@@ -74,7 +82,7 @@ class NullDistribution:
                 "they must be equal."
             )
 
-    def expect_model(self, info, path):
+    def expect_model(self, info: Mapping[str, Any], path: Path | str) -> None:
         """Raise InputError unless the file at `path`, read as this, was made for the model.
 
         info: result of `inspect.inspect_model`.
@@ -87,7 +95,7 @@ class NullDistribution:
                 f"model's {info['fingerprint']}; {MADE_ANEW}"
             )
 
-    def save(self, path):
+    def save(self, path: Path | str) -> None:
         """Write a safetensors file: the three tensors, and the metadata as JSON in its header."""
         tensors = {"x0": self.x0, "dx": self.dx, "survival": self.survival}
         header = {"null_distribution": to_json(self.metadata, indent=False).decode()}
@@ -95,7 +103,7 @@ class NullDistribution:
             save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary, metadata=header)
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: Path | str) -> Self:
         """Read a file that `save` wrote."""
         with TensorFile(path) as file:
             if set(file.keys()) != {"x0", "dx", "survival"} or "null_distribution" not in file.metadata:
@@ -133,7 +141,7 @@ class NullDistribution:
         return made_by.fit_to_model(model, tokenizer, texts, kernel, bandwidth, trim, max_tokens, max_length)
 
     @classmethod
-    def from_cdf_table(cls, path):
+    def from_cdf_table(cls, path: Path | str) -> Self:
         """Read a `.npz` made elsewhere: `x` (L, G), uniform and ascending, and `cdf` (L, G)."""
         x, cdf = _read_cdf_table(path)
         if x.ndim != 2 or x.shape != cdf.shape or x.shape[0] < 1 or x.shape[1] < 2:

@@ -4,6 +4,10 @@ The rules are in `recommendations.py`; every sentence is chosen by the study's n
 more than the tests and intervals do.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from adaptive_routing.analysis import recommendations as rules
 from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL
 from adaptive_routing.report import words
@@ -11,8 +15,14 @@ from adaptive_routing.report.costs import costs
 from adaptive_routing.report.limits import certainty, same_compute, where_not
 from adaptive_routing.report.sentences import MARGIN, margin_definition, subject, why_kept
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
-def answers(study, margins):
+    from adaptive_routing.analysis.recommendations import Margins
+    from adaptive_routing.analysis.study import Study
+
+
+def answers(study: Study, margins: Margins) -> Iterator[str]:
     """Yield the parts after the main sentences; nothing where nothing can be recommended."""
     if rules.obstacle(study):
         return

@@ -1,8 +1,18 @@
 """The report's table of prices: what the configurations worth a look save and lose against the baseline."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from adaptive_routing.analysis import recommendations as rules
 from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL
 from adaptive_routing.report import words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from adaptive_routing.analysis.recommendations import Decision, Margins
+    from adaptive_routing.analysis.study import Study
 
 
 def _roles(study, decision, margins):
@@ -32,7 +42,7 @@ def _roles(study, decision, margins):
     return roles
 
 
-def costs(study, decision, margins):
+def costs(study: Study, decision: Decision, margins: Margins) -> Iterator[str]:
     rows = [
         ("<br>".join([words.named(study, config), *roles]), *_against_baseline(study, config))
         for config, roles in _roles(study, decision, margins).items()

@@ -1,13 +1,24 @@
 """The report's section on the prompts: what expert counts do with difficulty, the figure and the numbers."""
 
+from __future__ import annotations
+
 import os
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from adaptive_routing.analysis.difficulty import describe_difficulty
 from adaptive_routing.report import words
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
-def by_difficulty(difficulty, folder):
+    import pandas as pd
+
+
+def by_difficulty(
+    difficulty: tuple[pd.DataFrame, pd.DataFrame, Path | str] | None, folder: Path | str
+) -> Iterator[str]:
     """Yield the section's parts; nothing where the study has no prompts.
 
     difficulty: None, or (table, trend, path of the figure): of `difficulty.difficulty_table` and

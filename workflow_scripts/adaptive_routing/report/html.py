@@ -1,16 +1,22 @@
 """The report as one HTML file, made from its Markdown."""
 
+from __future__ import annotations
+
 import base64
 import re
 import xml.etree.ElementTree as etree
 from html import escape, unescape
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 import markdown
 from markdown.treeprocessors import Treeprocessor
 
 from adaptive_routing.report import words
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 STYLE = """
 :root { --ink: #1a1a1a; --grey: #555; --line: #d5d5d5; --tint: #f5f5f3; --mark: #fff4d6; }
@@ -102,7 +108,7 @@ NUMBER = re.compile(rf"[+−]?\d|[+−]?∞|<|{re.escape(words.NOTHING)}$")
 MARKED = {mark.strip(): name for name, mark in words.MARKS.items()}
 
 
-def to_html(text, folder):
+def to_html(text: str, folder: Path | str) -> str:
     """Turn the report's Markdown into one HTML file that needs nothing else: images inside, no request.
 
     folder: where the Markdown's relative image links start.
@@ -121,7 +127,7 @@ def to_html(text, folder):
         body,
     )
     title = escape(text.partition("\n")[0].removeprefix("# "))
-    return PAGE.format(title=title, style=STYLE, contents=converter.toc, body=body)
+    return PAGE.format(title=title, style=STYLE, contents=converter.toc, body=body)  # ty: ignore[missing-attribute]
 
 
 class _Layout(Treeprocessor):

@@ -1,13 +1,23 @@
 """What the report's answers do not say: same compute, where BH does not help, how sure one can be."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from adaptive_routing.analysis import recommendations as rules
 from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL
 from adaptive_routing.report import words
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
-def same_compute(study):
+    from adaptive_routing.analysis.recommendations import Margins
+    from adaptive_routing.analysis.study import Study
+
+
+def same_compute(study: Study) -> str:
     if study.bh.empty:
         return "This study holds no BH configuration to compare."
     items = []
@@ -17,7 +27,7 @@ def same_compute(study):
         if compared:
             items.append(
                 f"{name.capitalize()}: BH better than the line at its own average number of experts in "
-                f"{_counted(result.better, compared)}."
+                f"{_counted(result.better, compared)}."  # ty: ignore[missing-union-attribute]
             )
     text = []
     if items:
@@ -39,7 +49,7 @@ def same_compute(study):
     return "\n\n".join(text)
 
 
-def where_not(study):
+def where_not(study: Study) -> str:
     table = study.bh[study.bh["config"] != study.baseline].set_index("config")
     if table.empty:
         return "This study holds no BH configuration to compare."
@@ -73,7 +83,7 @@ def _counted(configs, total):
     return f"{words.of(len(configs), total)}{names}"
 
 
-def certainty(study, margins):
+def certainty(study: Study, margins: Margins) -> Iterator[str]:
     yield (
         f"- **Differences.** A difference is shown where Holm's corrected p is below {SIGNIFICANCE_LEVEL}: "
         f"among {_family_sizes(study)} on one data set, the chance of even one false one is at most "

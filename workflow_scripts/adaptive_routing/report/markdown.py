@@ -1,6 +1,9 @@
 """The report in Markdown: answers first, then the evidence, the method and where the numbers come from."""
 
+from __future__ import annotations
+
 import os
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from adaptive_routing.analysis import recommendations as rules
@@ -13,20 +16,39 @@ from adaptive_routing.report.provenance import gaps, provenance, reproduction
 from adaptive_routing.report.sentences import main_sentences
 from adaptive_routing.report.tables import tables
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import pandas as pd
+
+    from adaptive_routing.analysis.study import Study
+    from adaptive_routing.evaluation.experiment import Summary
+    from adaptive_routing.settings.load import Settings
+
 TITLE = "Adaptive expert routing: Benjamini–Hochberg against fixed top-k"
 
 
-def margins_of(settings):
+def margins_of(settings: Settings) -> rules.Margins:
     """The margins that the settings fix."""
     return rules.Margins(settings["report"]["perplexity_margin"], settings["report"]["accuracy_margin"])
 
 
-def write_summary(study, settings):
+def write_summary(study: Study, settings: Settings) -> str:
     """Return the three main sentences as plain text, a line each."""
     return "".join(f"{words.plain(one)}\n" for one in main_sentences(study, margins_of(settings)))
 
 
-def write_markdown(study, summaries, settings, figure, panels, folder, difficulty=None, atlas=None):
+def write_markdown(
+    study: Study,
+    summaries: Sequence[Summary],
+    settings: Settings,
+    figure: Path | str,
+    panels: Sequence[Path | str],
+    folder: Path | str,
+    difficulty: tuple[pd.DataFrame, pd.DataFrame, Path | str] | None = None,
+    atlas: Path | str | None = None,
+) -> str:
     """Return the report as Markdown.
 
     summaries: contents of logs/{config}_{dataset}.json. settings: the complete config of the run. figure:

@@ -1,9 +1,19 @@
 """The report's method: how experts were selected, scored and compared, and what each metric is."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from adaptive_routing.analysis import recommendations as rules
 from adaptive_routing.analysis.metrics import EXTRA_METRICS, METRICS
 from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL, lower_is_better
 from adaptive_routing.report import words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from adaptive_routing.analysis.study import Study
+    from adaptive_routing.settings.load import Settings
 
 SCORES = {
     "wikitext": (
@@ -21,7 +31,7 @@ SCORES = {
 }
 
 
-def method(study, settings):
+def method(study: Study, settings: Settings) -> Iterator[str]:
     yield "### Routing"
     yield _routing(settings)
     yield "### Scores"

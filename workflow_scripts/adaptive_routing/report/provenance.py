@@ -1,9 +1,21 @@
 """Where the report's numbers come from: settings, versions, what is missing, how to reproduce them."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import yaml
 
 from adaptive_routing.analysis import recommendations as rules
 from adaptive_routing.report import words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any
+
+    from adaptive_routing.analysis.study import Study
+    from adaptive_routing.evaluation.experiment import Summary
+    from adaptive_routing.settings.load import Settings
 
 # Perplexities by data set, each with a metric that exists wherever it was computed.
 PERPLEXITIES_OF = {
@@ -17,7 +29,7 @@ PERPLEXITIES_OF = {
 }
 
 
-def provenance(summaries):
+def provenance(summaries: Sequence[Summary]) -> Iterator[str]:
     if not summaries:
         yield "No summary of an experiment was given."
         return
@@ -53,7 +65,7 @@ def _code_version(code):
     return f"{code['version']}{commit}{', with local changes' if code['local_changes'] else ''}"
 
 
-def gaps(study, summaries):
+def gaps(study: Study, summaries: Sequence[Summary]) -> Iterator[str]:
     items = []
     missing = rules.missing_experiments(study)
     if missing:
@@ -114,14 +126,14 @@ def _too_large(study, dataset):
                 )
 
 
-def reproduction(settings):
+def reproduction(settings: Settings) -> Iterator[str]:
     yield "Save these settings as `study.yaml`, then run from the top of the project:"
     yield "```\nsnakemake --configfile study.yaml\n```"
     dumped = yaml.safe_dump(plain_settings(settings), sort_keys=False, allow_unicode=True)
     yield words.folded("study.yaml", f"```yaml\n{dumped}```")
 
 
-def plain_settings(settings):
+def plain_settings(settings: Any) -> Any:
     """The settings as a config file holds them: without what the workflow has found out by itself."""
     if isinstance(settings, dict):
         return {key: plain_settings(value) for key, value in settings.items() if key != "local"}

@@ -3,11 +3,18 @@
 Each is chosen by the study's `Decision`, and none says more than the tests and intervals do.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 from adaptive_routing.analysis import recommendations as rules
 from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL, lower_is_better
 from adaptive_routing.report import words
+
+if TYPE_CHECKING:
+    from adaptive_routing.analysis.recommendations import Choice, Decision, Margins
+    from adaptive_routing.analysis.study import Study
 
 # Stands after each mention of the margin; the first becomes its definition.
 MARGIN = "{margin}"
@@ -43,7 +50,7 @@ KEPT = {
 }
 
 
-def main_sentences(study, margins):
+def main_sentences(study: Study, margins: Margins) -> list[str]:
     """Return the report's three main sentences, in Markdown (`words.plain` takes its marks away)."""
     if name := rules.obstacle(study):
         return _without_answer(study, name)
@@ -55,16 +62,16 @@ def main_sentences(study, margins):
     return sentences.replace(MARGIN, "").split("\n")
 
 
-def why_kept(study, choice):
+def why_kept(study: Study, choice: Choice) -> str:
     """Why an aim keeps the baseline."""
     text, candidate = KEPT[choice.aim][choice.reason], choice.candidate
     if choice.reason == rules.CONFLICT:
-        better, worse = (words.joined(on(study, candidate)) for on in (rules.better_on, rules.worse_on))
+        better, worse = (words.joined(on(study, candidate)) for on in (rules.better_on, rules.worse_on))  # ty: ignore[invalid-argument-type]
         text = text.format(candidate=words.code(candidate), better=better, worse=worse)
     return text
 
 
-def margin_definition(study, margins):
+def margin_definition(study: Study, margins: Margins) -> str:
     """The margin in words: on every data set at most so much of what the study measures."""
     kinds = {lower_is_better(score) for score in study.scores.values()}
     parts = [
@@ -90,7 +97,7 @@ def _without_answer(study, name):
     ]
 
 
-def verdict_on_bh(study, decision):
+def verdict_on_bh(study: Study, decision: Decision) -> str:
     """Say whether BH helps."""
     outcomes = decision.bh_outcomes
     total = sum(map(len, outcomes.values()))
@@ -202,7 +209,7 @@ def _aims(aims):
     return ", and for ".join(parts)
 
 
-def subject(study, decision, margins):
+def subject(study: Study, decision: Decision, margins: Margins) -> tuple[str | None, str | None]:
     """The configuration whose price the report states first and how it is introduced, or (None, None)."""
     quality, compute, speed = decision.choices
     for choice in (compute, quality, speed):
@@ -240,7 +247,7 @@ def _price(study, decision, margins):
     return f"{opening} {runs} and changes {changes(study, config)}; {verdict}."
 
 
-def compute_against_baseline(study, config):
+def compute_against_baseline(study: Study, config: str) -> str:
     """What a configuration runs, in words: experts, FLOPs and speed against the baseline's."""
     row = study.configurations.set_index("config").loc[config]
     beside = []
@@ -256,7 +263,7 @@ def compute_against_baseline(study, config):
     )
 
 
-def changes(study, config):
+def changes(study: Study, config: str) -> str:
     """A configuration's change of score on each data set, with intervals; the first says what they are."""
     parts = []
     for dataset in study.scored_datasets:

@@ -1,5 +1,9 @@
 """The report's tables: quality, compute, expert counts and the tests on each data set."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import pandas as pd
 
 from adaptive_routing.analysis import recommendations as rules
@@ -7,6 +11,11 @@ from adaptive_routing.analysis import statistics
 from adaptive_routing.analysis.metrics import ALL_METRICS
 from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL, lower_is_better
 from adaptive_routing.report import words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from adaptive_routing.analysis.study import Study
 
 # Columns of the tables: name, heading, format.
 PERPLEXITIES = (
@@ -56,7 +65,7 @@ BETTER = {metric.name: metric.better for metric in ALL_METRICS}
 TEST_NAMES = {"McNemar exact": "McNemar's exact test"}
 
 
-def tables(study):
+def tables(study: Study) -> Iterator[str]:
     yield (
         f"{words.NOTHING}: does not exist for this strategy or data set, or is too large for a number. "
         "Over several data sets a metric is the plain mean. A score stands with ± one standard error. ▲ "

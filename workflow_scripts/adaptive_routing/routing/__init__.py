@@ -6,14 +6,26 @@ A strategy is one module in this folder, named as in the config file, with one c
 Imports `null_distribution`.
 """
 
+from __future__ import annotations
+
 import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from adaptive_routing.routing.base import RoutingStrategy, Selection
+
+if TYPE_CHECKING:
+    from adaptive_routing.null_distribution import NullDistribution
+    from adaptive_routing.settings.configurations import Configuration
 
 __all__ = ["RoutingStrategy", "Selection", "make_strategy"]
 
 
-def make_strategy(configuration, routing, null_distribution=None):
+def make_strategy(
+    configuration: Configuration,
+    routing: Mapping[str, Any],
+    null_distribution: NullDistribution | None = None,
+) -> RoutingStrategy:
     """Build the strategy of one configuration.
 
     Args:

@@ -1,10 +1,16 @@
 """The interface of a routing strategy, and the expert weights that all strategies share."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    from adaptive_routing.null_distribution import NullDistribution
 
 
 @dataclass(frozen=True)
@@ -34,10 +40,10 @@ class ExpertWeighting:
     renormalize: bool | None = None
 
     @classmethod
-    def from_settings(cls, routing):
+    def from_settings(cls, routing: Mapping[str, Any]) -> Self:
         return cls(float(routing["temperature"]), True if routing["weights"] == "renormalized" else None)
 
-    def weights(self, router_logits, experts):
+    def weights(self, router_logits: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
         """Weights of the experts (T, K) given logits (T, E): (T, K) float32, 0 where an expert is E."""
         num_experts = router_logits.shape[-1]
         probabilities = torch.softmax(router_logits.float() / self.temperature, dim=-1)
@@ -62,7 +68,12 @@ class RoutingStrategy(Protocol):
     weighting: ExpertWeighting
 
     @classmethod
-    def from_settings(cls, parameters, routing, null_distribution) -> "RoutingStrategy":
+    def from_settings(
+        cls,
+        parameters: Mapping[str, float],
+        routing: Mapping[str, Any],
+        null_distribution: NullDistribution | None,
+    ) -> RoutingStrategy:
         """Build from the configuration's own parameters and the config's `routing` section."""
 
     def selects_top_k(self, k: int) -> bool:
@@ -77,7 +88,7 @@ class RoutingStrategy(Protocol):
         return None
 
 
-def order_by_logit(router_logits):
+def order_by_logit(router_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Experts in descending order of their logits, ties by lower index: (values, indices), each (T, E)."""
     if _sorts_keys(router_logits):
         order = _sort_keys(router_logits, np.arange(router_logits.shape[-1]))
@@ -85,7 +96,7 @@ def order_by_logit(router_logits):
     return torch.sort(router_logits, dim=-1, descending=True, stable=True)
 
 
-def order_selected(logits, experts):
+def order_selected(logits: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
     """The order that `order_by_logit` gives some experts (T, K) with these logits (T, K): slots (T, K)."""
     if _sorts_keys(logits):
         slots = np.arange(experts.shape[-1])
@@ -121,7 +132,9 @@ def _sort_keys(logits, low):
     return torch.from_numpy(keys & 0xFFFFFFFF)
 
 
-def select_first(strategy, router_logits, order, counts):
+def select_first(
+    strategy: RoutingStrategy, router_logits: torch.Tensor, order: torch.Tensor, counts: torch.Tensor
+) -> Selection:
     """Select the first `counts` (T,) experts of an order (T, E), within the strategy's limits."""
     counts = counts.clamp(strategy.min_experts, strategy.max_experts)
     slots = torch.arange(strategy.max_experts, device=order.device)

@@ -1,6 +1,10 @@
 """What was routed in a forward pass: tensors of all its tokens."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -26,26 +30,26 @@ class BatchRouting:
     packed: torch.Tensor
     lengths: tuple[int, ...]
 
-    def tensors(self):
+    def tensors(self) -> tuple[torch.Tensor, ...]:
         """The tensors, in the order of the attributes."""
         return self.router_logits, self.experts, self.weights, self.counts, self.packed
 
-    def replace_tensors(self, tensors):
+    def replace_tensors(self, tensors: Iterable[torch.Tensor]) -> BatchRouting:
         """The same batch with other tensors, such as copies on the CPU."""
         return BatchRouting(*tensors, self.lengths)
 
-    def tokens(self, tokens, lengths):
+    def tokens(self, tokens: slice, lengths: Iterable[int]) -> BatchRouting:
         """The routing of a slice of the tokens: the sequences of the given lengths."""
         return BatchRouting(*(tensor[tokens] for tensor in self.tensors()), tuple(lengths))
 
     @classmethod
-    def joined(cls, parts, lengths):
+    def joined(cls, parts: Sequence[BatchRouting], lengths: Iterable[int]) -> Self:
         """Parts that follow one another as one batch of sequences of the given lengths."""
         columns = zip(*(part.tensors() for part in parts), strict=True)
         return cls(*(torch.cat(column) for column in columns), tuple(lengths))
 
 
-def pack_selection(experts, num_experts):
+def pack_selection(experts: torch.Tensor, num_experts: int) -> torch.Tensor:
     """Selected experts (N, L, K), unused slots E, as packed bits (N, L, ceil(E / 8)) uint8."""
     num_bytes = -(-num_experts // 8)
     if experts.device.type == "cpu":

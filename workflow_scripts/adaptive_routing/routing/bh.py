@@ -8,12 +8,20 @@ hypotheses are the selected experts, clamped to [min_k, max_k].
 
 import functools
 import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 import torch
 
 from adaptive_routing.null_distribution import NullDistribution
-from adaptive_routing.routing.base import ExpertWeighting, RoutingStrategy, order_by_logit, select_first
+from adaptive_routing.routing.base import (
+    ExpertWeighting,
+    RoutingStrategy,
+    Selection,
+    order_by_logit,
+    select_first,
+)
 
 
 def _passes(p_values, alpha):
@@ -29,7 +37,9 @@ def _passes(p_values, alpha):
     return p_values * factors <= alpha
 
 
-def rejection_thresholds(p_values_of, num_hypotheses, alpha):
+def rejection_thresholds(
+    p_values_of: Callable[[torch.Tensor], torch.Tensor], num_hypotheses: int, alpha: float
+) -> torch.Tensor:
     """The smallest logit whose p-value is small enough for each step of the BH procedure.
 
     p-values never rise with the logit, so comparing the k-th largest logit with the k-th threshold decides
@@ -76,24 +86,29 @@ class Strategy(RoutingStrategy):
     weighting: ExpertWeighting = field(default_factory=ExpertWeighting)
 
     @classmethod
-    def from_settings(cls, parameters, routing, null_distribution):
+    def from_settings(
+        cls,
+        parameters: Mapping[str, float],
+        routing: Mapping[str, Any],
+        null_distribution: NullDistribution | None,
+    ) -> Self:
         return cls(
             alpha=float(parameters["alpha"]),
             max_k=int(parameters["max_k"]),
-            null_distribution=null_distribution,
+            null_distribution=null_distribution,  # ty: ignore[invalid-argument-type]
             min_k=int(routing["min_k"]),
             weighting=ExpertWeighting.from_settings(routing),
         )
 
     @property
-    def max_experts(self):
+    def max_experts(self) -> int:
         return self.max_k
 
     @property
-    def min_experts(self):
+    def min_experts(self) -> int:
         return self.min_k
 
-    def select(self, router_logits, layer):
+    def select(self, router_logits: torch.Tensor, layer: int) -> Selection:
         num_experts = router_logits.shape[-1]
         # A survival function never increases, so descending logits are ascending p-values, and sorting
         # logits also settles ties in p (larger logit first, then lower expert index).
@@ -110,5 +125,5 @@ class Strategy(RoutingStrategy):
             thresholds[key] = rejection_thresholds(p_values_of, num_experts, self.alpha).to(device)
         return thresholds[key]
 
-    def p_values(self, router_logits, layer):
+    def p_values(self, router_logits: torch.Tensor, layer: int) -> torch.Tensor:
         return self.null_distribution.p_values(router_logits, layer)

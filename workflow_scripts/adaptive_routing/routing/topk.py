@@ -1,10 +1,17 @@
 """Top-k: the k experts with the largest router logits."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
 from adaptive_routing.routing.base import ExpertWeighting, RoutingStrategy, Selection, order_by_logit
+
+if TYPE_CHECKING:
+    from adaptive_routing.null_distribution import NullDistribution
 
 
 @dataclass(frozen=True)
@@ -15,21 +22,26 @@ class Strategy(RoutingStrategy):
     weighting: ExpertWeighting = field(default_factory=ExpertWeighting)
 
     @classmethod
-    def from_settings(cls, parameters, routing, null_distribution=None):
+    def from_settings(
+        cls,
+        parameters: Mapping[str, float],
+        routing: Mapping[str, Any],
+        null_distribution: NullDistribution | None = None,
+    ) -> Self:
         return cls(int(parameters["k"]), ExpertWeighting.from_settings(routing))
 
     @property
-    def max_experts(self):
+    def max_experts(self) -> int:
         return self.k
 
     @property
-    def min_experts(self):
+    def min_experts(self) -> int:
         return self.k
 
-    def selects_top_k(self, k):
+    def selects_top_k(self, k: int) -> bool:
         return self.k == k
 
-    def select(self, router_logits, layer):
+    def select(self, router_logits: torch.Tensor, layer: int) -> Selection:
         experts = order_by_logit(router_logits)[1][:, : self.k]
         counts = torch.full(experts.shape[:1], self.k, dtype=torch.int64, device=experts.device)
         return Selection(experts, self.weighting.weights(router_logits, experts), counts)

@@ -1,11 +1,24 @@
 """The tensors of a forward pass as the arrays that the log is made of."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import torch
+from numpy.typing import NDArray
 
 from adaptive_routing.routing_log.entries import LoggedRouting, first_tokens
 
+if TYPE_CHECKING:
+    from adaptive_routing.routing.base import RoutingStrategy
+    from adaptive_routing.routing.batch import BatchRouting
+    from adaptive_routing.routing_log.entries import LoggedSample
 
-def logged_routing(samples, routing, strategy):
+
+def logged_routing(
+    samples: Sequence[LoggedSample], routing: BatchRouting, strategy: RoutingStrategy
+) -> LoggedRouting:
     """The arrays that the log's entries are made of.
 
     Args:
@@ -20,11 +33,11 @@ def logged_routing(samples, routing, strategy):
         raw_array(routing.weights),
         routing.counts.numpy(),
         shown.numpy(),
-        None if p_values[0] is None else torch.stack(p_values, 1).numpy(),
+        None if p_values[0] is None else torch.stack(p_values, 1).numpy(),  # ty: ignore[invalid-argument-type]
     )
 
 
-def raw_array(tensor):
+def raw_array(tensor: torch.Tensor) -> NDArray[Any]:
     """A tensor as NumPy, bfloat16 as its bits."""
     tensor = tensor.contiguous()
     return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()

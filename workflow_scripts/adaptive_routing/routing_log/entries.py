@@ -4,15 +4,56 @@ Formats: docs/architecture.md. NumPy and orjson only. Lists of unequal length, w
 experts of adaptive routing are, are put together from a table of ready-made pieces.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from adaptive_routing.system.tensor_files import bfloat16_to_float32
 
 PREVIEW_CHARACTERS = 100
 SAMPLE_TOKENS = 5  # tokens whose logits and p-values the JSON shows
+
+
+class RoutingHead(TypedDict):
+    """How the experiment chose and weighted experts: `routing` of the head."""
+
+    min_k: int
+    max_k: int
+    temperature: float
+    weights: str
+    renormalized: bool | None
+    native_top_k: int
+    dtype: str
+
+
+class Provenance(TypedDict):
+    """What the experiment was made from: `provenance` of the head; `run` stands in the summary only."""
+
+    model: dict[str, Any]  # the model's description, without its folder
+    dtype: str
+    device: str
+    versions: dict[str, str]
+    settings: dict[str, Any]
+    run: NotRequired[dict[str, Any]]
+
+
+class Head(TypedDict):
+    """What stands first in every log file of an experiment."""
+
+    config: str
+    strategy: str
+    k_or_max_k: int
+    alpha: float | None
+    num_experts: int
+    dataset: str
+    routing: RoutingHead
+    provenance: Provenance
 
 
 @dataclass(frozen=True)
@@ -37,14 +78,14 @@ class LoggedRouting:
         first_p_values: (F, L, E) float64, or None for a strategy without.
     """
 
-    experts: np.ndarray
-    weights: np.ndarray
-    counts: np.ndarray
-    first_logits: np.ndarray
-    first_p_values: np.ndarray | None
+    experts: NDArray[np.int16]
+    weights: NDArray[Any]
+    counts: NDArray[np.int16]
+    first_logits: NDArray[np.float32]
+    first_p_values: NDArray[np.float64] | None
 
 
-def first_tokens(samples):
+def first_tokens(samples: Sequence[LoggedSample]) -> NDArray[np.int64]:
     """Indices of the first `SAMPLE_TOKENS` tokens of each sample among all their tokens."""
     lengths = [sum(one.lengths) for one in samples]
     starts = np.cumsum([0, *lengths[:-1]])
@@ -53,7 +94,9 @@ def first_tokens(samples):
     )
 
 
-def format_samples(samples, routing, min_experts, max_experts):
+def format_samples(
+    samples: Sequence[LoggedSample], routing: LoggedRouting, min_experts: int, max_experts: int
+) -> Iterator[bytes]:
     """Yield the entry of each sample as JSON bytes.
 
     Args:
@@ -181,24 +224,24 @@ def _layer_statistics(counts, starts, lengths, min_experts, max_experts):
 class RoutingStatistics:
     """Sums over tokens that become `aggregate_stats`; its size does not depend on the tokens seen."""
 
-    def __init__(self, num_layers, num_experts):
+    def __init__(self, num_layers: int, num_experts: int) -> None:
         self.num_experts = num_experts
         self.count_histogram = np.zeros((num_layers, num_experts + 1), np.int64)
         self.expert_usage = np.zeros((num_layers, num_experts), np.int64)
 
-    def add(self, experts, counts):
+    def add(self, experts: NDArray[np.integer], counts: NDArray[np.integer]) -> None:
         """Add tokens: experts (N, L, K) with E in unused slots, counts (N, L)."""
         for layer in range(counts.shape[1]):
             self.count_histogram[layer] += np.bincount(counts[:, layer], minlength=self.num_experts + 1)
             used = np.bincount(experts[:, layer].reshape(-1), minlength=self.num_experts + 1)
             self.expert_usage[layer] += used[: self.num_experts]
 
-    def merge(self, other):
+    def merge(self, other: RoutingStatistics) -> None:
         """Add the tokens of other statistics."""
         self.count_histogram += other.count_histogram
         self.expert_usage += other.expert_usage
 
-    def aggregate(self):
+    def aggregate(self) -> dict[str, Any]:
         """Per layer: mean and standard deviation of counts, usage of each expert, histogram of counts."""
         tokens = self.count_histogram.sum(1)
         values = np.arange(self.num_experts + 1)

@@ -3,19 +3,26 @@
 Formats: docs/architecture.md.
 """
 
+from __future__ import annotations
+
 import functools
 import itertools
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import orjson
 import torch
+from numpy.typing import NDArray
 
 from adaptive_routing.null_distribution import NullDistribution
 from adaptive_routing.routing.base import ExpertWeighting
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.files import MADE_ANEW
 from adaptive_routing.system.tensor_files import TensorFile
+
+if TYPE_CHECKING:
+    from adaptive_routing.routing_log.entries import Head
 
 _HEAD_BYTES = 4096  # of a sample's line, which can be long, read at a time
 
@@ -40,11 +47,11 @@ class RoutingLog:
         InputError: the file is missing, cut short or not that of an experiment.
     """
 
-    def __init__(self, path, null_distribution=None):
+    def __init__(self, path: Path | str, null_distribution: NullDistribution | None = None) -> None:
         self.path = Path(path).with_suffix(".safetensors")
         self.tensors = TensorFile(self.path)
         try:
-            self.head = self.tensors.metadata_json("head")
+            self.head: Head = self.tensors.metadata_json("head")
             self.sample_offsets = self._offsets("sample_offsets")
             self.sequence_offsets = self._offsets("sequence_offsets")
         except BaseException:
@@ -58,17 +65,17 @@ class RoutingLog:
             raise InputError(f"{self.path}: {name} do not divide its {tokens} tokens; {MADE_ANEW}.")
         return offsets
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.tensors.close()
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Number of samples."""
         return len(self.sample_offsets) - 1
 
-    def sample(self, index):
+    def sample(self, index: int) -> SampleRouting:
         """The routing of one sample (`SampleRouting`)."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self.path.name} has {len(self)} samples, asked for number {index}")
@@ -113,12 +120,12 @@ class RoutingLog:
         return self.tensors.shape("router_logits")[1]
 
     @property
-    def num_experts(self):
+    def num_experts(self) -> int:
         """E, experts in each layer."""
         return self.tensors.shape("router_logits")[2]
 
     @property
-    def null_distribution(self):
+    def null_distribution(self) -> NullDistribution:
         """The null distribution that gives p-values."""
         if self._null_distribution is None:
             self._null_distribution = NullDistribution.load(
@@ -127,7 +134,7 @@ class RoutingLog:
         return self._null_distribution
 
     @property
-    def weighting(self):
+    def weighting(self) -> ExpertWeighting:
         """How the run weighted selected experts."""
         routing = self.head["routing"]
         return ExpertWeighting(routing["temperature"], routing["renormalized"])
@@ -136,7 +143,7 @@ class RoutingLog:
 class SampleRouting:
     """One sample's routing: T tokens (all its sequences, one after another), L layers, E experts."""
 
-    def __init__(self, log, index, start, stop):
+    def __init__(self, log: RoutingLog, index: int, start: int, stop: int) -> None:
         self.log, self.index, self.start, self.stop = log, index, start, stop
 
     def _read(self, name):
@@ -162,40 +169,40 @@ class SampleRouting:
         return self._head["loss"]
 
     @property
-    def token_ids(self):
+    def token_ids(self) -> NDArray[np.int32]:
         """(T,) int32."""
         return self._read("token_ids")
 
     @property
-    def token_losses(self):
+    def token_losses(self) -> NDArray[np.float32]:
         """(T,) float32, NaN where a token was not scored."""
         return self._read("token_losses")
 
     @property
-    def expert_counts(self):
+    def expert_counts(self) -> NDArray[np.integer]:
         """(T, L)."""
         return self._read("expert_counts")
 
-    def router_logits(self, layer):
+    def router_logits(self, layer: int) -> NDArray[np.float32]:
         """(T, E) float32."""
         return self._read("router_logits")[:, layer].astype(np.float32, copy=False)
 
-    def selected(self, layer):
+    def selected(self, layer: int) -> NDArray[np.bool_]:
         """(T, E) bool: the selection."""
         packed = self._read("selected_experts")[:, layer]
         return np.unpackbits(packed, axis=-1, count=self.log.num_experts, bitorder="little").astype(bool)
 
-    def p_values(self, layer):
+    def p_values(self, layer: int) -> NDArray[np.float64] | None:
         """(T, E) float64, or None for a strategy without a level alpha, such as top-k."""
         if self.log.head["alpha"] is None:
             return None
         return self.log.null_distribution.p_values(torch.tensor(self.router_logits(layer)), layer).numpy()
 
-    def selected_experts(self, layer):
+    def selected_experts(self, layer: int) -> list[NDArray[np.int64]]:
         """Expert indices per token, most significant first: list of T arrays."""
         return [row[row < self.log.num_experts] for row in self._slots(layer)]
 
-    def expert_weights(self, layer):
+    def expert_weights(self, layer: int) -> NDArray[np.float32]:
         """(T, E) float32: each expert's weight as applied, 0 where it was not selected."""
         slots = self._slots(layer)
         logits = torch.tensor(self.router_logits(layer))

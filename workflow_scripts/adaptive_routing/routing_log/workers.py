@@ -18,8 +18,10 @@ import tempfile
 import traceback
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, BinaryIO, Protocol, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adaptive_routing.routing_log.entries import (
     LoggedRouting,
@@ -35,6 +37,13 @@ MOST_WORKERS = 4
 _CORES_FOR_OTHERS = 2  # the process with the model, and what Snakemake runs beside it
 
 
+class OpenFile(Protocol):
+    """An open file of the system."""
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+
+
 @dataclass(frozen=True)
 class Portion:
     """Some samples of a run, on their way into its two log files.
@@ -48,15 +57,15 @@ class Portion:
         first_tokens: of each sample, its first token among all the run's.
     """
 
-    samples: list
+    samples: list[LoggedSample]
     routing: LoggedRouting
-    limits: tuple
-    tensors: dict
-    places: dict
-    first_tokens: list
+    limits: tuple[int, int]
+    tensors: dict[str, NDArray[Any]]
+    places: dict[str, tuple[int, int]]
+    first_tokens: list[int]
 
 
-def write_portion(portion, text, tensors):
+def write_portion(portion: Portion, text: BinaryIO, tensors: OpenFile) -> tuple[list[int], RoutingStatistics]:
     """Append a portion's JSON entries to one open file and put its tensors in their place in another.
 
     Returns (bytes of each entry, `RoutingStatistics` of the tokens).
@@ -76,9 +85,9 @@ def write_portion(portion, text, tensors):
     return lengths, statistics
 
 
-def write_at(descriptor, array, offset):
+def write_at(descriptor: int, array: NDArray[Any], offset: int) -> None:
     """Write a C-contiguous array to a file from a byte on; several processes may, each its own bytes."""
-    data = memoryview(array).cast("B") if array.size else b""
+    data = memoryview(array).cast("B") if array.size else b""  # ty: ignore[invalid-argument-type]
     while data:
         written = os.pwrite(descriptor, data, offset)
         data, offset = data[written:], offset + written
@@ -91,7 +100,7 @@ class LogWorkers:
         count: how many; with 0 the calling thread does the work. By default for each core to spare.
     """
 
-    def __init__(self, count=None):
+    def __init__(self, count: int | None = None) -> None:
         if count is None:
             count = min(MOST_WORKERS, max(0, usable_cores() - _CORES_FOR_OTHERS))
         self.count = count
@@ -100,7 +109,9 @@ class LogWorkers:
         for worker in self._workers:
             self._idle.put(worker)
 
-    def write_portion(self, portion, text, tensors):
+    def write_portion(
+        self, portion: Portion, text: BinaryIO, tensors: OpenFile
+    ) -> tuple[list[int], RoutingStatistics]:
         """As the function of that name, by a worker."""
         if not self._workers:
             return write_portion(portion, text, tensors)
@@ -110,15 +121,15 @@ class LogWorkers:
         finally:
             self._idle.put(worker)
 
-    def close(self):
+    def close(self) -> None:
         """End the workers."""
         for worker in self._workers:
             worker.close()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -193,16 +204,16 @@ def _write_request(file, portion):
 def _read_request(memory):
     length = int.from_bytes(memory[:8], "little")
     header = json.loads(memory[8 : 8 + length])
-    samples = [LoggedSample(**{**one, "lengths": tuple(one["lengths"])}) for one in header["samples"]]
+    samples = [LoggedSample(**{**one, "lengths": tuple(one["lengths"])}) for one in header["samples"]]  # ty: ignore[invalid-argument-type]
     arrays, offset = {"routing": {"first_p_values": None}, "tensors": {}}, 8 + length + -length % 8
     for name, (dtype, shape) in header["arrays"].items():
         kind, _, name = name.partition(".")
         array = np.frombuffer(memory, dtype, int(np.prod(shape)), offset).reshape(shape)
         arrays[kind][name] = array
         offset += array.nbytes + -array.nbytes % 8
-    routing = LoggedRouting(**arrays["routing"])
+    routing = LoggedRouting(**arrays["routing"])  # ty: ignore[invalid-argument-type]
     places, first_tokens = header["places"], header["first_tokens"]
-    return Portion(samples, routing, header["limits"], arrays["tensors"], places, first_tokens)
+    return Portion(samples, routing, header["limits"], arrays["tensors"], places, first_tokens)  # ty: ignore[invalid-argument-type]
 
 
 def _serve(connection):

@@ -5,6 +5,8 @@ the files in theirs: JSON entries go to files without names and are put in order
 their place in a preallocated file. Memory does not grow with the number of samples.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
@@ -12,17 +14,25 @@ import queue
 import tempfile
 import threading
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import orjson
 import torch
+from numpy.typing import NDArray
 
 from adaptive_routing.routing_log.arrays import logged_routing, raw_array
 from adaptive_routing.routing_log.entries import RoutingStatistics
 from adaptive_routing.routing_log.workers import LogWorkers, Portion, memory_file, write_at
 from adaptive_routing.system.files import atomic_path
+
+if TYPE_CHECKING:
+    from adaptive_routing.routing.base import RoutingStrategy
+    from adaptive_routing.routing.batch import BatchRouting
+    from adaptive_routing.routing_log.entries import Head, LoggedSample
 
 # The log is written in portions of about this many tokens, by several workers at once. With 64 of 64 experts
 # and 16 layers in bfloat16 the arrays of one portion are 25 MB, its text 60 MB.
@@ -58,9 +68,18 @@ class RoutingLogWriter:
     """
 
     def __init__(
-        self, json_path, tensors_path, head, sequence_lengths, strategy, num_layers, num_experts, dtype,
-        second_pass_samples=0, workers=None,
-    ):  # fmt: skip
+        self,
+        json_path: Path | str,
+        tensors_path: Path | str,
+        head: Head,
+        sequence_lengths: Sequence[Sequence[int]],
+        strategy: RoutingStrategy,
+        num_layers: int,
+        num_experts: int,
+        dtype: torch.dtype,
+        second_pass_samples: int = 0,
+        workers: LogWorkers | None = None,
+    ) -> None:
         self.json_path, self.tensors_path = Path(json_path), Path(tensors_path)
         self.head, self.strategy = head, strategy
         self.statistics = RoutingStatistics(num_layers, num_experts)
@@ -84,7 +103,7 @@ class RoutingLogWriter:
             "second_pass_greedy_tokens": ((second_tokens,), torch.int32),
             "second_pass_selected_experts": ((second_tokens, num_layers, packed), torch.uint8),
         }
-        self._entries = [None] * len(sample_lengths)  # (file, start, stop) of each
+        self._entries: list[Any] = [None] * len(sample_lengths)  # (file, start, stop) of each
         self._workers = workers or LogWorkers(0)
         self._num_threads = max(1, self._workers.count)
         # A new thread would compute with OpenMP's own number of threads, not with torch's.
@@ -95,7 +114,7 @@ class RoutingLogWriter:
         self._under_way = deque()
         self._is_assembled = self._is_abandoned = False
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             self._json = stack.enter_context(atomic_path(self.json_path, durable=False))
             tensors = stack.enter_context(atomic_path(self.tensors_path, durable=False))
@@ -108,7 +127,7 @@ class RoutingLogWriter:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, kind, error, traceback):
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         with self._stack:
             try:
                 if error is not None:
@@ -120,13 +139,20 @@ class RoutingLogWriter:
                 self._is_abandoned = True
                 self._threads.shutdown(cancel_futures=True)
 
-    def end_of_samples(self):
+    def end_of_samples(self) -> None:
         """Say that all samples have been handed over: the JSON is put together, until the context is left."""
         self._is_assembled = True
         written, self._under_way = self._under_way, deque()
         self._begin(self._assemble_json, written)
 
-    def write(self, indices, samples, routing, token_ids, token_losses):
+    def write(
+        self,
+        indices: list[int],
+        samples: list[LoggedSample],
+        routing: BatchRouting,
+        token_ids: torch.Tensor,
+        token_losses: torch.Tensor,
+    ) -> None:
         """Begin to write the samples of a batch, in another thread.
 
         Returns when all but the last portions of the batch before are written, so that memory does not grow
@@ -197,7 +223,13 @@ class RoutingLogWriter:
             self._disk_files.add(file)
         return file
 
-    def write_second_pass(self, index, greedy_tokens, second_greedy_tokens, second_selection):
+    def write_second_pass(
+        self,
+        index: int,
+        greedy_tokens: NDArray[np.int64],
+        second_greedy_tokens: NDArray[np.int64],
+        second_selection: NDArray[np.uint8],
+    ) -> None:
         """Write what both passes gave for one of the first samples (greedy tokens; packed selection)."""
         start = int(self.sample_offsets[index])
         self._tensors.write("greedy_tokens", start, greedy_tokens)
@@ -259,7 +291,7 @@ class _SafetensorsFile:
     """
 
     def __init__(self, path, layout, head):
-        header = {"__metadata__": {"head": json.dumps(head)}}
+        header: dict[str, Any] = {"__metadata__": {"head": json.dumps(head)}}
         end = 0
         # Wide types first keeps every tensor aligned.
         for name, (shape, dtype) in sorted(layout.items(), key=lambda item: -item[1][1].itemsize):

@@ -27,17 +27,17 @@ class Configuration:
     parameters: Mapping[str, float] = field(hash=False)
 
     @property
-    def alpha(self):
+    def alpha(self) -> float | None:
         """The level of the false discovery rate; None for a strategy without one."""
         return self.parameters.get("alpha")
 
     @property
-    def is_adaptive(self):
+    def is_adaptive(self) -> bool:
         """Whether tokens may get different numbers of experts, `routing.min_k` to max_k."""
         return "max_k" in self.parameters
 
 
-def grid(strategies):
+def grid(strategies: Mapping[str, Mapping[str, list]]) -> list[Configuration]:
     """Return every configuration of `strategies`, a mapping {strategy: {parameter: list of values}}.
 
     The order is that of `strategies`; within one, the number of experts varies slowest. A value that a list

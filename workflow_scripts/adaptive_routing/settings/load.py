@@ -10,11 +10,13 @@ import json
 import os
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Literal, NotRequired, TypedDict
 
 import yaml
 
-from adaptive_routing.settings.configurations import EXPERT_COUNTS, grid
+from adaptive_routing.settings.configurations import EXPERT_COUNTS, Configuration, grid
 from adaptive_routing.settings.schema import alternatives, schema, shown, validated
 from adaptive_routing.system.errors import InputError
 
@@ -35,7 +37,96 @@ USUAL_SUBSETS = {
 NUM_EXPERTS_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
-def load_settings(config, base_dir=".", command_line=None):
+class ModelSettings(TypedDict):
+    """The section `model`."""
+
+    name: str
+    revision: str | None
+    dtype: str
+    device: str
+    local: bool
+
+
+class SourceSettings(TypedDict):
+    """Where text or rows come from; null in all but `source` for a local file."""
+
+    source: str
+    subset: str | None
+    split: str | None
+    revision: str | None
+    local: bool
+
+
+class DatasetSettings(SourceSettings):
+    """One of the section `datasets`."""
+
+    max_samples: int
+    protocol: NotRequired[str]  # wikitext
+    max_new_tokens: NotRequired[int]  # prompts
+
+
+class CalibrationSettings(SourceSettings):
+    """The section `null_distribution.calibration`."""
+
+    column: str
+    max_tokens: int
+    max_length: int
+
+
+class NullDistributionSettings(TypedDict):
+    """The section `null_distribution`."""
+
+    table: str | None
+    kernel: str
+    bandwidth: str | float
+    trim: int
+    calibration: CalibrationSettings
+
+
+class EvaluationSettings(TypedDict):
+    """The section `evaluation`."""
+
+    max_samples: int
+    max_length: int
+    batch_tokens: int
+    second_pass_samples: int
+
+
+class RoutingSettings(TypedDict):
+    """The section `routing`."""
+
+    min_k: int
+    temperature: float
+    weights: str
+
+
+class ReportSettings(TypedDict):
+    """The section `report`."""
+
+    perplexity_margin: float
+    accuracy_margin: float
+
+
+class Settings(TypedDict):
+    """A study's settings, complete: what `load_settings` returns."""
+
+    results: str
+    model: ModelSettings
+    datasets: dict[str, DatasetSettings]
+    evaluation: EvaluationSettings
+    strategies: dict[str, dict[str, list[Any]]]
+    routing: RoutingSettings
+    baseline: str
+    report: ReportSettings
+    null_distribution: NullDistributionSettings
+    execution: Literal["host", "process"]
+    seed: int
+    configurations: list[Configuration]
+
+
+def load_settings(
+    config: Mapping[str, Any], base_dir: Path | str = ".", command_line: Mapping[str, Any] | None = None
+) -> Settings:
     """Check a study's config and return its settings: nested dicts like `config`, complete, and besides
 
     - `configurations`: the list of Configurations of the grid
@@ -48,7 +139,7 @@ def load_settings(config, base_dir=".", command_line=None):
     is the part of `config` that came from `--config`: see `schema.validated`.
     """
     base_dir = Path(base_dir)
-    settings = validated(config, command_line)
+    settings: Any = validated(config, command_line)
     for group in ("datasets", "strategies"):
         settings[group] = {key: value for key, value in settings[group].items() if value is not None}
         if not settings[group]:
@@ -66,7 +157,7 @@ def load_settings(config, base_dir=".", command_line=None):
     return settings
 
 
-def imported_config(config, folder):
+def imported_config(config: dict[str, Any], folder: Path | str) -> dict[str, Any]:
     """The config of a study in a workflow that imports this one: `config` laid over `folder`/config.yaml.
 
     So it names what differs from there alone, as a file given with --configfile does. Models, data sets and
@@ -106,13 +197,13 @@ def _section(config, key):
     return section if isinstance(section, dict) else {}
 
 
-def needs_p_values(configuration):
+def needs_p_values(configuration: Configuration) -> bool:
     """Whether a Configuration's strategy needs p-values: what its entry in the schema says."""
     strategies = schema()["properties"]["strategies"]["properties"]
     return strategies[configuration.strategy].get("p_values", False)
 
 
-def check_against_model(settings, num_experts):
+def check_against_model(settings: Settings, num_experts: int) -> None:
     """Raise InputError where `settings` ask for more experts than a layer's `num_experts`."""
     for configuration in grid(settings["strategies"]):
         if configuration.max_experts > num_experts:
@@ -255,7 +346,7 @@ def _num_experts(path):
 # Paths and hub names
 
 
-def is_local(name, base_dir="."):
+def is_local(name: str, base_dir: Path | str = ".") -> bool:
     """Whether `name` is a path: it looks like one, or its first part exists; else it is a hub name."""
     return (
         name.startswith((".", "/", "~"))

@@ -8,8 +8,10 @@ import difflib
 import functools
 import json
 import math
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import yaml
@@ -19,7 +21,7 @@ from adaptive_routing.system.errors import InputError
 SCHEMA = Path(__file__).parents[3] / "schemas" / "config.schema.yaml"
 
 
-def validated(config, command_line=None):
+def validated(config: Mapping[str, Any], command_line: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Check `config`; return it with the defaults filled in and its keys in the schema's order.
 
     `command_line` is the part of `config` that came from `--config`. Snakemake leaves every value nested in
@@ -38,19 +40,19 @@ def validated(config, command_line=None):
 
 
 @functools.cache
-def schema():
+def schema() -> dict[str, Any]:
     """Return the config file's schema."""
     return yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
 
 
-def dotted_keys(node, prefix=""):
+def dotted_keys(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
     """Yield every key that the schema node describes, such as `null_distribution.calibration.source`."""
     for key, child in resolved(node).get("properties", {}).items():
         yield prefix + key
         yield from dotted_keys(child, f"{prefix}{key}.")
 
 
-def resolved(node):
+def resolved(node: dict[str, Any]) -> dict[str, Any]:
     """Follow the schema node's `$ref`; keywords beside it go first."""
     while "$ref" in node:
         target = schema()["$defs"][node["$ref"].removeprefix("#/$defs/")]
@@ -58,13 +60,13 @@ def resolved(node):
     return node
 
 
-def alternatives(names, conjunction="or"):
+def alternatives(names: Iterable[object], conjunction: str = "or") -> str:
     """Write "a, b or c"."""
     names = [str(name) for name in names]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {conjunction} {names[-1]}"
 
 
-def shown(value):
+def shown(value: object) -> str:
     """Write what was found, on one line and in at most 80 characters."""
     if isinstance(value, str):
         text = f"the text {value!r}" if _number(value) is not None else repr(value)
@@ -213,4 +215,4 @@ def _number(value):
         return None
     if not math.isfinite(number):
         return None
-    return int(number) if number.is_integer() else number
+    return int(number) if number.is_integer() else number  # ty: ignore[missing-union-attribute]

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import MutableMapping
 from pathlib import Path
 
 # Snakemake gives every job an OMP_NUM_THREADS of its own; the workflow keeps the user's under this name.
@@ -9,7 +10,7 @@ LIMIT_VARIABLE = "ADAPTIVE_ROUTING_MAX_CORES"
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
-def usable_cores():
+def usable_cores() -> int:
     """How many cores this process may keep busy, at least 1.
 
     The smallest of: the cores that it is allowed to run on (affinity), the processor time that its control
@@ -20,7 +21,7 @@ def usable_cores():
     return max(1, min(limit for limit in limits if limit is not None))
 
 
-def keep_user_limit(environment=os.environ):
+def keep_user_limit(environment: MutableMapping[str, str] = os.environ) -> None:
     """In the workflow's own process: keep the user's OMP_NUM_THREADS for the jobs that it starts."""
     own = environment.get("OMP_NUM_THREADS")
     if own and LIMIT_VARIABLE not in environment:

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
@@ -18,7 +19,7 @@ _NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is u
 
 
 @contextlib.contextmanager
-def atomic_path(path, durable=True):
+def atomic_path(path: Path | str, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it there on success, delete it on failure.
 
     The temporary name starts with a dot and ends with the final name, so that writers which choose
@@ -64,7 +65,7 @@ def _error_number(error):
 
 
 @contextlib.contextmanager
-def blaming(schema, *paths):
+def blaming(schema: str, *paths: Path | str) -> Iterator[None]:
     """Do work with JSON files; where it fails and one of them violates their schema, say that instead.
 
     The files are checked only then: checking takes longer than most of the work.
@@ -105,7 +106,7 @@ def _first_violation(schema, paths):
     return None
 
 
-def excerpt(value):
+def excerpt(value: object) -> str:
     """A value as JSON, on one line and in at most 80 characters."""
     text = orjson.dumps(value, default=str).decode()
     return text if len(text) <= 80 else f"{text[:79]}…"

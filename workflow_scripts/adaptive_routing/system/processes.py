@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -15,13 +16,13 @@ import psutil
 POLL_SECONDS = 0.5
 
 
-def identity(pid=None):
+def identity(pid: int | None = None) -> tuple[int, str]:
     """(pid, start time) of a process, by default this one: a pid alone is given to others later."""
     pid = pid or os.getpid()
     return pid, _start_time(pid)
 
 
-def is_alive(pid, start_time):
+def is_alive(pid: int, start_time: str) -> bool:
     """Whether that very process still runs."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and _start_time(pid) == start_time
@@ -38,7 +39,7 @@ def _start_time(pid):
 
 
 @contextlib.contextmanager
-def ending_with(pid, start_time, name):
+def ending_with(pid: int, start_time: str, name: str) -> Iterator[None]:
     """Have this process get SIGTERM when that one has ended, which may have been killed without a word.
 
     Args:
@@ -62,13 +63,13 @@ def ending_with(pid, start_time, name):
         is_over.set()
 
 
-def children_import_from(folder):
+def children_import_from(folder: Path | str) -> None:
     """Have the Python processes that this one starts look into a folder before all others."""
     others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path != str(folder)]
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), *filter(None, others)])
 
 
-def describe_end(returncode):
+def describe_end(returncode: int) -> str:
     """How a process ended, in words."""
     if returncode < 0:
         return f"ended by {signal.Signals(-returncode).name}"

@@ -8,9 +8,11 @@ job more time than its arithmetic. A bfloat16 is the upper half of a float32, so
 import math
 import os
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.files import MADE_ANEW
@@ -40,7 +42,12 @@ class TensorFile:
     format raises `InputError` when it is opened.
     """
 
-    def __init__(self, path):
+    metadata: dict[str, str]
+    _tensors: dict[
+        str, tuple[str, tuple[int, ...], int, int]
+    ]  # dtype, shape, first byte, byte after the last
+
+    def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         try:
             self._file = open(self.path, "rb")  # noqa: SIM115 -- closed by `close`
@@ -79,7 +86,7 @@ class TensorFile:
     def _damaged(self, fault):
         return InputError(f"{self.path} is not a whole safetensors file: {fault}; {MADE_ANEW}.")
 
-    def metadata_json(self, key):
+    def metadata_json(self, key: str) -> Any:
         """The value that the metadata hold as JSON under a key; InputError where there is none."""
         try:
             return orjson.loads(self.metadata[key])
@@ -88,34 +95,34 @@ class TensorFile:
         except ValueError as error:
             raise InputError(f"{self.path}: {key!r} in its metadata is no JSON; {MADE_ANEW}.") from error
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def close(self):
+    def close(self) -> None:
         self._file.close()
 
-    def __contains__(self, name):
+    def __contains__(self, name: object) -> bool:
         return name in self._tensors
 
-    def keys(self):
+    def keys(self) -> list[str]:
         return list(self._tensors)
 
-    def shape(self, name):
+    def shape(self, name: str) -> tuple[int, ...]:
         return self._entry(name)[1]
 
-    def dtype(self, name):
+    def dtype(self, name: str) -> str:
         """Return the stored dtype's safetensors name, such as "BF16"."""
         return self._entry(name)[0]
 
-    def read(self, name, start=0, stop=None):
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Read rows [start, stop) of a tensor as a new array; bfloat16 comes as float32, without rounding."""
         values = self._read_stored(name, start, stop)
         return bfloat16_to_float32(values) if self.dtype(name) == "BF16" else values
 
-    def read_order(self, name, start=0, stop=None):
+    def read_order(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.signedinteger]:
         """Read rows [start, stop) of a floating-point tensor as integers that compare as the numbers do.
 
         For what needs only the order, this is cheaper than numbers: a bfloat16 stays 16 bits wide.
@@ -139,7 +146,7 @@ class TensorFile:
         return self._tensors[name]
 
 
-def sort_metadata(path):
+def sort_metadata(path: Path | str) -> None:
     """Put the header's free-form strings in the order of their names, in place.
 
     The safetensors library writes them in an order of its own, another in every process.
@@ -152,12 +159,12 @@ def sort_metadata(path):
         file.write(orjson.dumps(header).ljust(length))
 
 
-def bfloat16_to_float32(bits):
+def bfloat16_to_float32(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     """Widen bfloat16 given as uint16 bits to float32."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def order_preserving_integers(values):
+def order_preserving_integers(values: NDArray[np.floating] | NDArray[np.uint16]) -> NDArray[np.signedinteger]:
     """Map floating-point numbers, or a bfloat16's bits, to signed integers of their size in the same order.
 
     IEEE 754 stores a sign and a magnitude, and magnitudes have the order of their bits: the integer is the

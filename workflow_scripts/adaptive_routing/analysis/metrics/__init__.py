@@ -22,7 +22,8 @@ from adaptive_routing.analysis.metrics import (
 from adaptive_routing.analysis.metrics.declaration import DECLARED, Metric
 from adaptive_routing.analysis.metrics.quantities import Quantities
 from adaptive_routing.system.errors import InputError
-from adaptive_routing.system.files import excerpt, read_json
+from adaptive_routing.system.files import excerpt
+from adaptive_routing.system.json_files import read_json
 
 __all__ = ["ALL_METRICS", "EXTRA_METRICS", "HEAD", "METRICS", "PER_LAYER_METRICS", "TIMING_METRICS", "Metric"]
 

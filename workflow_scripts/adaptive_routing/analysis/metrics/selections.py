@@ -1,22 +1,31 @@
 """Sets of experts as packed bits, (..., ⌈E/8⌉) uint8 in little bit order: what the set metrics share."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
+if TYPE_CHECKING:
+    from typing import Any
 
-def jaccard_similarity(first, second):
+    from numpy.typing import NDArray
+
+
+def jaccard_similarity(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Compute |A ∩ B| / |A ∪ B| of two selections (..., ⌈E/8⌉) as (...) float64; two empty sets are equal."""
     intersection, union = set_sizes(first & second), set_sizes(first | second)
     return np.where(union == 0, 1.0, intersection / np.maximum(union, 1))
 
 
-def set_sizes(selected_experts):
+def set_sizes(selected_experts: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Count the experts of each set (..., ⌈E/8⌉) as (...) int64."""
     if selected_experts.shape[-1] % 8 == 0:  # eight bytes at a time
         selected_experts = np.ascontiguousarray(selected_experts).view(np.uint64)
     return np.bitwise_count(selected_experts).sum(axis=-1, dtype=np.int64)
 
 
-def top_k_selection(router_logits, k):
+def top_k_selection(router_logits: NDArray[Any], k: int) -> NDArray[np.uint8]:
     """Select the k largest router logits (..., E), of equal ones the lower index first, as packed bits.
 
     Only the order counts: the logits may be integers of the same order (`TensorFile.read_order`).
@@ -33,7 +42,7 @@ def top_k_selection(router_logits, k):
     return packed
 
 
-def expert_usage(selected_experts, num_experts):
+def expert_usage(selected_experts: NDArray[np.uint8], num_experts: int) -> NDArray[np.int64]:
     """Count how often each expert is selected: packed (T, L, ⌈E/8⌉) to (L, E) int64."""
     num_tokens, num_layers, num_bytes = selected_experts.shape
     bits = np.unpackbits(selected_experts, bitorder="little").reshape(num_tokens, num_layers, 8 * num_bytes)

@@ -4,9 +4,9 @@ Each follows lm-evaluation-harness 0.4.13 (`hf` model, zero-shot), and each modu
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class Column:
     alternative: str | None = None
 
 
-def is_texts(value):
+def is_texts(value: object) -> bool:
     """Whether a value is a list of texts, one at least."""
     return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
 
 
-def as_label(value):
+def as_label(value: object) -> str | None:
     """A label as text, however a file writes it: "2" for 2, "2", " 2 " and 2.0 (pandas' column with gaps).
 
     None for what is no label: an empty text, 1.5, true, null.
@@ -73,7 +73,7 @@ class Sample:
     text: str
     requests: tuple[Request, ...]
     gold: int | None = None
-    attributes: dict = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class SequenceScore:
     is_greedy: bool
 
     @property
-    def loss(self):
+    def loss(self) -> float:
         """Mean negative log-likelihood per predicted token."""
         return -self.log_likelihood / self.num_predicted_tokens
 
@@ -102,27 +102,31 @@ class Task(Protocol):
 
     COLUMNS: dict[str, Column]  # the columns a row of the data set must have, and what each must hold
 
-    def regroup(rows):
+    @staticmethod
+    def regroup(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """An iterator of rows that are one sample each: `iter` where the data set's rows are."""
 
-    def sample(row):
+    @staticmethod
+    def sample(row: Mapping[str, Any]) -> Sample | None:
         """The row's `Sample`, or None where it holds nothing to score."""
 
-    def outcome(sample, scores):
+    @staticmethod
+    def outcome(sample: Sample, scores: Sequence[SequenceScore]) -> dict[str, Any]:
         """What the scores of the sample's sequences mean, as a dict that goes into the summary.
 
         `loss` (natural log, mean per predicted token) is always there.
         """
 
-    def metrics(outcomes):
+    @staticmethod
+    def metrics(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
         """The task's own metrics over all samples, each with its `{name}_stderr`."""
 
 
-def task_module(dataset, protocol=None):
+def task_module(dataset: str, protocol: str | None = None) -> str:
     """Name of a data set's module; `protocol` is that of its settings, where it has more than one."""
     return f"{__name__}.{dataset if protocol in (None, 'rows') else f'{dataset}_{protocol}'}"
 
 
-def get_task(dataset, protocol=None):
+def get_task(dataset: str, protocol: str | None = None) -> Task:
     """The `Task` of a data set, by `task_module`'s arguments."""
-    return importlib.import_module(task_module(dataset, protocol))
+    return importlib.import_module(task_module(dataset, protocol))  # ty: ignore[invalid-explicit-return]

@@ -1,9 +1,10 @@
 """Accuracy and its standard error."""
 
 import math
+from collections.abc import Sequence
 
 
-def accuracy_with_stderr(correct):
+def accuracy_with_stderr(correct: Sequence[bool]) -> tuple[float, float | None]:
     """Share of True and its standard error sqrt(a (1 − a) / (n − 1)), the harness's sample form.
 
     The error is None for a single sample.

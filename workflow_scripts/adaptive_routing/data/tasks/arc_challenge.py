@@ -1,6 +1,9 @@
 """ARC-Challenge (Clark et al. 2018): grade-school science questions with their choices."""
 
-from adaptive_routing.data.tasks import LABEL, TEXT, Column, as_label, is_texts
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adaptive_routing.data.tasks import LABEL, TEXT, Column, Sample, as_label, is_texts
 from adaptive_routing.data.tasks.multiple_choice import choice_metrics, choice_outcome, choice_sample
 from adaptive_routing.system.errors import InputError
 
@@ -23,7 +26,7 @@ COLUMNS = {
 regroup = iter
 
 
-def sample(row):
+def sample(row: Mapping[str, Any]) -> Sample | None:
     """`Question: …\\nAnswer:`, and one request a choice (three to five of them)."""
     question, choices, answer = row["question"], row["choices"], as_label(row["answerKey"])
     labels = [as_label(label) for label in choices["label"]]
@@ -36,6 +39,6 @@ def sample(row):
 outcome = choice_outcome
 
 
-def metrics(outcomes):
+def metrics(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """`arc_challenge_accuracy` (length-normalised) and `arc_challenge_acc`."""
     return choice_metrics("arc_challenge", outcomes)

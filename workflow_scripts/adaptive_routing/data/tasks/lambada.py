@@ -1,6 +1,9 @@
 """LAMBADA (Paperno et al. 2016): the last word of a passage, given everything before it."""
 
-from adaptive_routing.data.tasks import TEXT, Request, Sample
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adaptive_routing.data.tasks import TEXT, Request, Sample, SequenceScore
 from adaptive_routing.data.tasks.accuracy import accuracy_with_stderr
 from adaptive_routing.data.tasks.uncertainty import exp_mean_with_stderr
 
@@ -8,13 +11,13 @@ COLUMNS = {"text": TEXT}
 regroup = iter
 
 
-def sample(row):
+def sample(row: Mapping[str, Any]) -> Sample | None:
     """Split at the last space, as the harness's `text.split(' ')`: after a final space the word is empty."""
     context, _, word = row["text"].rpartition(" ")
     return Sample(row["text"], (Request(context, " " + word),)) if row["text"].strip() else None
 
 
-def outcome(sample, scores):
+def outcome(sample: Sample, scores: Sequence[SequenceScore]) -> dict[str, Any]:
     """Correct if every token of the word is the greedy choice; the loss is the word's."""
     return {
         "loss": scores[0].loss,
@@ -23,7 +26,7 @@ def outcome(sample, scores):
     }
 
 
-def metrics(outcomes):
+def metrics(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """Accuracy, and the target perplexity exp(−mean ln p(word)), as the harness has it."""
     accuracy, stderr = accuracy_with_stderr([one["correct"] for one in outcomes])
     perplexity, perplexity_stderr = exp_mean_with_stderr([-one["log_likelihood"] for one in outcomes])

@@ -1,17 +1,20 @@
 """What multiple-choice tasks share: the likeliest choice, as it is and by length."""
 
-from adaptive_routing.data.tasks import Request, Sample
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adaptive_routing.data.tasks import Request, Sample, SequenceScore
 from adaptive_routing.data.tasks.accuracy import accuracy_with_stderr
 
 
-def choice_sample(text, context, choices, gold):
+def choice_sample(text: str, context: str, choices: Sequence[str], gold: int) -> Sample | None:
     """One request a choice, joined by a space; None where neither the text nor any choice says anything."""
     if not any(one.strip() for one in (text, *choices)):
         return None
     return Sample(text, tuple(Request(context, " " + choice) for choice in choices), gold)
 
 
-def choice_outcome(sample, scores):
+def choice_outcome(sample: Sample, scores: Sequence[SequenceScore]) -> dict[str, Any]:
     """Predictions of a multiple-choice sample; the loss is the gold choice's.
 
     `prediction` normalises each log-likelihood by the choice's length in characters, without the space
@@ -28,7 +31,7 @@ def choice_outcome(sample, scores):
     prediction = normalized.index(max(normalized))
     prediction_unnormalized = log_likelihoods.index(max(log_likelihoods))
     return {
-        "loss": scores[sample.gold].loss,
+        "loss": scores[sample.gold].loss,  # ty: ignore[invalid-argument-type]
         "log_likelihoods": log_likelihoods,
         "prediction": prediction,
         "prediction_unnormalized": prediction_unnormalized,
@@ -37,7 +40,7 @@ def choice_outcome(sample, scores):
     }
 
 
-def choice_metrics(dataset, outcomes):
+def choice_metrics(dataset: str, outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """`{dataset}_accuracy` (length-normalised) and `{dataset}_acc`, each with its standard error."""
     accuracy, stderr = accuracy_with_stderr([one["correct"] for one in outcomes])
     acc, acc_stderr = accuracy_with_stderr(

@@ -4,7 +4,10 @@ The prompt itself is scored like a WikiText row, except that one too long for th
 tokens are the model's own (`generation.py`).
 """
 
-from adaptive_routing.data.tasks import TEXT, Column, Request, Sample, as_label
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adaptive_routing.data.tasks import TEXT, Column, Request, Sample, SequenceScore, as_label
 from adaptive_routing.data.tasks.uncertainty import exp_mean_with_stderr
 
 
@@ -17,21 +20,21 @@ COLUMNS = {"prompt": TEXT, "difficulty": Column("a whole number from 1 up", _is_
 regroup = iter
 
 
-def sample(row):
+def sample(row: Mapping[str, Any]) -> Sample | None:
     """A prompt with its level; None if there is no text."""
     prompt = row["prompt"]
     if not prompt.strip():
         return None
-    level = int(as_label(row["difficulty"]))
+    level = int(as_label(row["difficulty"]))  # ty: ignore[invalid-argument-type]
     return Sample(prompt, (Request(None, prompt, keep_end=True),), attributes={"difficulty": level})
 
 
-def outcome(sample, scores):
+def outcome(sample: Sample, scores: Sequence[SequenceScore]) -> dict[str, Any]:
     """The prompt's loss."""
     return {"loss": scores[0].loss}
 
 
-def metrics(outcomes):
+def metrics(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """`prompt_perplexity` = exp(mean of the prompts' losses)."""
     perplexity, stderr = exp_mean_with_stderr([one["loss"] for one in outcomes])
     return {"prompt_perplexity": perplexity, "prompt_perplexity_stderr": stderr}

@@ -8,19 +8,22 @@ loss per word gets there where text has no spaces) is None, and so is its standa
 """
 
 import math
+from collections.abc import Sequence
 
 
-def mean_with_stderr(values):
+def mean_with_stderr(values: Sequence[float]) -> tuple[float, float | None]:
     """Compute the mean of n values and its standard error s / √n, s² = Σ (v − mean)² / (n − 1)."""
     return ratio_with_stderr(values, [1] * len(values))
 
 
-def exp_mean_with_stderr(values):
+def exp_mean_with_stderr(values: Sequence[float]) -> tuple[float | None, float | None]:
     """Compute exp(mean) and its standard error exp(mean) · s / √n: the perplexity of mean losses."""
     return _exp(*mean_with_stderr(values))
 
 
-def ratio_with_stderr(numerators, denominators):
+def ratio_with_stderr(
+    numerators: Sequence[float], denominators: Sequence[float]
+) -> tuple[float, float | None]:
     """Compute R = Σy / Σx of paired values y, x and its standard error.
 
     se(R)² = Σ (y − R·x)² / (n (n − 1) x̄²). Denominators are positive; the estimate is biased by O(1/n), and
@@ -34,7 +37,9 @@ def ratio_with_stderr(numerators, denominators):
     return ratio, math.sqrt(squares * n / (n - 1)) / total
 
 
-def exp_ratio_with_stderr(numerators, denominators):
+def exp_ratio_with_stderr(
+    numerators: Sequence[float], denominators: Sequence[float]
+) -> tuple[float | None, float | None]:
     """Compute exp(R) of R = Σy / Σx and its standard error exp(R) · se(R): perplexity of a total loss."""
     return _exp(*ratio_with_stderr(numerators, denominators))
 
@@ -46,7 +51,7 @@ def _exp(value, stderr):
     return value_of_exp, finite_or_none(value_of_exp * stderr)
 
 
-def exp_or_none(value):
+def exp_or_none(value: float) -> float | None:
     """Compute exp(value); None where it exceeds the largest float."""
     try:
         return math.exp(value)
@@ -54,6 +59,6 @@ def exp_or_none(value):
         return None
 
 
-def finite_or_none(value):
+def finite_or_none(value: float) -> float | None:
     """Return a value, None in place of infinity."""
     return value if math.isfinite(value) else None

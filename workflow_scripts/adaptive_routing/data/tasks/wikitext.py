@@ -4,25 +4,28 @@ Each row that holds text is scored on its own: mean negative log-likelihood of e
 first, rows cut to `max_length` tokens.
 """
 
-from adaptive_routing.data.tasks import TEXT, Request, Sample
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adaptive_routing.data.tasks import TEXT, Request, Sample, SequenceScore
 from adaptive_routing.data.tasks.uncertainty import exp_mean_with_stderr, exp_ratio_with_stderr
 
 COLUMNS = {"text": TEXT}
 regroup = iter
 
 
-def sample(row):
+def sample(row: Mapping[str, Any]) -> Sample | None:
     """A row's text as it stands; None if there is none."""
     text = row["text"]
     return Sample(text.strip(), (Request(None, text),)) if text.strip() else None
 
 
-def outcome(sample, scores):
+def outcome(sample: Sample, scores: Sequence[SequenceScore]) -> dict[str, Any]:
     """The row's loss."""
     return {"loss": scores[0].loss}
 
 
-def metrics(outcomes):
+def metrics(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """`perplexity` = exp(mean of the sample losses); `token_perplexity` weights every token alike."""
     losses = [one["loss"] for one in outcomes]
     tokens = [one["num_predicted_tokens"] for one in outcomes]

@@ -7,8 +7,10 @@ Words and bytes are counted in the article as it was.
 
 import math
 import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
-from adaptive_routing.data.tasks import TEXT, Column, Request, Sample, wikitext
+from adaptive_routing.data.tasks import TEXT, Column, Request, Sample, SequenceScore, wikitext
 from adaptive_routing.data.tasks.uncertainty import exp_ratio_with_stderr, ratio_with_stderr
 
 COLUMNS = {"page": Column("a text", TEXT.holds, alternative="text")}
@@ -28,7 +30,7 @@ _REST = (
 )  # fmt: skip
 
 
-def regroup(rows):
+def regroup(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Articles as rows with a column `page`.
 
     Rows that have it pass; rows with a column `text` are lines, and a line with a title starts an article.
@@ -56,13 +58,13 @@ def _is_title(line):
     return re.fullmatch(r"= (?!=).*(?<!=) =", line.strip()) is not None
 
 
-def sample(row):
+def sample(row: Mapping[str, Any]) -> Sample | None:
     """An article; None if it holds no text."""
     page = row["page"]
     return Sample(page, (Request(None, detokenize(page), rolling=True),)) if page.strip() else None
 
 
-def detokenize(page):
+def detokenize(page: str) -> str:
     """Take out the spaces and marks of the corpus's tokenisation."""
     for mark, plain in _MARKS:
         page = page.replace(mark, plain)
@@ -76,7 +78,7 @@ def detokenize(page):
     return page
 
 
-def outcome(sample, scores):
+def outcome(sample: Sample, scores: Sequence[SequenceScore]) -> dict[str, Any]:
     """The article's log-likelihood over all its windows, and its length in words and bytes."""
     log_likelihood = math.fsum(score.log_likelihood for score in scores)
     return {
@@ -87,7 +89,7 @@ def outcome(sample, scores):
     }
 
 
-def metrics(outcomes):
+def metrics(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """`perplexity` and `token_perplexity` as for rows; besides, per word, per byte, and bits per byte."""
     totals = [-one["log_likelihood"] for one in outcomes]
     num_bytes = [one["num_bytes"] for one in outcomes]

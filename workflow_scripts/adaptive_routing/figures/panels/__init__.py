@@ -7,11 +7,22 @@ configuration looks like), `grid_axis` and `scatter` (the two ways to set config
 read the list of panels at no cost.
 """
 
+from __future__ import annotations
+
 import importlib
 import multiprocessing
+from typing import TYPE_CHECKING
 
 from adaptive_routing.system.errors import OutputError
 from adaptive_routing.system.processes import ending_with, identity
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from matplotlib.figure import Figure
+
+    from adaptive_routing.analysis.study import Study
 
 TITLES = {
     "1_perplexity": "Perplexity",
@@ -27,14 +38,14 @@ TITLES = {
 PANELS = tuple(TITLES)
 
 
-def draw_figure(study):
+def draw_figure(study: Study) -> Figure:
     """Draw all panels on one page, A4 landscape for nine; return the matplotlib figure."""
     from adaptive_routing.figures import layout
 
     return _draw(PANELS, study, *layout.page(len(PANELS)))
 
 
-def draw_panel(panel, study):
+def draw_panel(panel: str, study: Study) -> Figure:
     """Draw one panel, named as in `PANELS`, alone; return the matplotlib figure."""
     from adaptive_routing.figures import layout
 
@@ -54,7 +65,7 @@ def _draw(panels, study, size, grid):
     return figure
 
 
-def save_drawings(study, files, processes=1):
+def save_drawings(study: Study, files: Mapping[str, Sequence[Path | str]], processes: int = 1) -> None:
     """Draw into files, several at a time.
 
     Args:
@@ -106,12 +117,12 @@ def _save(study, files, names):
             style.save(drawing, path)
 
 
-def describe_panel(panel, study):
+def describe_panel(panel: str, study: Study) -> str:
     """Say in a sentence what the panel shows in this study."""
     return _module(panel).describe(study)
 
 
-def panel_module(panel):
+def panel_module(panel: str) -> str:
     """Name of a panel's module."""
     return f"{__name__}.{panel.split('_', 1)[1]}"
 

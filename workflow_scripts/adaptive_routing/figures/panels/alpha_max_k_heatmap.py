@@ -6,7 +6,10 @@ themselves. A star marks a difference that is significant after Holm's correctio
 95 % interval of the change stands below it. Being paired, that is narrower than panel 1's bars suggest.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,6 +17,10 @@ from matplotlib.patches import Rectangle
 
 from adaptive_routing.figures import grid_axis, layout, quality, style
 from adaptive_routing.figures.panels import TITLES
+
+if TYPE_CHECKING:
+    from adaptive_routing.analysis.study import Study
+    from adaptive_routing.figures.layout import Cell
 
 TITLE = f"4  {TITLES['4_alpha_max_k_heatmap']}"
 MOST_WRITTEN = 22, 9  # rows, columns: with more there is no room for numbers
@@ -27,7 +34,7 @@ class Changes:
     values: pd.Series
     low: pd.Series
     high: pd.Series
-    starred: set
+    starred: set[str]
     name: str
     axis: str
     unit: str
@@ -35,14 +42,14 @@ class Changes:
     from_baseline: bool = True
 
     @property
-    def note(self):
+    def note(self) -> str:
         """How to read the colours."""
         if self.from_baseline:
             return "blue is better; * significant after Holm's correction"
         return "no baseline: the values themselves"
 
 
-def draw(cell, study):
+def draw(cell: Cell, study: Study) -> None:
     changes = quality_changes(study)
     if changes is None:
         return cell.nothing_to_show(TITLE, "no quality was measured")
@@ -89,7 +96,7 @@ def draw(cell, study):
     _colour_bar(cell, axes, image, scaled.dropna(), changes)
 
 
-def quality_changes(study):
+def quality_changes(study: Study) -> Changes | None:
     """The `Changes` of a study: the quality itself where the baseline has none; None without a quality."""
     measure = quality.frontier_measure(study)
     if measure is None:
@@ -117,7 +124,7 @@ def quality_changes(study):
     return Changes(values, low, high, starred, name, axis, unit, lower_is_better)
 
 
-def describe(study):
+def describe(study: Study) -> str:
     changes = quality_changes(study)
     nothing = "There is no BH configuration whose quality can be set against the baseline's."
     if changes is None or not changes.from_baseline:

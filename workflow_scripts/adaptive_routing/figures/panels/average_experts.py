@@ -1,12 +1,20 @@
 """Panel 3: experts that run per token and layer, over the grid, beside the top-k that runs all it may."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from adaptive_routing.figures import grid_axis, scales
 from adaptive_routing.figures.panels import TITLES
+
+if TYPE_CHECKING:
+    from adaptive_routing.analysis.study import Study
+    from adaptive_routing.figures.layout import Cell
 
 TITLE = f"3  {TITLES['3_average_experts']}"
 
 
-def draw(cell, study):
+def draw(cell: Cell, study: Study) -> None:
     several = len(study.range_over_datasets("avg_experts")[0].index) < len(study.experiments)
     note = "mean over the data sets; bars: their range; " if several else ""
     cell.heading(TITLE, f"{note}top-k runs all that BH may")
@@ -17,7 +25,7 @@ def draw(cell, study):
     axes.set_ylabel("experts per token and layer")
 
 
-def describe(study):
+def describe(study: Study) -> str:
     rows = study.bh[study.bh["avg_experts"].notna()].sort_values("avg_experts", kind="stable")
     if rows.empty:
         return "No BH configuration has results."

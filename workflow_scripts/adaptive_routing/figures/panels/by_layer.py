@@ -1,17 +1,25 @@
 """Panel 8: experts in every layer, mean and spread over tokens: a column a max_k, a line an alpha."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 from matplotlib.ticker import FixedLocator
 
 from adaptive_routing.figures import scales, style
 from adaptive_routing.figures.panels import TITLES
 
+if TYPE_CHECKING:
+    from adaptive_routing.analysis.study import Study
+    from adaptive_routing.figures.layout import Cell
+
 TITLE = f"8  {TITLES['8_by_layer']}"
 MOST_COLUMNS = 8
 MOST_NAMED = 5  # columns whose title has room for "max_k"
 
 
-def draw(cell, study):
+def draw(cell: Cell, study: Study) -> None:
     means, deviations = study.layer_means(), study.layer_means("std_experts")
     max_ks = _spread(study.max_ks, MOST_COLUMNS)
     left_out = f"; {len(max_ks)} of {len(study.max_ks)} max_k" if len(max_ks) < len(study.max_ks) else ""
@@ -43,7 +51,7 @@ def draw(cell, study):
     _scales(every, means.columns, shown)
 
 
-def describe(study):
+def describe(study: Study) -> str:
     means = study.layer_means().reindex(study.bh["config"]).dropna(how="all")
     if means.empty:
         return "No BH configuration has per-layer results."

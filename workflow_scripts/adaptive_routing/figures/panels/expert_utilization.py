@@ -1,15 +1,23 @@
 """Panel 7: how unevenly the work is spread over the experts, and how many never run."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from adaptive_routing.figures import grid_axis, quality
 from adaptive_routing.figures.panels import TITLES
 
+if TYPE_CHECKING:
+    from adaptive_routing.analysis.study import Study
+    from adaptive_routing.figures.layout import Cell
+
 TITLE = f"7  {TITLES['7_expert_utilization']}"
 UNUSED_WORTH_AN_AXIS = 0.5  # percent of experts; with fewer a sentence says it
 
 
-def draw(cell, study):
+def draw(cell: Cell, study: Study) -> None:
     means = study.layer_means("gini_coefficient")
     unused = 100 * (1 - grid_axis.by_config(study, "expert_utilization").astype(float))
     most = unused.max()
@@ -28,7 +36,7 @@ def draw(cell, study):
     every[-1].set_ylabel("Gini coefficient (0 to 1)")
 
 
-def describe(study):
+def describe(study: Study) -> str:
     rows = study.bh.dropna(subset=["expert_utilization"])
     if rows.empty:
         return "No BH configuration has results."

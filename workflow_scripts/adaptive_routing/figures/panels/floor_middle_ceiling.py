@@ -1,9 +1,22 @@
 """Panel 6: how often BH selects min_k experts, max_k experts, or a number between, as its own choice."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from adaptive_routing.figures import grid_axis, style
 from adaptive_routing.figures.panels import TITLES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from adaptive_routing.analysis.study import Study
+    from adaptive_routing.figures.layout import Cell
 
 TITLE = f"6  {TITLES['6_floor_middle_ceiling']}"
 # Greys, so that no share looks like a configuration.
@@ -11,7 +24,7 @@ FILLS = {"floor": "#dedede", "middle": "#9b9b9b", "ceiling": "#3a3a3a"}
 TIGHT = 30  # bars; more of them touch
 
 
-def draw(cell, study):
+def draw(cell: Cell, study: Study) -> None:
     rows, *parts = shares(study)
     if rows.empty:
         return cell.nothing_to_show(TITLE, "no BH configuration has these shares")
@@ -41,7 +54,7 @@ def draw(cell, study):
         )  # fmt: skip
 
 
-def spread(places, gap, low, high):
+def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Move ascending places apart until neighbours are `gap` from each other, within [low, high]."""
     moved = []
     for place in places:
@@ -53,7 +66,9 @@ def spread(places, gap, low, high):
     return moved
 
 
-def shares(study):
+def shares(
+    study: Study,
+) -> tuple[pd.DataFrame, NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Return the rows beside top-k with both rates, and their floor, middle and ceiling shares in percent.
 
     Where min_k = max_k the one count is floor and ceiling at once; it is shown as ceiling. In a study of
@@ -68,7 +83,7 @@ def shares(study):
     return rows, floor, np.clip(100 - floor - ceiling, 0, 100), ceiling
 
 
-def describe(study):
+def describe(study: Study) -> str:
     rows, floor, middle, ceiling = shares(study)
     bh = (rows["strategy"] == "bh").to_numpy()
     rows, floor, middle, ceiling = rows[bh], floor[bh], middle[bh], ceiling[bh]

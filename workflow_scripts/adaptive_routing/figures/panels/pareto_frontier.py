@@ -1,14 +1,25 @@
 """Panel 5: experts against quality; which configurations no other one beats in both."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from adaptive_routing.figures import grid_axis, quality, scales, scatter, style
 from adaptive_routing.figures.panels import TITLES
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from adaptive_routing.analysis.study import Study
+    from adaptive_routing.figures.layout import Cell
+    from adaptive_routing.figures.quality import Quality
+
 TITLE = f"5  {TITLES['5_pareto_frontier']}"
 
 
-def draw(cell, study):
+def draw(cell: Cell, study: Study) -> None:
     measure = quality.frontier_measure(study)
     if measure is None:
         return cell.nothing_to_show(TITLE, "no quality was measured")
@@ -29,7 +40,7 @@ def draw(cell, study):
     axes.set_ylabel(measure.axis)
 
 
-def frontier(costs, measure):
+def frontier(costs: pd.Series, measure: Quality) -> list[str]:
     """The configurations that no other one equals or beats in both cost and quality, cheapest first.
 
     costs: Series by configuration; measure: a `quality.Quality`.
@@ -41,7 +52,7 @@ def frontier(costs, measure):
     return list(table.index[table["loss"] < best_so_far])
 
 
-def describe(study):
+def describe(study: Study) -> str:
     measure = quality.frontier_measure(study)
     if measure is None:
         return "No quality was measured, so there is no frontier."

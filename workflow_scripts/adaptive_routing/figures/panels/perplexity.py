@@ -3,13 +3,21 @@
 WikiText's perplexity, or that of LAMBADA's target words where the study has no WikiText, else the mean loss.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from adaptive_routing.figures import grid_axis, quality, scales
 from adaptive_routing.figures.panels import TITLES
+
+if TYPE_CHECKING:
+    from adaptive_routing.analysis.study import Study
+    from adaptive_routing.figures.layout import Cell
 
 TITLE = f"1  {TITLES['1_perplexity']}"
 
 
-def draw(cell, study):
+def draw(cell: Cell, study: Study) -> None:
     measure = _measure(study)
     if measure is None:
         return cell.nothing_to_show(TITLE, "no data set of this study has a perplexity or a loss to compare")
@@ -22,7 +30,7 @@ def draw(cell, study):
     axes.set_ylabel(measure.axis)
 
 
-def describe(study):
+def describe(study: Study) -> str:
     measure = _measure(study)
     if measure is None:
         return "No data set of this study has a perplexity or a loss to compare."

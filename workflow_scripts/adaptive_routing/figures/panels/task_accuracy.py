@@ -3,6 +3,10 @@
 Where none has, the paired difference of the mean loss from the baseline, which panel 1 does not show.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
 
@@ -10,11 +14,17 @@ from adaptive_routing.analysis.tables import averaged_datasets
 from adaptive_routing.figures import grid_axis, quality
 from adaptive_routing.figures.panels import TITLES
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from adaptive_routing.analysis.study import Study
+    from adaptive_routing.figures.layout import Cell
+
 MOST_SPELLED_OUT = 2  # data sets, above each other, whose axes are long enough
 TITLE = f"2  {TITLES['2_task_accuracy']}"
 
 
-def draw(cell, study):
+def draw(cell: Cell, study: Study) -> None:
     if not study.accuracies:
         return _draw_differences(cell, study)
     cell.heading(TITLE, "share correct by data set; higher is better; bars: ± 1 standard error")
@@ -30,7 +40,7 @@ def draw(cell, study):
             axes.tick_params(labelbottom=False)
 
 
-def describe(study):
+def describe(study: Study) -> str:
     if not study.accuracies:
         dataset, rows = differences(study)
         if rows.empty:
@@ -44,7 +54,7 @@ def describe(study):
     return " ".join(_sentence(study, column) for column in study.accuracies)
 
 
-def differences(study):
+def differences(study: Study) -> tuple[str | None, pd.DataFrame]:
     """The first data set whose mean loss is compared, and its rows of `comparisons` by configuration."""
     for dataset in averaged_datasets(study.datasets):
         rows = study.comparisons

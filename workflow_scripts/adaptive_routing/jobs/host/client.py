@@ -4,6 +4,8 @@ Imports the standard library and psutil only (Snakemake has imported that alread
 next to nothing of its own.
 """
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import json
@@ -13,10 +15,15 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adaptive_routing.jobs.host import gpus, keeper, socket_folder
 from adaptive_routing.system.errors import HostError, InputError
 from adaptive_routing.system.processes import is_alive
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 PACKAGE = Path(__file__).parents[2]
 SERVER = "adaptive_routing.jobs.host.server"
@@ -25,7 +32,7 @@ CANCEL_SECONDS = 10  # how long an interrupted job waits for the host to clean u
 END_SECONDS = 3  # how long the word on a host's end may take to reach its log
 
 
-def execute(name, request, config):
+def execute(name: str, request: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Run a job of `model_jobs.JOBS`, in the model host or in this process as `config["execution"]` says.
 
     Args:
@@ -114,7 +121,7 @@ def _offer(message, socket_name, owner, environment, log_path):
                     SERVER, listener, socket_name, owner, log_path, _importing(environment), IDLE_SECONDS
                 )
                 connection = socket_folder.dial(path)
-    with connection:
+    with connection:  # ty: ignore[invalid-context-manager]
         try:
             pid, is_done = _relay(_replies(connection, message))
         except (KeyboardInterrupt, SystemExit):

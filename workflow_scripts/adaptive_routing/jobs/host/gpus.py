@@ -7,6 +7,8 @@ host claims its GPU in the same way for as long as it lives, so that a second wo
 there is one.
 """
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import itertools
@@ -15,14 +17,18 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adaptive_routing.jobs.host import socket_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 POLL_SECONDS = 0.2
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 
-def visible_gpus():
+def visible_gpus() -> list[str]:
     """The GPUs of this machine that this process may use, as values of CUDA_VISIBLE_DEVICES."""
     allowed = os.environ.get(VARIABLE)
     if allowed is None:
@@ -32,7 +38,7 @@ def visible_gpus():
 
 
 @contextlib.contextmanager
-def leased_gpu(device, workflow):
+def leased_gpu(device: str, workflow: tuple[int, str]) -> Iterator[str | None]:
     """Yield a GPU that no other job of the workflow has, and wait for one if need be.
 
     It is rather one where the workflow has its model host than a free one, and rather a free one than one
@@ -68,7 +74,7 @@ def leased_gpu(device, workflow):
 
 
 @contextlib.contextmanager
-def claimed_gpu(workflow):
+def claimed_gpu(workflow: tuple[int, str]) -> Iterator[None]:
     """Show other workflows that this process, a model host, uses the one GPU that it sees."""
     gpus, lock = visible_gpus(), None
     if len(gpus) == 1:
@@ -81,7 +87,7 @@ def claimed_gpu(workflow):
             _release(lock)
 
 
-def sweep(folder):
+def sweep(folder: Path) -> None:
     """Remove the files of processes that died; only under the folder's lock."""
     for path in (*folder.glob("*.lease"), *folder.glob("*.claim")):
         _is_held(path)

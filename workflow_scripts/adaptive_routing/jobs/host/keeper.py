@@ -4,12 +4,15 @@ Run as a program this is the host's small parent. It starts the server, ends it 
 ended in whatever way, and leaves in the host's log how it ended, which only a parent learns.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -17,10 +20,15 @@ from adaptive_routing.jobs.host import gpus, socket_folder
 from adaptive_routing.jobs.script import Tee, exit_on_sigterm
 from adaptive_routing.system.processes import POLL_SECONDS, describe_end, identity, is_alive
 
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Mapping
+    from typing import Any
+
 GRACE_SECONDS = 10.0  # to clean up; a server that takes longer is killed
 
 
-def owner():
+def owner() -> tuple[int, str]:
     """(pid, start time) of the process that this job's host works for.
 
     It is the outermost `snakemake` above the job on this machine; where there is none, the job's parent;
@@ -34,7 +42,7 @@ def owner():
     return identity(process.pid)
 
 
-def workflow_started():
+def workflow_started() -> float:
     """When this job's workflow began, in seconds since the epoch."""
     return psutil.Process(owner()[0]).create_time()
 
@@ -49,7 +57,15 @@ def _is_snakemake(process):
     return "snakemake" in names and (names[0] == "snakemake" or "python" in names[0].lower())
 
 
-def start(server, listener, name, owner, log_path, environment, idle_seconds):
+def start(
+    server: str,
+    listener: socket.socket,
+    name: str,
+    owner: tuple[int, str],
+    log_path: Path,
+    environment: Mapping[str, str],
+    idle_seconds: float,
+) -> None:
     """Start a host in a session of its own, with a log of its own.
 
     Args:
@@ -81,7 +97,7 @@ def start(server, listener, name, owner, log_path, environment, idle_seconds):
         )
 
 
-def main(settings):
+def main(settings: Mapping[str, Any]) -> None:
     """Start the server and watch over it."""
     exit_on_sigterm()
     sys.stderr = Tee(sys.stderr)  # a log on a full disk does not keep it from its work

@@ -1,5 +1,7 @@
 """The model host's server: does jobs one at a time, in the order they came, and keeps what they load."""
 
+from __future__ import annotations
+
 import contextlib
 import faulthandler
 import importlib
@@ -12,10 +14,15 @@ import sys
 import threading
 import time
 import traceback
+from typing import TYPE_CHECKING
 
 from adaptive_routing.jobs.host import gpus, socket_folder
 from adaptive_routing.jobs.script import Tee, exit_on_sigterm
 from adaptive_routing.system.errors import HostError, InputError, OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
 
 class Cancelled(BaseException):
@@ -25,9 +32,9 @@ class Cancelled(BaseException):
 class Connection:
     """A client: its message, the way to answer it, and whether it is still there. A stream for `Tee`."""
 
-    def __init__(self, client, waiting):
+    def __init__(self, client: socket.socket, waiting: queue.Queue[Connection]) -> None:
         self._socket = client
-        self.message = None
+        self.message: Any = None
         self.has_begun = False
         self.is_gone = threading.Event()
         threading.Thread(target=self._read, args=(waiting,), daemon=True).start()
@@ -43,19 +50,19 @@ class Connection:
         if not self.has_begun:
             self.close()  # the client may be waiting for that
 
-    def send(self, kind, value=None):
+    def send(self, kind: str, value: object = None) -> None:
         """Send one message; a client that is gone misses it."""
         with contextlib.suppress(OSError):
             self._socket.sendall(json.dumps({kind: value}).encode() + b"\n")
 
-    def write(self, text):
+    def write(self, text: str) -> None:
         """Relay what the job prints."""
         self.send("stderr", text)
 
-    def flush(self):
+    def flush(self) -> None:
         """Nothing is held back."""
 
-    def close(self):
+    def close(self) -> None:
         """End the conversation, and with it the thread that reads."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
@@ -70,18 +77,23 @@ class Server:
         cache: what they load.
     """
 
-    def __init__(self, jobs, cache_class, waiting):
+    def __init__(
+        self,
+        jobs: Mapping[str, Callable[..., None]],
+        cache_class: Callable[..., Any],
+        waiting: queue.Queue[Connection],
+    ) -> None:
         self.jobs = jobs
         self.cache = cache_class(before_batch=self.check)
         self._waiting = waiting
-        self._running = None
+        self._running: Any = None
 
-    def check(self):
+    def check(self) -> None:
         """Raise Cancelled where the running job's client is gone."""
         if self._running.is_gone.is_set():
             raise Cancelled
 
-    def serve(self, idle_seconds):
+    def serve(self, idle_seconds: float) -> None:
         """Do jobs until another host takes over, none has come for so long, or one failed unforeseen.
 
         After such a failure the device may be beyond use: an error of CUDA stays until the process ends.
@@ -109,7 +121,7 @@ class Server:
         connection.has_begun = True
         connection.send("begun", os.getpid())
         self._running = connection
-        sys.stderr.streams.append(connection)
+        sys.stderr.streams.append(connection)  # ty: ignore[missing-union-attribute]
         try:
             self.jobs[connection.message["job"]](connection.message["request"], self.cache)
         except Cancelled:
@@ -123,11 +135,11 @@ class Server:
             traceback.print_exc()  # to the client as well
             return "failed", None
         finally:
-            sys.stderr.streams.remove(connection)
+            sys.stderr.streams.remove(connection)  # ty: ignore[missing-union-attribute]
         return "done", None
 
 
-def main(settings, jobs_module):
+def main(settings: Mapping[str, Any], jobs_module: str) -> None:
     """Serve the jobs of a module's `JOBS`, with its `Cache`, on the socket that was handed down."""
     exit_on_sigterm()
     faulthandler.enable()

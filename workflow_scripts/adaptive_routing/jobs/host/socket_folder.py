@@ -4,6 +4,8 @@ The folder is locked while a host is started or withdraws, so that two jobs star
 releases the lock of a process that dies.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import fcntl
@@ -12,14 +14,18 @@ import socket
 import stat
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adaptive_routing.system.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MAX_PATH_BYTES = 103  # of a Unix socket: 104 with the final zero on macOS, 108 on Linux
 
 
 @contextlib.contextmanager
-def locked_folder():
+def locked_folder() -> Iterator[Path]:
     """Make the private folder where it is missing, lock it, and yield its path; remove it if empty.
 
     Raises:
@@ -35,7 +41,7 @@ def locked_folder():
         os.close(handle)
 
 
-def socket_name(place, content):
+def socket_name(place: str, content: str) -> str:
     """The file name of a host's socket, from hashes of where it runs and for whom, and of what it runs."""
     return f"{place}-{content}.sock"
 
@@ -82,7 +88,7 @@ def _check_private(path, status):
         )
 
 
-def listen(path):
+def listen(path: Path) -> socket.socket:
     """A listening socket at `path`; only under the lock."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(path))
@@ -90,7 +96,7 @@ def listen(path):
     return listener
 
 
-def dial(path):
+def dial(path: Path) -> socket.socket | None:
     """A connection to the host at `path`, or None; only under the lock. Removes a dead host's socket."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -104,7 +110,7 @@ def dial(path):
         return None
 
 
-def predecessors(name):
+def predecessors(name: str) -> list[socket.socket]:
     """Connections to the hosts that stand in the same place and were there before."""
     with locked_folder() as folder:
         own, place = folder / name, name.split("-")[0]
@@ -113,13 +119,13 @@ def predecessors(name):
         return list(filter(None, map(dial, earlier)))
 
 
-def withdraw(name):
+def withdraw(name: str) -> None:
     """Remove the host's socket: no job finds it any more."""
     with locked_folder() as folder:
         (folder / name).unlink(missing_ok=True)
 
 
-def sweep(folder):
+def sweep(folder: Path) -> None:
     """Remove the sockets of hosts that died; only under the lock."""
     for path in folder.glob("*.sock"):
         if connection := dial(path):

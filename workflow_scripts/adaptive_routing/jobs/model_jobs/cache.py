@@ -1,14 +1,26 @@
 """What jobs keep from one to the next: the model, and the files that they read."""
 
+from __future__ import annotations
+
 import functools
 import json
 import os
 import sys
 import time
+from typing import TYPE_CHECKING, TypeVar
 
 from adaptive_routing.model.devices import use_cores_for_passes
 from adaptive_routing.model.load import load_model
 from adaptive_routing.routing_log.workers import LogWorkers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from adaptive_routing.model.description import ModelDescription
+    from adaptive_routing.model.load import LoadedModel
+
+
+T = TypeVar("T")
 
 
 class Cache:
@@ -18,26 +30,26 @@ class Cache:
         before_batch: called before every forward pass; what it raises ends the job.
     """
 
-    def __init__(self, before_batch=None):
+    def __init__(self, before_batch: Callable[[], None] | None = None) -> None:
         self._before_batch = before_batch
         self._model = functools.lru_cache(maxsize=1)(self._load_model)
         self._read = functools.lru_cache(maxsize=8)(lambda reader, path, *_: reader(path))
 
     @functools.cached_property
-    def log_workers(self):
+    def log_workers(self) -> LogWorkers:
         """`LogWorkers`, started when first asked for."""
         return LogWorkers()
 
-    def close(self):
+    def close(self) -> None:
         """End what runs beside this process."""
         if "log_workers" in self.__dict__:
             self.log_workers.close()
 
-    def model(self, info, dtype, device):
+    def model(self, info: ModelDescription, dtype: str, device: str) -> LoadedModel:
         """The `LoadedModel` that `inspect_model`'s result describes."""
         return self._model(json.dumps(info), dtype, device)
 
-    def read(self, reader, path):
+    def read(self, reader: Callable[[str], T], path: str) -> T:
         """`reader(path)`."""
         status = os.stat(path)
         return self._read(reader, path, status.st_mtime_ns, status.st_size)
@@ -48,7 +60,7 @@ class Cache:
         if loaded.model.device.type == "cpu":
             use_cores_for_passes()
         if self._before_batch:
-            loaded.model.base_model.register_forward_pre_hook(lambda *_: self._before_batch())
+            loaded.model.base_model.register_forward_pre_hook(lambda *_: self._before_batch())  # ty: ignore[not-callable]
         seconds = time.perf_counter() - started
         print(f"loaded {info['name']}, {dtype}, on {loaded.device_name} in {seconds:.1f} s", file=sys.stderr)
         return loaded

@@ -1,5 +1,9 @@
 """Router logits of calibration text under the model's own routing."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypedDict
+
 from adaptive_routing.data.rows import load_rows
 from adaptive_routing.data.samples import check_vocabulary
 from adaptive_routing.evaluation.calibration import (
@@ -10,13 +14,28 @@ from adaptive_routing.evaluation.calibration import (
 from adaptive_routing.model.description import read_model_info
 from adaptive_routing.model.tokenizer import load_tokenizer
 
+if TYPE_CHECKING:
+    from adaptive_routing.jobs.model_jobs.cache import Cache
+    from adaptive_routing.settings.load import CalibrationSettings
 
-def run(request, cache):
+
+class CalibrationRequest(TypedDict):
+    """The request of this job."""
+
+    model: str  # path of model.json
+    dtype: str
+    device: str
+    calibration: CalibrationSettings
+    batch_tokens: int
+    output: str
+
+
+def run(request: CalibrationRequest, cache: Cache) -> None:
     """Do the job: `request` and `cache` as in `model_jobs`."""
     text, info = request["calibration"], read_model_info(request["model"])
     source = {key: text[key] for key in ("source", "subset", "split", "revision")}
     samples = encode_calibration_text(
-        load_rows(**source, name="null_distribution.calibration"),
+        load_rows(**source, name="null_distribution.calibration"),  # ty: ignore[invalid-argument-type]
         text["column"],
         load_tokenizer(info),
         text["max_tokens"],

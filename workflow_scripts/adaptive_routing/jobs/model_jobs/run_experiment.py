@@ -1,6 +1,9 @@
 """One routing configuration on one data set: its three log files."""
 
+from __future__ import annotations
+
 import sys
+from typing import TYPE_CHECKING, TypedDict
 
 from adaptive_routing.data.samples import check_vocabulary, read_prepared
 from adaptive_routing.evaluation.experiment import ExperimentFiles, run_experiment
@@ -9,8 +12,40 @@ from adaptive_routing.null_distribution import NullDistribution
 from adaptive_routing.routing import make_strategy
 from adaptive_routing.settings.configurations import Configuration
 
+if TYPE_CHECKING:
+    from adaptive_routing.jobs.model_jobs.cache import Cache
+    from adaptive_routing.jobs.version import CodeVersion
+    from adaptive_routing.settings.load import RoutingSettings
 
-def run(request, cache):
+
+class ConfigurationRequest(TypedDict):
+    """A `Configuration`."""
+
+    name: str
+    strategy: str
+    max_experts: int
+    parameters: dict[str, float]
+
+
+class ExperimentRequest(TypedDict):
+    """The request of this job; files by their paths."""
+
+    model: str
+    dtype: str
+    device: str
+    configuration: ConfigurationRequest
+    routing: RoutingSettings
+    null_distribution: str | None
+    dataset: str
+    prepared: str
+    batch_tokens: int
+    second_pass_samples: int
+    seed: int
+    code_version: CodeVersion
+    outputs: dict[str, str]  # of `ExperimentFiles`
+
+
+def run(request: ExperimentRequest, cache: Cache) -> None:
     """Do the job: `request` and `cache` as in `model_jobs`."""
     info = read_model_info(request["model"])
     configuration = Configuration(**request["configuration"])
