@@ -6,9 +6,10 @@ import shutil
 import sys
 import textwrap
 from pathlib import Path
+from typing import TextIO
 
 
-def print_last(text, stream=None):
+def print_last(text: str, stream: TextIO | None = None) -> None:
     """Print a text when this process ends, after all that Snakemake says.
 
     Args:
@@ -31,7 +32,7 @@ def print_last(text, stream=None):
     atexit.register(show)
 
 
-def how_to_go_on(why, arguments=None):
+def how_to_go_on(why: str, arguments: list[str] | None = None) -> str:
     """The sentence that a run ends with that was not finished.
 
     Args:

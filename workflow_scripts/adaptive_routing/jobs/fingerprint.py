@@ -73,7 +73,7 @@ def code_modules(script: str, *by_name: str, without: Collection[str] = ()) -> l
     return sorted(found)
 
 
-def library_versions(modules):
+def library_versions(modules: Collection[str]) -> dict[str, str | None]:
     """The versions of the libraries that decide what modules compute, by the names that they import.
 
     They are those of the environment that Snakemake runs in, without the part that names a build (`+cu128`):

@@ -1,12 +1,14 @@
 """How long the rest of a run will take."""
 
+from collections.abc import Sequence
+
 RECENT = 20  # experiments whose pace counts; they differ, and the next ones are most like the last
 AT_ONCE = (
     1.0  # seconds; experiments of one Slurm job count as finished together, which says nothing of their pace
 )
 
 
-def remaining_seconds(finished, begun, left, now):
+def remaining_seconds(finished: Sequence[float], begun: float, left: int, now: float) -> float | None:
     """Estimate when the last experiment will be done.
 
     Args:
@@ -28,7 +30,7 @@ def remaining_seconds(finished, begun, left, now):
     return max(left * seconds / experiments - (now - finished[-1]), 0)
 
 
-def duration(seconds):
+def duration(seconds: float) -> str:
     """Seconds in words, as roughly as one knows them of something to come."""
     if seconds < 90:
         return f"{max(10 * round(seconds / 10), 10)} s"

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,7 +17,7 @@ from adaptive_routing.system.processes import ending_with
 WORKFLOW_VARIABLE = "ADAPTIVE_ROUTING_WORKFLOW"
 
 
-def tell_jobs(process, code_version):
+def tell_jobs(process: tuple[int, str], code_version: Mapping[str, Any]) -> None:
     """In the workflow's own process: tell the jobs that it starts which workflow they belong to.
 
     It differs from run to run, so it goes through the environment: Snakemake's `config` holds settings alone.
@@ -29,7 +29,7 @@ def tell_jobs(process, code_version):
     os.environ[WORKFLOW_VARIABLE] = json.dumps({"process": process, "code_version": code_version})
 
 
-def told(key):
+def told(key: str) -> Any:
     """What `tell_jobs` told, by the name of its argument; None in a script that no workflow started."""
     return json.loads(os.environ.get(WORKFLOW_VARIABLE, "{}")).get(key)
 

@@ -42,7 +42,7 @@ class _Pass(threading.local):
         batch: `BatchRouting` of the thread's last pass, until it is taken.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.columns, self.lengths, self.real_tokens = [], [], None
         self.continues, self.batch = False, None
 
@@ -267,7 +267,7 @@ class RouterPatcher:
         batch, self._pass.batch = self._pass.batch, None
         return batch
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         if name not in _OF_SAMPLE_LOGGER:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         # By name: what routes a model does not depend on what logs it.

@@ -1,12 +1,18 @@
 """Collects what a patcher routed, sample by sample, as the entries of the internal-routing JSON."""
 
+from __future__ import annotations
+
 import itertools
+from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
 from adaptive_routing.routing.batch import BatchRouting
 from adaptive_routing.routing_log.arrays import logged_routing
 from adaptive_routing.routing_log.entries import LoggedSample, RoutingStatistics, format_samples
+
+if TYPE_CHECKING:
+    from adaptive_routing.model.patching import RouterPatcher
 
 
 class SampleLogger:
@@ -25,18 +31,18 @@ class SampleLogger:
         logger.get_internal_logs()[0]["layers"][0]["expert_counts"]
     """
 
-    def __init__(self, patcher):
+    def __init__(self, patcher: RouterPatcher) -> None:
         self.patcher = patcher
-        self._sample = None
+        self._sample: dict[str, Any] | None = None
         self.clear_internal_logs()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._close()
 
-    def start_sample_logging(self, sample_id, text_preview):
+    def start_sample_logging(self, sample_id: str, text_preview: str) -> None:
         """Attribute the forward passes from here on to a sample; one at a time."""
         if self._sample is not None:
             raise RuntimeError(
@@ -56,6 +62,7 @@ class SampleLogger:
     def _log_pass(self, batch, continues):
         """Add a pass to the open sample, whose sequences are lists of `BatchRouting`."""
         batch = batch.replace_tensors([tensor.cpu() for tensor in batch.tensors()])
+        assert self._sample is not None
         sequences = self._sample["sequences"]
         if not continues or len(sequences) < len(batch.lengths):
             sequences.extend([] for _ in batch.lengths)
@@ -63,7 +70,7 @@ class SampleLogger:
         for sequence, (start, stop) in zip(sequences[-len(batch.lengths) :], bounds, strict=True):
             sequence.append(batch.tokens(slice(start, stop), (stop - start,)))
 
-    def end_sample_logging(self, loss=None):
+    def end_sample_logging(self, loss: float | None = None) -> None:
         """Close the sample: turn its passes into one log entry.
 
         Raises:
@@ -82,16 +89,16 @@ class SampleLogger:
         arrays = logged_routing(samples, routing, strategy)
         self._logs.extend(format_samples(samples, arrays, strategy.min_experts, strategy.max_experts))
 
-    def get_internal_logs(self):
+    def get_internal_logs(self) -> list[dict[str, Any]]:
         """Log entries of the samples so far, as the internal-routing file's `samples`: plain JSON values."""
         return [orjson.loads(entry) for entry in self._logs]
 
-    def get_aggregate_stats(self):
+    def get_aggregate_stats(self) -> dict[str, Any]:
         """Aggregate over the samples so far, as the internal-routing file's `aggregate_stats`."""
         aggregate = orjson.dumps(self._statistics.aggregate(), option=orjson.OPT_SERIALIZE_NUMPY)
         return orjson.loads(aggregate)
 
-    def clear_internal_logs(self):
+    def clear_internal_logs(self) -> None:
         """Forget all logged samples, an open one too."""
         self._close()
         self._logs = []

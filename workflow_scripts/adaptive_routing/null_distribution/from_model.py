@@ -1,13 +1,32 @@
 """Null distributions of a model in memory, as `NullDistribution.fit` makes them."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 import torch
 
 from adaptive_routing.data.tokens import encode_text
 from adaptive_routing.null_distribution.estimate import fit_null_distribution
 from adaptive_routing.system.errors import InputError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-def fit_to_model(model, tokenizer, texts, kernel, bandwidth, trim, max_tokens, max_length):
+    from adaptive_routing.null_distribution.table import NullDistribution
+
+
+def fit_to_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    kernel: str,
+    bandwidth: str | float,
+    trim: int,
+    max_tokens: int,
+    max_length: int,
+) -> NullDistribution:
     """The arguments and the result are those of `NullDistribution.fit`."""
     router_logits, sequences, left = [], 0, max_tokens
     for text in texts:

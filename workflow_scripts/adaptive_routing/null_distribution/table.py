@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -25,6 +25,7 @@ from adaptive_routing.system.tensor_files import TensorFile
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ROUNDING = 1e-9  # a cumulative distribution may step down, or leave [0, 1], by this much; it is repaired
 
@@ -120,9 +121,15 @@ class NullDistribution:
 
     @staticmethod
     def fit(
-        model, tokenizer, texts, kernel="gaussian", bandwidth="silverman", trim=0, max_tokens=20000,
-        max_length=512,
-    ):  # fmt: skip
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        texts: Iterable[str],
+        kernel: str = "gaussian",
+        bandwidth: str | float = "silverman",
+        trim: int = 0,
+        max_tokens: int = 20000,
+        max_length: int = 512,
+    ) -> NullDistribution:
         """Estimate a model's null distribution from its router logits on texts, under its own routing.
 
         Args:

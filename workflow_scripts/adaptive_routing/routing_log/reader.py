@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -82,7 +83,7 @@ class RoutingLog:
         start, stop = self.sample_offsets[index : index + 2].tolist()
         return SampleRouting(self, index, start, stop)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[SampleRouting]:
         """All samples, in their order."""
         return map(self.sample, range(len(self)))
 
@@ -115,7 +116,7 @@ class RoutingLog:
             raise InputError(f"{path}: sample number {index} is no JSON ({error}); {MADE_ANEW}.") from error
 
     @property
-    def num_layers(self):
+    def num_layers(self) -> int:
         """L, MoE layers."""
         return self.tensors.shape("router_logits")[1]
 
@@ -154,17 +155,17 @@ class SampleRouting:
         return self.log._entry_head(self.index)
 
     @property
-    def sample_id(self):
+    def sample_id(self) -> str:
         """The data set's name and the row's number."""
         return self._head["sample_id"]
 
     @property
-    def text_preview(self):
+    def text_preview(self) -> str:
         """The text's first characters, at most 100."""
         return self._head["text_preview"]
 
     @property
-    def loss(self):
+    def loss(self) -> float | None:
         """The sample's loss; None where it has none."""
         return self._head["loss"]
 

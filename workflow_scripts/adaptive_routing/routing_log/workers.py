@@ -174,7 +174,7 @@ class _Worker:
         self._process.wait()
 
 
-def memory_file():
+def memory_file() -> BinaryIO:
     """An open file in memory, or where there is no such thing a temporary one; it has no name."""
     if hasattr(os, "memfd_create"):
         return open(os.memfd_create("portion"), "w+b")

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -10,7 +11,7 @@ from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.files import MADE_ANEW, atomic_path
 
 
-def to_json(value, indent=True):
+def to_json(value: object, indent: bool = True) -> bytes:
     """Encode `value` as strict JSON bytes: NumPy numbers and arrays allowed, NaN and infinity refused."""
     _refuse_non_finite(value, "$")
     options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
@@ -19,14 +20,14 @@ def to_json(value, indent=True):
     return orjson.dumps(value, option=options)
 
 
-def write_json(path, value):
+def write_json(path: Path | str, value: object) -> None:
     """Write `value` to `path` as indented strict JSON, whole or not at all."""
     data = to_json(value)
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
-def read_json(path, remedy=MADE_ANEW):
+def read_json(path: Path | str, remedy: str = MADE_ANEW) -> Any:
     """Read a JSON file.
 
     Raises:

@@ -5,7 +5,10 @@ tables, schema and report take what is declared. `METRICS` are the 16 of the stu
 stands beside them. `compute_metrics` gives the content of metrics/{config}_{dataset}.json.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from adaptive_routing.analysis.metrics import (
     behaviour,
@@ -24,6 +27,10 @@ from adaptive_routing.analysis.metrics.quantities import Quantities
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.files import excerpt
 from adaptive_routing.system.json_files import read_json
+
+if TYPE_CHECKING:
+    from adaptive_routing.evaluation.experiment import Summary
+    from adaptive_routing.system.tensor_files import TensorFile
 
 __all__ = ["ALL_METRICS", "EXTRA_METRICS", "HEAD", "METRICS", "PER_LAYER_METRICS", "TIMING_METRICS", "Metric"]
 
@@ -50,7 +57,7 @@ PER_LAYER_METRICS = tuple(one for one in _IN_ORDER if one.per_layer)
 TIMING_METRICS = tuple(one.name for one in ALL_METRICS if one.timed)
 
 
-def compute_metrics(summary, tensors):
+def compute_metrics(summary: Summary, tensors: TensorFile) -> dict[str, Any]:
     """Compute all metrics of one experiment from its summary and its tensors (an open `TensorFile`).
 
     Returns the head, `metrics` (name to number or None) and `per_layer` (lists with an entry a layer).
@@ -70,7 +77,7 @@ def compute_metrics(summary, tensors):
     }
 
 
-def metrics_schema():
+def metrics_schema() -> dict[str, Any]:
     """JSON schema of what `compute_metrics` returns: schemas/metrics.schema.json with all metrics in it."""
     schema = read_json(Path(__file__).parents[4] / "schemas" / "metrics.schema.json")
     values, per_layer = schema["properties"]["metrics"], schema["properties"]["per_layer"]

@@ -1,6 +1,7 @@
 """Cross-layer: how the number of experts differs between layers and agrees along a token's path."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adaptive_routing.analysis.metrics.declaration import metric
 
@@ -8,7 +9,7 @@ from adaptive_routing.analysis.metrics.declaration import metric
 @metric(
     "cross-layer", "experts²", "none", "variance over layers of the mean count", one_of_16=True, minimum=0
 )
-def layer_expert_variance(expert_counts) -> float | None:
+def layer_expert_variance(expert_counts: NDArray[np.integer]) -> float | None:
     """Compute the (population) variance over layers of the mean count (T, L); None for a single layer."""
     if expert_counts.shape[1] < 2:
         return None
@@ -16,7 +17,7 @@ def layer_expert_variance(expert_counts) -> float | None:
 
 
 @metric("cross-layer", "", "none", "mean correlation of counts in adjacent layers", one_of_16=True)
-def layer_consistency_score(expert_counts) -> float | None:
+def layer_consistency_score(expert_counts: NDArray[np.integer]) -> float | None:
     """Average the Pearson correlation over tokens of the counts (T, L) in adjacent layers.
 
     None for a single layer and where a layer's counts are constant: a mean over the other pairs would

@@ -1,8 +1,11 @@
 """How a metric is declared: its function, and what a reader of a table or a figure must know of it."""
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 # What a value can be, by the function's annotation.
 _TYPES = {
@@ -11,7 +14,7 @@ _TYPES = {
     int | None: ["integer", "null"],
     float | None: ["number", "null"],
 }
-DECLARED = []  # every metric, in the order in which its module declares it
+DECLARED: list[Metric] = []  # every metric, in the order in which its module declares it
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Metric:
     unit: str
     better: str
     description: str
-    function: Callable
+    function: Callable[..., int | float | None]
     one_of_16: bool = False
     minimum: float | None = None
     maximum: float | None = None
@@ -46,26 +49,28 @@ class Metric:
     over_datasets: str = "mean"
     timed: bool = False
 
-    def of(self, quantities):
+    def of(self, quantities: object) -> int | float | None:
         """The metric's value."""
         return self.function(
             *(getattr(quantities, name) for name in inspect.signature(self.function).parameters)
         )
 
-    def value_schema(self):
+    def value_schema(self) -> dict[str, Any]:
         """JSON schema of a value."""
         bounds = {"minimum": self.minimum, "maximum": self.maximum}
         return {"type": _TYPES[inspect.signature(self.function).return_annotation]} | {
             key: bound for key, bound in bounds.items() if bound is not None
         }
 
-    def schema(self):
+    def schema(self) -> dict[str, Any]:
         """JSON schema of a value, with a description."""
         unit = f" ({self.unit})" if self.unit else ""
         return {"description": f"{self.description}{unit}", **self.value_schema()}
 
 
-def metric(category, unit, better, description, **more):
+def metric(
+    category: str, unit: str, better: str, description: str, **more: Any
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Declare the decorated function a metric; the arguments are those of `Metric`."""
 
     def declare(function):

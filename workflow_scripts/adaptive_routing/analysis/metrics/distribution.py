@@ -1,6 +1,7 @@
 """Distribution: how evenly the work spreads over a layer's experts."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adaptive_routing.analysis.metrics.declaration import metric
 
@@ -9,7 +10,7 @@ from adaptive_routing.analysis.metrics.declaration import metric
     "distribution", "", "higher", "share of experts used at all, mean over layers",
     one_of_16=True, minimum=0, maximum=1, per_layer=True,
 )  # fmt: skip
-def expert_utilization(expert_usage) -> float:
+def expert_utilization(expert_usage: NDArray[np.int64]) -> float:
     """Compute the share of experts used at all, mean over layers; expert_usage (L, E) counts."""
     return float(np.mean(expert_usage > 0))
 
@@ -18,7 +19,7 @@ def expert_utilization(expert_usage) -> float:
     "distribution", "", "lower", "inequality of expert usage, mean over layers",
     one_of_16=True, minimum=0, maximum=1, per_layer=True,
 )  # fmt: skip
-def gini_coefficient(expert_usage) -> float | None:
+def gini_coefficient(expert_usage: NDArray[np.int64]) -> float | None:
     """Average each layer's Gini coefficient of expert usage (L, E) over the layers that use experts.
 
     2·Σ i·x_(i) / (n·Σ x) − (n + 1)/n with x ascending and i from 1 (Sen, On Economic Inequality, 1973):

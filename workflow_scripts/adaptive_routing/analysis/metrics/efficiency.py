@@ -1,5 +1,8 @@
 """Efficiency: how much work a routing configuration saves against the model's native top-k."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from adaptive_routing.analysis.metrics.declaration import metric
 
 # Share of a model's compute that its experts take at the native top-k, in the cost model of
@@ -8,13 +11,13 @@ EXPERT_SHARE = 0.6
 
 
 @metric("efficiency", "", "lower", "mean selected experts per token-layer / k or max_k", one_of_16=True)
-def expert_activation_ratio(avg_experts, k_or_max_k) -> float:
+def expert_activation_ratio(avg_experts: float, k_or_max_k: int) -> float:
     """Compute mean selected experts per token and layer / k or max_k."""
     return avg_experts / k_or_max_k
 
 
 @metric("efficiency", "%", "higher", "compute saved against native top-k, 60 % in experts", one_of_16=True)
-def flops_reduction_pct(avg_experts, native_top_k, num_experts) -> float:
+def flops_reduction_pct(avg_experts: float, native_top_k: int, num_experts: int) -> float:
     """Compute 100·(c(native) − c(avg)) / c(native) with c(k) = f·k/E + (1 − f), f = 0.6."""
 
     def cost(k):
@@ -24,19 +27,21 @@ def flops_reduction_pct(avg_experts, native_top_k, num_experts) -> float:
 
 
 @metric("efficiency", "%", "higher", "fewer experts than the native top-k")
-def reduction_vs_baseline(avg_experts, native_top_k) -> float:
+def reduction_vs_baseline(avg_experts: float, native_top_k: int) -> float:
     """Compute the percentage by which fewer experts run than at the native top-k."""
     return 100 * (1 - avg_experts / native_top_k)
 
 
 @metric("efficiency", "%", "higher", "compute saved, from the model's shapes")
-def flops_reduction_exact_pct(avg_experts, native_top_k, shapes, mean_sequence_length) -> float:
+def flops_reduction_exact_pct(
+    avg_experts: float, native_top_k: int, shapes: Mapping[str, Any], mean_sequence_length: float
+) -> float:
     """Compute the same reduction with `flops_per_token` in place of the cost model."""
     native = flops_per_token(native_top_k, shapes, mean_sequence_length)
     return 100 * (native - flops_per_token(avg_experts, shapes, mean_sequence_length)) / native
 
 
-def flops_per_token(experts, shapes, mean_sequence_length):
+def flops_per_token(experts: float, shapes: Mapping[str, Any], mean_sequence_length: float) -> float:
     """Count the floating-point operations of one token's forward pass, two for each multiply–add.
 
     With hidden size h, expert width m, attention heads a of size d, key-value heads g, sequences of s tokens:

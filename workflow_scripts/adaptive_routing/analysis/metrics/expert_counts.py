@@ -1,27 +1,30 @@
 """Expert counts: how many experts run, over all tokens and layers."""
 
+import numpy as np
+from numpy.typing import NDArray
+
 from adaptive_routing.analysis.metrics.declaration import metric
 
 
 @metric("efficiency", "experts", "lower", "mean selected experts per token-layer", minimum=0, per_layer=True)
-def avg_experts(expert_counts) -> float:
+def avg_experts(expert_counts: NDArray[np.integer]) -> float:
     """Average the expert counts (T, L)."""
     return float(expert_counts.mean())
 
 
 @metric("behaviour", "experts", "none", "standard deviation of the expert counts", minimum=0, per_layer=True)
-def std_experts(expert_counts) -> float:
+def std_experts(expert_counts: NDArray[np.integer]) -> float:
     """Compute the (population) standard deviation of the expert counts (T, L)."""
     return float(expert_counts.std())
 
 
 @metric("behaviour", "experts", "none", "smallest expert count", minimum=0, over_datasets="min")
-def min_experts(expert_counts) -> int:
+def min_experts(expert_counts: NDArray[np.integer]) -> int:
     """Find the smallest expert count (T, L)."""
     return int(expert_counts.min())
 
 
 @metric("behaviour", "experts", "none", "largest expert count", minimum=0, over_datasets="max")
-def max_experts(expert_counts) -> int:
+def max_experts(expert_counts: NDArray[np.integer]) -> int:
     """Find the largest expert count (T, L)."""
     return int(expert_counts.max())

@@ -1,5 +1,7 @@
 """Quality: how well the model does under a routing configuration; its scores are the summary's."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from adaptive_routing.analysis.metrics.declaration import metric
@@ -47,7 +49,7 @@ _declare_with_error(
     "quality", "", "higher", "accuracy, mean over the accuracy data sets",
     one_of_16=True, minimum=0, maximum=1,
 )  # fmt: skip
-def avg_task_accuracy(accuracies) -> float | None:
+def avg_task_accuracy(accuracies: Sequence[float]) -> float | None:
     """Average the accuracies of a configuration's accuracy data sets; None without one."""
     return float(np.mean(accuracies)) if len(accuracies) else None
 

@@ -1,12 +1,20 @@
 """What metrics are functions of: the quantities of one experiment, each made when a metric first needs it."""
 
+from __future__ import annotations
+
 from functools import cached_property
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adaptive_routing.analysis.metrics.behaviour import native_similarity
 from adaptive_routing.analysis.metrics.selections import expert_usage
+
+if TYPE_CHECKING:
+    from adaptive_routing.evaluation.experiment import Summary
+    from adaptive_routing.system.tensor_files import TensorFile
 
 # Router logits held in memory at a time: few enough to stay in the processor's cache.
 BLOCK_ELEMENTS = 1 << 18
@@ -32,7 +40,7 @@ class Quantities:
         single_sample_seconds, single_sample_tokens: of each pass of one sample alone.
     """
 
-    def __init__(self, summary, tensors):
+    def __init__(self, summary: Summary, tensors: TensorFile) -> None:
         dataset, scores, totals = summary["dataset"], summary["metrics"], summary["summary"]
         routing, timings = summary["routing"], summary["timings"]
         bounded = summary["strategy"] != "topk"
@@ -48,39 +56,39 @@ class Quantities:
         self.single_sample_seconds = single_sample["seconds"]
         self.single_sample_tokens = single_sample["tokens"]
 
-    def of_layer(self, layer):
+    def of_layer(self, layer: int) -> SimpleNamespace:
         """What the metrics of a layer are functions of."""
         counts, usage = self.expert_counts[:, [layer]], self.expert_usage[[layer]]
         return SimpleNamespace(expert_counts=counts, expert_usage=usage, min_k=self.min_k, max_k=self.max_k)
 
     @cached_property
-    def expert_counts(self):
+    def expert_counts(self) -> NDArray[np.integer]:
         """(T, L)."""
         return self.tensors.read("expert_counts")
 
     @cached_property
-    def avg_experts(self):
+    def avg_experts(self) -> float:
         """Mean expert count."""
         return float(self.expert_counts.mean())
 
     @cached_property
-    def layer_histograms(self):
+    def layer_histograms(self) -> NDArray[np.int64]:
         """(L, E + 1): tokens with 0, 1, … E experts."""
         columns = self.expert_counts.T
         return np.stack([np.bincount(layer, minlength=self.num_experts + 1) for layer in columns])
 
     @cached_property
-    def histogram(self):
+    def histogram(self) -> NDArray[np.int64]:
         """(E + 1,): token-layers with 0, 1, … E experts."""
         return self.layer_histograms.sum(axis=0)
 
     @property
-    def expert_usage(self):
+    def expert_usage(self) -> NDArray[np.int64]:
         """(L, E): how often each expert is selected."""
         return self._usage_and_native_overlap[0]
 
     @property
-    def mean_native_similarity(self):
+    def mean_native_similarity(self) -> float:
         """`native_similarity`, mean over token-layers."""
         return self._usage_and_native_overlap[1]
 
@@ -108,23 +116,23 @@ class Quantities:
         return usage, overlap
 
     @cached_property
-    def second_pass_selected_experts(self):
+    def second_pass_selected_experts(self) -> NDArray[np.uint8] | None:
         """(T2, L, ⌈E/8⌉) packed; None without a second pass."""
         return self._of_second_pass("second_pass_selected_experts")
 
     @cached_property
-    def first_pass_selected_experts(self):
+    def first_pass_selected_experts(self) -> NDArray[np.uint8] | None:
         """The same tokens' selection in the run."""
         second = self.second_pass_selected_experts
         return None if second is None else self.tensors.read("selected_experts", 0, len(second))
 
     @property
-    def second_pass_greedy_tokens(self):
+    def second_pass_greedy_tokens(self) -> NDArray[np.int32] | None:
         """(T2,) the greedy next token at each position; None without a second pass."""
         return self._of_second_pass("second_pass_greedy_tokens")
 
     @property
-    def greedy_tokens(self):
+    def greedy_tokens(self) -> NDArray[np.int32] | None:
         """The same of the run."""
         return self._of_second_pass("greedy_tokens")
 
