@@ -30,8 +30,8 @@ def fit_to_model(
     """The arguments and the result are those of `NullDistribution.fit`."""
     router_logits, sequences, left = [], 0, max_tokens
     for text in texts:
-        token_ids = encode_text(tokenizer, text)[: min(max_length, left)]
-        if token_ids:
+        if text.strip():
+            token_ids = encode_text(tokenizer, text)[: min(max_length, left)]
             router_logits.append(_router_logits(model, token_ids))
             sequences, left = sequences + 1, left - len(token_ids)
         if left <= 0:
