@@ -9,10 +9,14 @@ min_version("9.10")
 configfile: "config.yaml"
 
 
-report: "report/workflow.rst"
-
-
 include: "rules/common.smk"
+
+
+if not IS_IMPORTED:  # an importing workflow's report begins with its own words
+
+    report: "report/workflow.rst"
+
+
 include: "rules/data.smk"
 include: "rules/calibration.smk"
 include: "rules/experiments.smk"

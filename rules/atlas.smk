@@ -4,7 +4,7 @@
 rule draw_routing_atlas:
     input:
         atlas=per_experiment(rules.compute_metrics.output.atlas),
-        model=rules.inspect_model.output,
+        model=rules.inspect_model.output[0],
     output:
         report(
             results("routing_atlas.html"),

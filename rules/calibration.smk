@@ -4,7 +4,7 @@
 rule collect_router_logits:
     input:
         local_source(SETTINGS["null_distribution"]["calibration"]),
-        model=rules.inspect_model.output,
+        model=rules.inspect_model.output[0],
     output:
         results("calibration/router_logits.safetensors"),
     log:
@@ -36,7 +36,7 @@ rule collect_router_logits:
 rule fit_null_distribution:
     input:
         unpack(null_distribution_source),
-        model=rules.inspect_model.output,
+        model=rules.inspect_model.output[0],
     output:
         results("calibration/null_distribution.safetensors"),
     log:

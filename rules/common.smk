@@ -14,7 +14,7 @@ IS_IMPORTED = not workflow.modifier.is_main_snakefile()
 sys.path.insert(0, str(WORKFLOW / "workflow_scripts"))
 
 from adaptive_routing.jobs.ending import how_to_go_on, print_last
-from adaptive_routing.jobs.fingerprint import code_fingerprint
+from adaptive_routing.jobs.fingerprint import FOLDER, code_fingerprint
 from adaptive_routing.jobs.script import tell_jobs
 from adaptive_routing.jobs.version import code_version
 from adaptive_routing.figures.panels import PANELS, TITLES, panel_module
@@ -28,6 +28,11 @@ from adaptive_routing.settings.load import (
 from adaptive_routing.data.tasks import task_module
 from adaptive_routing.system.cores import keep_user_limit
 
+if not FOLDER.samefile(WORKFLOW / "workflow_scripts"):
+    sys.exit(
+        f"error: the workflow in {WORKFLOW} cannot run beside the one in {FOLDER.parent}, whose code Python has "
+        "loaded; import all instances from one folder"
+    )
 keep_user_limit()
 # Jobs run the code that was read here, whatever else is installed under its name.
 children_import_from(WORKFLOW / "workflow_scripts")

@@ -26,7 +26,7 @@ rule inspect_model:
 rule prepare_dataset:
     input:
         lambda wildcards: local_source(SETTINGS["datasets"][wildcards.dataset]),
-        model=rules.inspect_model.output,
+        model=rules.inspect_model.output[0],
     output:
         results("datasets/{dataset}.json"),
     log:

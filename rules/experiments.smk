@@ -4,8 +4,8 @@
 rule run_experiment:
     input:
         unpack(experiment_null_distribution),
-        model=rules.inspect_model.output,
-        dataset=rules.prepare_dataset.output,
+        model=rules.inspect_model.output[0],
+        dataset=rules.prepare_dataset.output[0],
     output:
         summary=results("logs/{config}_{dataset}.json"),
         internal_routing=results("logs/{config}_{dataset}_internal_routing.json"),

@@ -33,7 +33,7 @@ rule plot_panels:
 
 rule plot_null_distribution:
     input:
-        rules.fit_null_distribution.output,
+        rules.fit_null_distribution.output[0],
     output:
         report(
             results("calibration/null_distribution.png"),

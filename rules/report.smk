@@ -8,7 +8,7 @@ rule write_report:
         summaries=per_experiment(rules.run_experiment.output.summary),
         figure=rules.plot_panels.output.figure_png,
         panels=[rules.plot_panels.output[f"panel_{panel}"] for panel in PANELS],
-        atlas=ancient(rules.draw_routing_atlas.output),  # linked, whatever it shows
+        atlas=ancient(rules.draw_routing_atlas.output[0]),  # linked, whatever it shows
     output:
         markdown=results("bh_routing_report.md"),
         html=report(

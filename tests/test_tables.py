@@ -256,7 +256,6 @@ def run_script(folder, snakemake, root):
     code = (
         "import sys, runpy, json; from types import SimpleNamespace as N\n"
         "spec = json.loads(sys.argv[2], object_hook=lambda d: N(**d))\n"
-        "spec.config = vars(spec.config)\n"
         "spec.output = type('O', (list,), vars(spec.output))(vars(spec.output).values())\n"
         "runpy.run_path(sys.argv[1], {'snakemake': spec})"
     )
