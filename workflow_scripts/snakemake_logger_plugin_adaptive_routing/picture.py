@@ -1,7 +1,6 @@
 """How far a run is, and the picture of it: a row for each stage, what is running, how fast."""
 
-from adaptive_routing.jobs.progress import duration, remaining_seconds
-
+from snakemake_logger_plugin_adaptive_routing.pace import duration, remaining_seconds
 from snakemake_logger_plugin_adaptive_routing.records import job_name
 
 EXPERIMENTS = "experiments"

@@ -9,7 +9,6 @@ import time
 from collections import deque
 from pathlib import Path
 
-from adaptive_routing.jobs.ending import how_to_go_on
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from snakemake_logger_plugin_adaptive_routing.capture import Capture
@@ -44,6 +43,7 @@ class Run:
         self._told = []  # the errors that are shown
         self._heard = set()
         self._is_in_traceback = self._is_interrupted = self._is_over = False
+        self._ending = "Interrupted"
         self._previous_hook, sys.excepthook = sys.excepthook, self._hook
 
     # What Snakemake says
@@ -53,6 +53,7 @@ class Run:
         event = getattr(record, "event", None)
         if hasattr(record, "study_jobs"):
             self._begin(record.study_jobs)
+            self._ending = record.if_interrupted
         elif event == LogEvent.RUN_INFO:
             self._counts = {rule: (n, 0) for rule, n in record.stats.items() if rule not in ("total", "all")}
         elif event == LogEvent.JOB_INFO:
@@ -228,7 +229,7 @@ class Run:
     def _hook(self, kind, value, traceback):
         """An interruption that ends Snakemake itself is no error of its code."""
         if issubclass(kind, KeyboardInterrupt):
-            print(how_to_go_on("Interrupted"), file=sys.stderr)
+            print(self._ending, file=sys.stderr)
         else:
             self._previous_hook(kind, value, traceback)
 

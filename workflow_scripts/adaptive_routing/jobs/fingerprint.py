@@ -19,7 +19,6 @@ NOT_DECIDING = tuple(
     f"{PACKAGE}.{name}"
     for name in (
         "jobs.host",
-        "jobs.progress",
         "jobs.script",
         "system.errors",
         "system.cores",
