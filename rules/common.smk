@@ -250,7 +250,10 @@ def say_what_is_asked():
     experiments = "run_experiment"
     logger.info(
         f"{asked[experiments]} experiments asked for, {done[experiments]} done before",
-        extra={"study_jobs": {rule: (asked[rule], done[rule]) for rule in asked}},
+        extra={
+            "study_jobs": {rule: (asked[rule], done[rule]) for rule in asked},
+            "if_interrupted": how_to_go_on("Interrupted"),
+        },
     )
 
 

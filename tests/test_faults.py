@@ -131,7 +131,7 @@ class Run:
                 output=output,
                 **{MARK: self.mark},
                 TMPDIR=str(study.temporary),
-                PYTHONPATH=str(study.site),
+                PYTHONPATH=os.pathsep.join([str(study.site), os.environ["PYTHONPATH"]]),
                 COLUMNS="1000",  # no line is broken
                 OMP_THREAD_LIMIT="1",  # whatever torch asks for: there may be only one core
             )

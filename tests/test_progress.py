@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 from adaptive_routing.jobs.ending import how_to_go_on
-from adaptive_routing.jobs.progress import duration, remaining_seconds
+from snakemake_logger_plugin_adaptive_routing.pace import duration, remaining_seconds
 
 
 @pytest.mark.parametrize(

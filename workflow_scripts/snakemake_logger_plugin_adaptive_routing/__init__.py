@@ -1,7 +1,8 @@
 """What a run shows on its terminal: the Snakemake logger plugin `adaptive-routing` of profiles/default.
 
 Snakemake finds it by the folder's name. Every Snakemake process imports it, whether it uses it or not; so
-nothing of weight is imported here.
+nothing of weight is imported here. Nothing in this folder imports the package `adaptive_routing`: the
+workflow chooses later which checkout it is of.
 
 - On a terminal a run shows one picture (`picture`, drawn by `screen`), redrawn in place.
 - Elsewhere it writes a line for each finished experiment and stage.

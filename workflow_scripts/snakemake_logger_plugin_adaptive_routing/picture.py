@@ -1,7 +1,6 @@
 """How far a run is, and the picture of it: a row for each stage, what is running, how fast."""
 
-from adaptive_routing.jobs.progress import duration, remaining_seconds
-
+from snakemake_logger_plugin_adaptive_routing.pace import duration, remaining_seconds
 from snakemake_logger_plugin_adaptive_routing.records import job_name
 
 EXPERIMENTS = "experiments"
@@ -80,9 +79,9 @@ def draw(progress, width, signs, now, is_over=False):
     """
     stages = [stage for stage, asked in progress.asked.items() if asked]
     counts = {stage: f"{progress.done[stage]} of {progress.asked[stage]}" for stage in stages}
-    counts_width = max((len(text) for text in counts.values()), default=0)
+    counts_width = max((len(f"{asked} of {asked}") for asked in progress.asked.values()), default=0)
     left = "" if is_over else progress.left(now)
-    # Room for the remaining time is kept from the beginning, so that the bars do not change their length.
+    # Room for all that is to come is kept from the beginning, so that the bars do not change their length.
     bar_width = min(LONGEST_BAR, width - LABEL_WIDTH - counts_width - len("   about 90 min left") - 5)
     active = {stage_of(rule) for rule, _, _ in progress.running.values()}
     rows = []

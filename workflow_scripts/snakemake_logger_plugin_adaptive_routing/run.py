@@ -9,7 +9,6 @@ import time
 from collections import deque
 from pathlib import Path
 
-from adaptive_routing.jobs.ending import how_to_go_on
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from snakemake_logger_plugin_adaptive_routing.capture import Capture
@@ -21,7 +20,7 @@ RED = "31"
 SPEED = re.compile(r"; ([\d,]+ tokens/s)$")
 INTERRUPTED = "Terminating processes on user request"
 # What jobs say that is shown in another way, or of which their logs are enough.
-SHOWN_OTHERWISE = re.compile(r"error: |loaded .+ in [\d.]+ s$|interrupted$|.+ tokens/s$|.*\r")
+SHOWN_OTHERWISE = re.compile(r"loaded .+ in [\d.]+ s$|interrupted$|.+ tokens/s$|.*\r")
 
 
 class Run:
@@ -40,8 +39,11 @@ class Run:
         self._jobs = {}  # records of the jobs that began
         # What Snakemake says of an ended script, before it says which job that was.
         self._held = deque(maxlen=100)
+        self._errors = []  # what jobs said on their terminal: a log on a full disk may lack it or end early
+        self._told = []  # the errors that are shown
         self._heard = set()
         self._is_in_traceback = self._is_interrupted = self._is_over = False
+        self._ending = "Interrupted"
         self._previous_hook, sys.excepthook = sys.excepthook, self._hook
 
     # What Snakemake says
@@ -51,6 +53,7 @@ class Run:
         event = getattr(record, "event", None)
         if hasattr(record, "study_jobs"):
             self._begin(record.study_jobs)
+            self._ending = record.if_interrupted
         elif event == LogEvent.RUN_INFO:
             self._counts = {rule: (n, 0) for rule, n in record.stats.items() if rule not in ("total", "all")}
         elif event == LogEvent.JOB_INFO:
@@ -69,12 +72,15 @@ class Run:
 
     def close(self):
         """End the picture and give the terminal back."""
-        if not self._is_interrupted:
-            for record in self._held:  # of no job that failed: they would be lost
-                self._show(record)
-        self._is_over = True
         if self._capture:
             self._capture.close()
+        if not self._is_interrupted:  # what belongs to no job that failed would be lost
+            for record in self._held:
+                self._show(record)
+            for sentence in self._errors:
+                if not any(told in sentence for told in self._told):
+                    self._say(f"error: {sentence}", RED)
+        self._is_over = True
         if self._screen:
             self._screen.close()
         self._own.flush()
@@ -157,7 +163,7 @@ class Run:
             if self._is_interrupted:
                 return
             lines = _log_lines(record.log)
-            self._say(f"error: {self._sentence(lines, record.rule_name)}", RED)
+            self._tell(self._sentence(lines, record.rule_name))
             where = f"; its log is {record.log[0]}" if record.log else ""
             self._say(f"  in {job_name(record.rule_name, begun.wildcards)}{where}")
             if self._settings.show_failed_logs:
@@ -175,12 +181,16 @@ class Run:
                 said = _error(_log_lines(job["log"]))
                 if begun and said:
                     failed = True
-                    self._say(f"error: {said}", RED)
+                    self._tell(said)
                     name = job_name(job["rule_name"], begun.wildcards)
                     self._say(f"  in {name}; its log is {job['log'][0]}")
             if not failed:
                 where = f"; its log is {', '.join(record.aux_logs)}" if record.aux_logs else ""
                 self._say(f"error: the group {record.groupid} failed{where}", RED)
+
+    def _tell(self, sentence):
+        self._told.append(sentence)
+        self._say(f"error: {sentence}", RED)
 
     def _sentence(self, lines, rule):
         """Why a job failed, in one sentence."""
@@ -188,7 +198,9 @@ class Run:
         if held:
             self._held.remove(held)
         text = str(held.msg) if held else ""
-        if said := _error(lines):
+        said = _error(lines)
+        heard = (one for one in self._errors if one.startswith(said or "") and one not in self._told)
+        if said := next(heard, said):
             return said
         if found := re.search(r"died with <Signals\.(\w+)", text):
             return f"the job's process was ended by {found[1]}"
@@ -207,6 +219,8 @@ class Run:
                 self._is_in_traceback = True
             elif self._is_in_traceback:
                 self._is_in_traceback = line.startswith(" ") or not line
+            elif line.startswith("error: "):
+                self._errors.append(line.removeprefix("error: "))
             elif line.strip() and not SHOWN_OTHERWISE.match(line) and line not in self._heard:
                 self._heard.add(line)  # once is enough of what each of sixty jobs says
                 if not self._is_interrupted:
@@ -215,7 +229,7 @@ class Run:
     def _hook(self, kind, value, traceback):
         """An interruption that ends Snakemake itself is no error of its code."""
         if issubclass(kind, KeyboardInterrupt):
-            print(how_to_go_on("Interrupted"), file=sys.stderr)
+            print(self._ending, file=sys.stderr)
         else:
             self._previous_hook(kind, value, traceback)
 

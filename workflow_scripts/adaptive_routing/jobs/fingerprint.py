@@ -24,7 +24,6 @@ NOT_DECIDING = tuple(
     f"{PACKAGE}.{name}"
     for name in (
         "jobs.host",
-        "jobs.progress",
         "jobs.script",
         "settings.load",
         "settings.schema",

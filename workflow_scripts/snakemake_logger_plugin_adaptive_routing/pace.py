@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 RECENT = 20  # experiments whose pace counts; they differ, and the next ones are most like the last
-AT_ONCE = (
-    1.0  # seconds; experiments of one Slurm job count as finished together, which says nothing of their pace
-)
+# Seconds. The experiments of a Slurm job are reported together, which says nothing of their pace.
+AT_ONCE = 1.0
 
 
 def remaining_seconds(finished: Sequence[float], begun: float, left: int, now: float) -> float | None:
