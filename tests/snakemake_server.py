@@ -24,7 +24,7 @@ class SnakemakeServer:
     """The server's side of whoever asks; it ends with this process, or with `close`."""
 
     def __init__(self):
-        self._process = None
+        self._process = self._variables = None
 
     def run(self, arguments, folder, environment):
         """Run Snakemake in a folder.
@@ -37,9 +37,16 @@ class SnakemakeServer:
         Returns:
             subprocess.CompletedProcess: with its exit status, stdout and stderr.
         """
-        if self._process is None or self._process.poll() is not None:
-            self._start()
         arguments = list(map(str, arguments))
+        command = [sys.executable, "-m", "snakemake", *arguments]
+        variables = {name: value for name, value in environment.items() if name.startswith("PYTHON")}
+        if self._process is None:
+            self._start(environment)
+            self._variables = variables
+        if variables != self._variables:  # what Python reads when it starts
+            return subprocess.run(
+                command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+            )
         with tempfile.TemporaryDirectory() as outputs:
             paths = [os.path.join(outputs, name) for name in ("stdout", "stderr")]
             request = {"arguments": arguments, "folder": str(folder), "environment": dict(environment)}
@@ -47,13 +54,13 @@ class SnakemakeServer:
             answer = self._process.stdout.readline()
             assert answer, "the server of Snakemake has ended"
             stdout, stderr = (open(path, encoding="utf-8").read() for path in paths)  # noqa: SIM115
-        command = [sys.executable, "-m", "snakemake", *arguments]
         return subprocess.CompletedProcess(command, json.loads(answer), stdout, stderr)
 
-    def _start(self):
+    def _start(self, environment):
         self._process = subprocess.Popen(
-            [sys.executable, __file__], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+            [sys.executable, __file__],
+            env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
         atexit.register(self.close)
 
     def close(self):
@@ -102,8 +109,10 @@ def run(request, report):
     os.environ.clear()
     os.environ.update(request["environment"])
     time.tzset()
+    tempfile.tempdir = None  # the environment says which
     sys.path[0] = os.getcwd()  # as `python -m` has it
     importlib.invalidate_caches()
+    gc.disable()  # a process that ends soon
     for number, path in enumerate(request["outputs"], start=1):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)

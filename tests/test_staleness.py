@@ -282,7 +282,8 @@ def test_a_changed_setting_reruns_what_it_decides(study, changes, expected):
     assert study.plan() == {}
 
 
-def test_a_changed_file_of_a_data_set_reruns_its_experiments(study):
+def test_a_changed_file_of_a_data_set_reruns_its_experiments(small_study, tmp_path):
+    study = small_study(tmp_path / "study")
     rows = (REPOSITORY / "resources/datasets/lambada.jsonl").read_text().splitlines()
     source = study.folder / "lambada.jsonl"
     source.write_text("\n".join(rows[:20]) + "\n")
