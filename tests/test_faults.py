@@ -368,13 +368,15 @@ def test_whatever_is_killed_and_when_nothing_is_lost(tmp_path, undisturbed, temp
         study.configure(execution=moment.execution)
         delay = chance.uniform(0, 0.3)
         while True:
-            with held(study, moment.rule):
+            # A log worker has done its part before its job waits there: it must be met at work.
+            hold = moment.victim != "worker"
+            with held(study, moment.rule) if hold else contextlib.nullcontext():
                 run = begin_with(study, moment.rule, chance)
                 is_struck = run.strike(moment, delay)
             status = run.end()
             if is_struck and status != 0:
                 break
-            # What the victim had to do for the job was done before.
+            # The job, or what the victim had to do for it, was quicker.
             assert status == 0, run.said
             assert delay > 1e-3, moment
             delay /= 2
