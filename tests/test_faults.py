@@ -151,6 +151,7 @@ class Run:
                 TMPDIR=str(study.temporary),
                 PYTHONPATH=str(study.site),
                 COLUMNS="1000",  # no line is broken
+                OMP_NUM_THREADS="3",  # the user's limit of cores: with fewer there is no log worker to kill
                 OMP_THREAD_LIMIT="1",  # whatever torch asks for: there may be only one core
             )
 
