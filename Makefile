@@ -1,5 +1,6 @@
 # Two commands do all: `make run` and `make test`. Both make the environment first, if it is not there yet.
-# `make test-slurm` tests the Slurm profile besides; it needs root, to install and start a Slurm.
+# `make test-faults` tests besides that nothing is lost when processes are killed, disks are full or folders are
+# of no use; `make test-slurm` tests the Slurm profile and needs root, to install and start a Slurm.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,13 +8,16 @@ BIN := $(VENV)/bin
 PINS := envs/requirements.txt envs/constraints.txt
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test test-slurm lint clean
+.PHONY: run test test-faults test-slurm lint clean
 
 run: $(VENV)/.run-ready  ## the embedded study, from nothing to its report
 	$(BIN)/snakemake
 
-test: $(VENV)/.test-ready lint  ## linters, then all tests
+test: $(VENV)/.test-ready lint  ## linters, then the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-faults: $(VENV)/.test-ready  ## runs that are killed at any moment, full disks
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m faults tests/test_faults.py
 
 test-slurm: $(VENV)/.test-ready $(VENV)/.slurm-ready  ## the Slurm profile, on a Slurm of one node
 	tests/slurm/cluster.sh install

@@ -1,6 +1,8 @@
-"""Models that several test modules share: tiny random ones, and the embedded model with its tokenizer."""
+"""What several test modules share: models, finished studies, the order of tests, the word on skipped ones."""
 
+import fcntl
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,16 +17,37 @@ from adaptive_routing.model.patching import find_routers
 from adaptive_routing.model.tokenizer import load_tokenizer
 from adaptive_routing.null_distribution import NullDistribution
 from adaptive_routing.null_distribution.estimate import fit_null_distribution
+from browser import find_chromium
 from scipy.stats import norm
+from study_folder import StudyFolder
 from transformers import OlmoeConfig, OlmoeForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = 96
+# They take long: begun first, both processes of a run end at about the same time.
+LONG = ("test_reproducibility", "test_workflow", "test_staleness", "test_extending", "test_model_host")
 
 torch.set_num_threads(1)  # the suite runs in several processes
 # Snakemake's processes find the logger plugin of this checkout, whichever is installed.
 folders = (str(ROOT / "workflow_scripts"), os.environ.get("PYTHONPATH"))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first."""
+    order = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say at the end of a run, where nobody overlooks it, that pages were not tested."""
+    skipped = [one for one in terminalreporter.stats.get("skipped", ()) if "Chromium" in str(one.longrepr)]
+    if skipped and find_chromium() is None:
+        terminalreporter.section("NOT TESTED: the pages in a browser", sep="!", yellow=True, bold=True)
+        terminalreporter.line(
+            f"{len(skipped)} tests were skipped: they need Chromium, which is not installed.\n"
+            "To run them: apt-get install chromium"
+        )
 
 
 def normal_null_distribution(num_layers, points=4001):
@@ -97,3 +120,51 @@ def embedded():
     logits = collect_router_logits(loaded, samples, batch_tokens=1024)
     null_distribution = fit_null_distribution(logits.transpose(0, 1).numpy())
     return Embedded(loaded, tokenizer, null_distribution)
+
+
+@pytest.fixture(scope="session")
+def make_once(tmp_path_factory, request):
+    """A function (name, make) → the folder `name` that `make(folder)` has filled, once for all processes.
+
+    Who comes while another process fills it waits. The folder is everybody's: tests change copies of it.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):  # one of several processes, in a folder of its own there
+        root = root.parent
+
+    def once(name, make):
+        folder, done = root / "made once" / name, root / "made once" / f"{name}.done"
+        folder.parent.mkdir(exist_ok=True)
+        with open(folder.parent / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a process that failed here
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def small_study(make_once):
+    """A function that copies a finished study of 3 configurations x 3 data sets, and gives the copy.
+
+    Its arguments: a folder that does not exist, and the project, of the same code as this one. `printed` is
+    what the run wrote to stdout.
+    """
+
+    def make(folder):
+        study = StudyFolder(folder / "study")
+        (folder / "printed").write_text(study.snakemake().stdout)
+
+    made = make_once("small study", make)
+
+    def copy(folder, project=ROOT):
+        shutil.copytree(made / "study", folder, symlinks=True)
+        study = StudyFolder(folder, project)
+        study.printed = (made / "printed").read_text()
+        return study
+
+    return copy

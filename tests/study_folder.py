@@ -1,5 +1,6 @@
 """Whole studies in folders of their own, run through Snakemake as a user does."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -8,8 +9,22 @@ import sys
 from pathlib import Path
 
 import yaml
+from snakemake_server import SnakemakeServer
 
 REPOSITORY = Path(__file__).parents[1]
+CODE_FOLDERS = ("rules", "workflow_scripts", "schemas", "report", "profiles", "envs")
+CODE_FILES = ("Snakefile", "config.yaml", "pyproject.toml")
+SERVER = SnakemakeServer()  # started when it is first asked
+PLANS = {}  # what dry runs have said, by all that they depend on
+
+
+def copy_project(folder):
+    """Copy the workflow without its resources, for tests to edit; returns the folder."""
+    for name in CODE_FOLDERS:
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in CODE_FILES:
+        shutil.copy(REPOSITORY / name, folder / name)
+    return folder
 
 
 class StudyFolder:
@@ -50,18 +65,28 @@ class StudyFolder:
             output: where what it prints goes.
             variables: of its environment, besides this process's own.
         """
-        # Targets come first: --resources and --configfile take all words that follow them.
-        command = [sys.executable, "-m", "snakemake", *arguments, "--snakefile", self.project / "Snakefile"]
-        command += ["--cores", "2", "--resources", "gpu=2", "--configfile", "study.yaml"]
         return subprocess.Popen(
-            command,
+            [sys.executable, "-m", "snakemake", *self._command_line(arguments)],
             cwd=self.folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
+            env=self._environment() | variables,
             stdout=output,
             stderr=output,
             text=True,
             process_group=0,
         )
+
+    def _command_line(self, arguments):
+        # Targets come first: --resources and --configfile take all words that follow them.
+        options = ["--cores", "2", "--resources", "gpu=2", "--configfile", "study.yaml"]
+        return [*map(str, arguments), "--snakefile", str(self.project / "Snakefile"), *options]
+
+    @staticmethod
+    def _environment():
+        return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def ask(self, *arguments):
+        """What `snakemake` does with these arguments, without a start of Python: for all that runs no job."""
+        return SERVER.run(self._command_line(arguments), self.folder, self._environment())
 
     def snakemake(self, *arguments, check=True):
         """Run Snakemake; returns the completed process."""
@@ -72,10 +97,37 @@ class StudyFolder:
             assert done.returncode == 0, done.stdout + done.stderr
         return done
 
+    def dry_run(self, *arguments):
+        """What a dry run says; one whose files are all as they were at another says the same."""
+        arguments = (*arguments, "--dry-run", "--quiet", "host")
+        state = self._state(arguments)
+        if state not in PLANS:
+            done = self.ask(*arguments)
+            assert done.returncode == 0, done.stdout + done.stderr
+            PLANS[state] = done.stdout + done.stderr
+        return PLANS[state]
+
+    def _state(self, arguments):
+        """All that decides a plan: code and settings by their content, all else by name, time and size."""
+        environment = self._environment()
+        environment.pop("PYTEST_CURRENT_TEST", None)
+        state = hashlib.sha256(repr((self.folder, self.project, arguments, environment)).encode())
+        code = [path for name in CODE_FOLDERS for path in sorted(self.project.joinpath(name).rglob("*"))]
+        code += [self.project / name for name in CODE_FILES] + sorted(self.folder.glob("*.yaml"))
+        for path in code:
+            if path.is_file() and "__pycache__" not in path.parts:
+                state.update(f"{path} {hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
+        for folder, folders, names in os.walk(self.folder):
+            folders[:] = sorted(set(folders) - {"log", "iocache", "__pycache__"})  # new with each dry run
+            for name in sorted(names):
+                status = os.lstat(os.path.join(folder, name))
+                if not name.endswith(".yaml"):
+                    state.update(f"{folder}/{name} {status.st_mtime_ns} {status.st_size}".encode())
+        return state.digest()
+
     def plan(self, *arguments):
         """Jobs that a run would do, by rule: Snakemake's own count."""
-        output = self.snakemake(*arguments, "--dry-run", "--quiet", "host")
-        text = output.stdout + output.stderr
+        text = self.dry_run(*arguments)
         if "Nothing to be done" in text:
             return {}
         table = text.split("Job stats")[1].split("total")[0]

@@ -2,6 +2,7 @@
 
 After every fault all files that have their final names are compared with those of an undisturbed run, so a
 file that looks complete and is not cannot pass; and every process that the run started has to be gone.
+`make test-faults` runs these tests.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ from PIL import Image
 from safetensors import safe_open
 from study_folder import REPOSITORY, StudyFolder
 
+pytestmark = pytest.mark.faults
 RESULTS = "results d'une étude, β"  # spaces, an apostrophe, letters beyond ASCII
 EXPERIMENTS = [
     f"{config}_{dataset}"
@@ -52,7 +54,23 @@ OUTPUTS = {
 MARK = "ADAPTIVE_ROUTING_FAULTS"
 SPEED = ("tokens_per_second", "latency_ms_per_token", "forward_seconds")  # differ from run to run
 # A machine of three cores, so that the model host has one log worker.
-THREE_CORES = "import os; os.sched_getaffinity = lambda pid: {0, 1, 2}"
+# Before a process gives a file its final name, it waits at the pipe `.hold_NAME` beside it, if there is one.
+SITE = """
+import contextlib, os
+
+os.sched_getaffinity = lambda pid: {0, 1, 2}
+replace = os.replace
+
+
+def wait_and_replace(source, destination):
+    folder, name = os.path.split(destination)
+    with contextlib.suppress(FileNotFoundError):
+        open(os.path.join(folder, f".hold_{name}")).close()
+    replace(source, destination)
+
+
+os.replace = wait_and_replace
+"""
 
 
 @dataclass(frozen=True)
@@ -133,6 +151,7 @@ class Run:
                 TMPDIR=str(study.temporary),
                 PYTHONPATH=os.pathsep.join([str(study.site), os.environ["PYTHONPATH"]]),
                 COLUMNS="1000",  # no line is broken
+                OMP_NUM_THREADS="3",  # the user's limit of cores: with fewer there is no log worker to kill
                 OMP_THREAD_LIMIT="1",  # whatever torch asks for: there may be only one core
             )
 
@@ -221,7 +240,7 @@ def make_study(folder, temporary):
     )
     study.temporary, study.site = temporary, folder / "site"
     study.site.mkdir(exist_ok=True)
-    (study.site / "sitecustomize.py").write_text(THREE_CORES)
+    (study.site / "sitecustomize.py").write_text(SITE)
     return study
 
 
@@ -235,12 +254,14 @@ def temporary():
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, temporary):
+def undisturbed(make_once, temporary):
     """A finished study that nothing has disturbed."""
-    study = make_study(tmp_path_factory.mktemp("une étude") / "finished", temporary)
-    run = Run(study)
-    assert run.end() == 0, run.said
-    return study
+
+    def make(folder):
+        run = Run(make_study(folder / "finished", temporary))
+        assert run.end() == 0, run.said
+
+    return make_study(make_once("une étude", make) / "finished", temporary)
 
 
 @pytest.fixture
@@ -306,6 +327,24 @@ def assert_complete(study, undisturbed):
     assert study.plan() == {}
 
 
+@contextlib.contextmanager
+def held(study, rule):
+    """Within, no job of a rule gets to its end: it waits before its outputs get their final names."""
+    paths = map(study.results, OUTPUTS[rule])
+    pipes = [path.with_name(f".hold_{path.name}") for path in paths]
+    for pipe in pipes:
+        pipe.parent.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(pipe)
+    try:
+        yield
+    finally:
+        for pipe in pipes:
+            # Who waits is let go, and so is who comes before the name is gone.
+            writer = os.open(pipe, os.O_RDWR)
+            pipe.unlink()
+            os.close(writer)
+
+
 def is_locked(study):
     return any(study.folder.glob(".snakemake/locks/*"))
 
@@ -330,8 +369,11 @@ def test_whatever_is_killed_and_when_nothing_is_lost(tmp_path, undisturbed, temp
         study.configure(execution=moment.execution)
         delay = chance.uniform(0, 0.3)
         while True:
-            run = begin_with(study, moment.rule, chance)
-            is_struck = run.strike(moment, delay)
+            # A log worker has done its part before its job waits there: it must be met at work.
+            hold = moment.victim != "worker"
+            with held(study, moment.rule) if hold else contextlib.nullcontext():
+                run = begin_with(study, moment.rule, chance)
+                is_struck = run.strike(moment, delay)
             status = run.end()
             if is_struck and status != 0:
                 break

@@ -916,7 +916,7 @@ def test_html_sets_apart_what_markdown_cannot(images):
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (apt-get install chromium)")
 @pytest.mark.parametrize("width", [1300, 700])
 def test_a_browser_shows_it_without_complaint(images, tmp_path, width):
     """No console message, every image decoded, nothing wider than the window."""

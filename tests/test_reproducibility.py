@@ -12,7 +12,7 @@ from adaptive_routing.analysis.metrics import TIMING_METRICS
 from adaptive_routing.compare.__main__ import main
 from adaptive_routing.jobs.version import code_version
 from adaptive_routing.system.json_files import read_json
-from study_folder import REPOSITORY, StudyFolder
+from study_folder import REPOSITORY, StudyFolder, copy_project
 
 STUDY = {
     "datasets": {"wikitext": None, "hellaswag": None},
@@ -25,39 +25,36 @@ TABLES = ("results/bh_routing_results.csv", "results/calibration/null_distributi
 
 
 def run(folder, project, cores, *targets, **changes):
-    """Run the study, or some of its files, in a folder of its own; returns it."""
-    study = StudyFolder(folder, project, **STUDY, **changes)
+    """Run the study, or some of its files, in a folder of its own."""
+    StudyFolder(folder, project, **STUDY, **changes)
     done = subprocess.run(
         [sys.executable, "-m", "snakemake", *targets, "--snakefile", project / "Snakefile",
          "--cores", cores, "--resources", "gpu=1", "--configfile", "study.yaml"],
         cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    return study
-
-
-def copied_project(folder):
-    """A copy of the workflow, in git where that is here."""
-    for name in ("rules", "workflow_scripts", "schemas", "report", "profiles", "envs"):
-        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("Snakefile", "config.yaml", "pyproject.toml", ".gitignore"):
-        shutil.copy(REPOSITORY / name, folder / name)
-    if shutil.which("git"):
-        commit_all(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(make_once, tmp_path_factory):
     """The same study twice: with the model host on two cores, and elsewhere on one with a process a job.
 
     The second goes to the tables.
     """
-    folder = tmp_path_factory.mktemp("runs")
-    project = copied_project(tmp_path_factory.mktemp("project"))
+
+    def make(folder):
+        project = copy_project(folder / "project")
+        shutil.copy(REPOSITORY / ".gitignore", project)
+        if shutil.which("git"):
+            commit_all(project)
+        run(folder / "one", project, "2", execution="host")
+        run(folder / "another place" / "two", REPOSITORY, "1", *TABLES, execution="process")
+
+    made = tmp_path_factory.mktemp("runs") / "made"
+    shutil.copytree(make_once("same study twice", make), made, symlinks=True)
     return (
-        run(folder / "one", project, "2", execution="host"),
-        run(folder / "another place" / "two", REPOSITORY, "1", *TABLES, execution="process"),
+        StudyFolder(made / "one", made / "project", **STUDY, execution="host"),
+        StudyFolder(made / "another place" / "two", **STUDY, execution="process"),
     )
 
 

@@ -3,7 +3,7 @@
 import ast
 import json
 import os
-import shutil
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -12,7 +12,7 @@ import matplotlib
 import pytest
 from adaptive_routing.figures.panels import PANELS, panel_module
 from adaptive_routing.jobs.fingerprint import FOLDER, NOT_DECIDING, _dump, code_modules, library_versions
-from study_folder import REPOSITORY, StudyFolder
+from study_folder import REPOSITORY, StudyFolder, copy_project
 
 DATASETS = ("wikitext", "lambada", "hellaswag")
 TOP_K = ("8experts_topk_baseline",)
@@ -129,9 +129,9 @@ AFTER_EDIT = {
     "settings/__init__": jobs(experiments=EXPERIMENTS),
     "settings/configurations": jobs(experiments=EXPERIMENTS),
     "system/__init__": EVERYTHING,
+    "system/cores": NOTHING,
     "system/errors": NOTHING,
     "system/files": NOTHING,
-    "system/cores": NOTHING,
     "system/json_files": EVERYTHING,
     "system/processes": NOTHING,
     "system/tensor_files": jobs("collect_router_logits", experiments=EXPERIMENTS),
@@ -156,22 +156,16 @@ AFTER_EDIT_OF_SCRIPT = {
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
+def study(small_study, tmp_path_factory):
     """A finished study, 3 configurations x 3 data sets, of a copy of the project that tests can edit."""
-    project = tmp_path_factory.mktemp("project")
-    for name in ("rules", "workflow_scripts", "schemas", "report", "profiles", "envs"):
-        shutil.copytree(REPOSITORY / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("Snakefile", "config.yaml", "pyproject.toml"):
-        shutil.copy(REPOSITORY / name, project / name)
-    study = StudyFolder(tmp_path_factory.mktemp("study"), project)
-    study.snakemake()
-    return study
+    project = copy_project(tmp_path_factory.mktemp("project"))
+    return small_study(tmp_path_factory.mktemp("studies") / "study", project)
 
 
 def expected_after_edit(module):
-    """The plan after an edit of a module, given as "report/tables"."""
+    """The plan after an edit of a module, given as "report/tables"; None without a row in the table."""
     names = [module, *("/".join(module.split("/")[:i]) for i in range(module.count("/"), 0, -1))]
-    return next(AFTER_EDIT[name] for name in names if name in AFTER_EDIT)
+    return next((AFTER_EDIT[name] for name in names if name in AFTER_EDIT), None)
 
 
 def append(path, text):
@@ -181,26 +175,61 @@ def append(path, text):
     return lambda: path.write_text(before)
 
 
-def test_an_edit_of_any_module_reruns_what_it_decides(study):
-    package = study.project / "workflow_scripts/adaptive_routing"
-    modules = [str(path.relative_to(package).with_suffix("")) for path in sorted(package.rglob("*.py"))]
-    edits = {package / f"{module}.py": expected_after_edit(module) for module in modules}
-    scripts = study.project / "workflow_scripts"
-    assert {path.stem for path in scripts.glob("*.py")} == set(AFTER_EDIT_OF_SCRIPT)
-    edits |= {scripts / f"{script}.py": plan for script, plan in AFTER_EDIT_OF_SCRIPT.items()}
-    # Edits that decide nothing are tried together, the others one by one.
-    idle = [path for path, expected in edits.items() if expected == NOTHING]
-    wrong = {}
-    for paths in (idle, *([path] for path in edits if path not in idle)):
-        put_back = [append(path, "\nEDITED = True\n") for path in paths]
-        plan = study.plan()
+PACKAGE = REPOSITORY / "workflow_scripts/adaptive_routing"
+MODULES = sorted(str(path.relative_to(PACKAGE).with_suffix("")) for path in PACKAGE.rglob("*.py"))
+SCRIPTS = sorted(path.name for path in PACKAGE.parent.glob("*.py"))
+
+
+# Every file of code in `workflow_scripts/`, and the plan after an edit of it.
+EDITS = {f"adaptive_routing/{module}.py": expected_after_edit(module) for module in MODULES}
+EDITS |= {f"{script}.py": plan for script, plan in AFTER_EDIT_OF_SCRIPT.items()}
+
+
+def plan_after_edit(study, paths):
+    """The plan after an edit of these files, which are then put back as they were."""
+    put_back = [append(study.project / "workflow_scripts" / path, "\nEDITED = True\n") for path in paths]
+    try:
+        return study.plan()
+    finally:
         for one in put_back:
             one()
-        if plan != edits[paths[0]]:
-            wrong[", ".join(str(path.relative_to(scripts)) for path in paths)] = (plan, edits[paths[0]])
+
+
+@pytest.mark.parametrize("path", [path for path, expected in EDITS.items() if expected != NOTHING])
+def test_an_edit_of_any_module_reruns_what_it_decides(study, path):
+    assert plan_after_edit(study, [path]) == EDITS[path]
+
+
+def test_edits_that_decide_nothing_rerun_nothing(study):
+    idle = [path for path, expected in EDITS.items() if expected == NOTHING]
     assert len(idle) > 10
-    assert not wrong
+    assert plan_after_edit(study, idle) == NOTHING
     assert study.plan() == {}
+
+
+def test_every_script_has_a_row():
+    assert {f"{script}.py" for script in AFTER_EDIT_OF_SCRIPT} == set(SCRIPTS)
+
+
+def test_a_server_says_what_the_command_says(study):
+    """Plans are those of a fork that has Snakemake imported already: the same bytes as the command's own."""
+    targets = ["results/logs/16experts_bh_a030_lambada.json", "--force"]
+    edited = study.project / "workflow_scripts/adaptive_routing/routing/bh.py"
+    for edit, arguments in (("\nEDITED = True\n", ()), ("", targets), ("", ("no_such_rule",))):
+        put_back = append(edited, edit)
+        arguments = (*arguments, "--dry-run", "--quiet", "host")
+        # The line with the time of day, to a minute, may differ.
+        served = study.ask(*arguments)
+        command = study.snakemake(*arguments, check=False)
+        put_back()
+        assert served.returncode == command.returncode == int("no_such_rule" in arguments)
+        assert without_time(served.stdout) == without_time(command.stdout)
+        assert without_time(served.stderr) == without_time(command.stderr)
+        assert "run_experiment" in served.stdout + served.stderr or served.returncode
+
+
+def without_time(text):
+    return re.sub(r"\d\d? \w{3} \d{4} @ \d\d:\d\d", "", text)
 
 
 @pytest.mark.parametrize("name", ["atlas.js", "atlas.css", "atlas.html"])
@@ -258,7 +287,8 @@ def test_a_changed_setting_reruns_what_it_decides(study, changes, expected):
     assert study.plan() == {}
 
 
-def test_a_changed_file_of_a_data_set_reruns_its_experiments(study):
+def test_a_changed_file_of_a_data_set_reruns_its_experiments(small_study, tmp_path):
+    study = small_study(tmp_path / "study")
     rows = (REPOSITORY / "resources/datasets/lambada.jsonl").read_text().splitlines()
     source = study.folder / "lambada.jsonl"
     source.write_text("\n".join(rows[:20]) + "\n")
@@ -415,9 +445,6 @@ def test_names_of_modules_that_do_not_exist_are_refused():
 
 
 def test_every_module_belongs_to_a_row_of_the_table():
-    package = REPOSITORY / "workflow_scripts/adaptive_routing"
-    modules = [str(path.relative_to(package).with_suffix("")) for path in package.rglob("*.py")]
-    for module in modules:
-        expected_after_edit(module)
-    used = Counter(name for name in AFTER_EDIT for module in modules if f"{module}/".startswith(f"{name}/"))
+    assert [module for module in MODULES if expected_after_edit(module) is None] == []
+    used = Counter(name for name in AFTER_EDIT for module in MODULES if f"{module}/".startswith(f"{name}/"))
     assert set(used) == set(AFTER_EDIT)  # no row of a module that is gone

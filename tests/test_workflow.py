@@ -20,11 +20,9 @@ CONFIGURATIONS = ("8experts_topk_baseline", "8experts_bh_a030", "16experts_bh_a0
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
+def study(small_study, tmp_path_factory):
     """A finished small study: 3 configurations x 3 data sets."""
-    folder = StudyFolder(tmp_path_factory.mktemp("study with a space"))
-    folder.printed = folder.snakemake().stdout
-    return folder
+    return small_study(tmp_path_factory.mktemp("studies") / "study with a space")
 
 
 def test_a_run_makes_every_output_of_the_study(study):
@@ -53,7 +51,7 @@ def test_a_run_to_the_report_ends_with_its_sentences(study, tmp_path):
     assert len(sentences.splitlines()) == 3
     ending = f"{sentences}\nReport: results/bh_routing_report.html\n"
     assert ending in study.printed
-    assert ending not in study.snakemake("--dry-run", "--forcerun", "write_report").stdout
+    assert ending not in study.ask("--dry-run", "--forcerun", "write_report").stdout
     assert ending in study.snakemake("--forcerun", "write_report").stdout
     # A run to something else says nothing of the report, also where there is one.
     other = StudyFolder(tmp_path / "other")
@@ -190,7 +188,7 @@ def test_one_experiment_can_be_the_target(tmp_path):
 )
 def test_a_wrong_config_is_one_sentence_before_any_job(tmp_path, changes, words):
     folder = StudyFolder(tmp_path / "wrong", **changes)
-    done = folder.snakemake(check=False)
+    done = folder.ask()
     assert done.returncode != 0
     said = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("error: ")]
     assert len(said) == 1
@@ -286,7 +284,7 @@ def test_snakemakes_own_report_holds_everything_and_asks_nobody(study, tmp_path)
     titles += ["Experiments: all metrics", "Null distributions, layer by layer"]
     assert [title for title in titles if json.dumps(title)[1:-1] not in text and title not in text] == []
     if not find_chromium():
-        pytest.skip("no Chromium to open the report in")
+        pytest.skip("no Chromium is installed (apt-get install chromium)")
     with Browser(tmp_path / "profile") as browser:
         browser.open(page)
         browser.wait_for("document.body?.innerText.includes('Routing atlas')")
