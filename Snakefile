@@ -20,17 +20,22 @@ include: "rules/metrics.smk"
 include: "rules/figures.smk"
 include: "rules/atlas.smk"
 include: "rules/report.smk"
+include: "rules/collect.smk"
 
 
 rule all:
     default_target: True
     input:
-        experiment_files(),
-        result_tables(),
-        study_figures(),
-        atlas_files(),
-        report_files(),
+        *STAGES.values(),
+
+
+onstart:
+    say_what_is_asked()
 
 
 onsuccess:
     print_answer()
+
+
+onerror:
+    print_how_to_go_on()

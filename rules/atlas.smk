@@ -3,8 +3,8 @@
 
 rule draw_routing_atlas:
     input:
-        atlas=per_experiment("atlas/{config}_{dataset}.safetensors"),
-        model=results("model.json"),
+        atlas=per_experiment(rules.compute_metrics.output.atlas),
+        model=rules.inspect_model.output,
     output:
         report(
             results("routing_atlas.html"),
@@ -14,8 +14,13 @@ rule draw_routing_atlas:
         ),
     log:
         job_log("draw_routing_atlas"),
+    benchmark:
+        job_benchmark("draw_routing_atlas")
     conda:
         "../envs/adaptive_routing.yaml"
+    resources:
+        mem_mb=each_attempt(4000),
+        runtime=each_attempt(5),
     params:
         baseline=SETTINGS["baseline"],
         page=atlas_page_fingerprint(),
@@ -26,18 +31,20 @@ rule draw_routing_atlas:
 
 rule plot_routing_atlas:
     input:
-        atlas=per_experiment("atlas/{config}_{dataset}.safetensors"),
-        experiments=results("bh_routing_results.csv"),
-        configurations=results("bh_routing_configurations.csv"),
-        layers=results("bh_routing_layers.csv"),
-        comparisons=results("bh_routing_comparisons.csv"),
+        **STUDY_TABLES,
+        atlas=per_experiment(rules.compute_metrics.output.atlas),
     output:
-        atlas_figures("svg"),
+        [results(f"visualizations/atlas_{name}.svg") for name in ATLAS_FIGURES],
         **atlas_reports(),
     log:
         job_log("plot_routing_atlas"),
+    benchmark:
+        job_benchmark("plot_routing_atlas")
     conda:
         "../envs/adaptive_routing.yaml"
+    resources:
+        mem_mb=each_attempt(4000),
+        runtime=each_attempt(5),
     params:
         baseline=SETTINGS["baseline"],
         code=code_fingerprint("plot_routing_atlas"),

@@ -4,17 +4,26 @@
 rule collect_router_logits:
     input:
         local_source(SETTINGS["null_distribution"]["calibration"]),
-        model=results("model.json"),
+        model=rules.inspect_model.output,
     output:
         results("calibration/router_logits.safetensors"),
     log:
         job_log("collect_router_logits"),
+    benchmark:
+        job_benchmark("collect_router_logits")
+    retries: 0 if SETTINGS["null_distribution"]["calibration"]["local"] else 2
     conda:
         "../envs/adaptive_routing.yaml"
     resources:
         gpu=1,
+        mem_mb=each_attempt(48000),
+        runtime=each_attempt(5),
     params:
-        calibration=calibration_settings(),
+        calibration={
+            key: value
+            for key, value in SETTINGS["null_distribution"]["calibration"].items()
+            if key != "local"
+        },
         dtype=SETTINGS["model"]["dtype"],
         code=code_fingerprint(
             "collect_router_logits",
@@ -27,13 +36,18 @@ rule collect_router_logits:
 rule fit_null_distribution:
     input:
         unpack(null_distribution_source),
-        model=results("model.json"),
+        model=rules.inspect_model.output,
     output:
         results("calibration/null_distribution.safetensors"),
     log:
         job_log("fit_null_distribution"),
+    benchmark:
+        job_benchmark("fit_null_distribution")
     conda:
         "../envs/adaptive_routing.yaml"
+    resources:
+        mem_mb=each_attempt(4000),
+        runtime=each_attempt(5),
     params:
         kernel=SETTINGS["null_distribution"]["kernel"],
         bandwidth=SETTINGS["null_distribution"]["bandwidth"],

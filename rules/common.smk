@@ -2,25 +2,42 @@
 
 import hashlib
 import sys
+from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(workflow.basedir) / "workflow_scripts"))
+from snakemake.logging import logger
 
+# The workflow's own folder, also where another workflow imports it as a module. This file is in rules/.
+WORKFLOW = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
+IS_IMPORTED = not workflow.modifier.is_main_snakefile()
+
+sys.path.insert(0, str(WORKFLOW / "workflow_scripts"))
+
+from adaptive_routing.jobs.ending import how_to_go_on, print_last
 from adaptive_routing.jobs.fingerprint import code_fingerprint
+from adaptive_routing.jobs.script import tell_jobs
 from adaptive_routing.jobs.version import code_version
-from adaptive_routing.system.errors import InputError
 from adaptive_routing.figures.panels import PANELS, TITLES, panel_module
+from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.processes import children_import_from, identity
-from adaptive_routing.settings.load import load_settings, needs_p_values
+from adaptive_routing.settings.load import (
+    imported_config,
+    load_settings,
+    needs_p_values,
+)
 from adaptive_routing.data.tasks import task_module
 from adaptive_routing.system.cores import keep_user_limit
 
 keep_user_limit()
 # Jobs run the code that was read here, whatever else is installed under its name.
-children_import_from(Path(workflow.basedir) / "workflow_scripts")
+children_import_from(WORKFLOW / "workflow_scripts")
+tell_jobs(identity(), code_version(WORKFLOW))
 
 try:
-    SETTINGS = load_settings(config, command_line=workflow.config_settings.config)
+    SETTINGS = load_settings(
+        imported_config(config, WORKFLOW) if IS_IMPORTED else config,
+        command_line=workflow.config_settings.config,
+    )
 except InputError as error:
     sys.exit(f"error: {error}")
 
@@ -28,13 +45,8 @@ CONFIGURATIONS = {one.name: one for one in SETTINGS.pop("configurations")}
 DATASETS = list(SETTINGS["datasets"])
 RESULTS = SETTINGS["results"].rstrip("/")
 # What decides how a job runs and not what comes out, as the device, is read by the scripts from `config`:
-# a change of it makes nothing stale. So is the code's version, looked up once a run; and this process, with which
-# jobs end, however it ends.
-config.update(
-    SETTINGS,
-    code_version=code_version(workflow.basedir),
-    workflow_process=identity(),
-)
+# a change of it makes nothing stale. An importing workflow's own config stays as it is.
+config = SETTINGS
 
 
 wildcard_constraints:
@@ -52,7 +64,43 @@ def job_log(*parts):
     return results("job_logs", *parts) + ".log"
 
 
-# The model
+def job_benchmark(*parts):
+    """Where Snakemake writes what a job took."""
+    return results("benchmarks", *parts) + ".tsv"
+
+
+def each_attempt(amount):
+    """A resource of which a job gets more each time it is tried again."""
+    return lambda wildcards, attempt: amount * attempt
+
+
+def per_experiment(paths, configurations=CONFIGURATIONS):
+    """Paths with the wildcards config and dataset, for every configuration and data set."""
+    return expand(paths, config=configurations, dataset=DATASETS)
+
+
+def local_source(settings):
+    """The file of a data set that is one; nothing for a hub data set."""
+    return [settings["source"]] if settings["local"] else []
+
+
+def dataset_task(wildcards):
+    """The module of a data set's task."""
+    return task_module(
+        wildcards.dataset, SETTINGS["datasets"][wildcards.dataset].get("protocol")
+    )
+
+
+def uses_null_distribution(name):
+    """Whether a configuration needs p-values."""
+    return needs_p_values(CONFIGURATIONS[name])
+
+
+# Whether the study has the data set of prompts in levels of difficulty.
+HAS_PROMPTS = "prompts" in DATASETS
+
+
+# Model and data
 
 
 def model_files():
@@ -64,11 +112,6 @@ def model_files():
     return sorted(str(path) for pattern in patterns for path in folder.glob(pattern))
 
 
-def local_source(settings):
-    """The file of a data set that is one; nothing for a hub data set."""
-    return [settings["source"]] if settings["local"] else []
-
-
 def dataset_settings(wildcards):
     """What decides which samples of a data set are scored, and how they are tokenised."""
     settings = SETTINGS["datasets"][wildcards.dataset]
@@ -78,22 +121,7 @@ def dataset_settings(wildcards):
     return decisive
 
 
-def dataset_task(wildcards):
-    """The module of a data set's task."""
-    return task_module(
-        wildcards.dataset, SETTINGS["datasets"][wildcards.dataset].get("protocol")
-    )
-
-
-# Settings that are wrong end a job; they decide nothing beside what its parameters say.
-CHECKS = ("adaptive_routing.settings",)
-
-# Null distributions
-
-
-def uses_null_distribution(name):
-    """Whether a configuration needs p-values."""
-    return needs_p_values(CONFIGURATIONS[name])
+# Null distributions and experiments
 
 
 def null_distribution_source(wildcards):
@@ -102,28 +130,14 @@ def null_distribution_source(wildcards):
     return (
         {"table": table}
         if table
-        else {"router_logits": results("calibration/router_logits.safetensors")}
+        else {"router_logits": rules.collect_router_logits.output[0]}
     )
-
-
-def calibration_settings():
-    """What decides the calibration text."""
-    return {
-        key: value
-        for key, value in SETTINGS["null_distribution"]["calibration"].items()
-        if key != "local"
-    }
-
-
-# Experiments
 
 
 def experiment_null_distribution(wildcards):
     """The null distribution, for the configurations that use one."""
     if uses_null_distribution(wildcards.config):
-        return {
-            "null_distribution": results("calibration/null_distribution.safetensors")
-        }
+        return {"null_distribution": rules.fit_null_distribution.output[0]}
     return {}
 
 
@@ -162,100 +176,7 @@ def experiment_code(wildcards):
     )
 
 
-def per_experiment(pattern):
-    """A path for every configuration and data set."""
-    return expand(results(pattern), config=CONFIGURATIONS, dataset=DATASETS)
-
-
-# The routing atlas
-
-
-def atlas_page_fingerprint():
-    """A fingerprint of what the atlas's page is made with and is not Python: its script and its looks."""
-    folder = Path(workflow.basedir) / "workflow_scripts" / "adaptive_routing/atlas/page"
-    content = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        content.update(path.read_bytes())
-    return content.hexdigest()[:16]
-
-
-# Targets
-
-
-def experiment_files():
-    """The files of every experiment: its logs and metrics."""
-    return [
-        path
-        for pattern in (
-            "logs/{config}_{dataset}.json",
-            "logs/{config}_{dataset}_internal_routing.json",
-            "logs/{config}_{dataset}_internal_routing.safetensors",
-            "metrics/{config}_{dataset}.json",
-        )
-        for path in per_experiment(pattern)
-    ]
-
-
-def has_prompts():
-    """Whether the study has the data set of prompts in levels of difficulty."""
-    return "prompts" in DATASETS
-
-
-def prompt_summaries():
-    """The summaries of every configuration on the prompts."""
-    return expand(results("logs/{config}_prompts.json"), config=CONFIGURATIONS)
-
-
-def difficulty_tables():
-    """The tables of expert counts by difficulty, by the names that rules and scripts use."""
-    if not has_prompts():
-        return {}
-    return {
-        "difficulty": results("bh_routing_difficulty.csv"),
-        "difficulty_trend": results("bh_routing_difficulty_trend.csv"),
-    }
-
-
-def difficulty_figures():
-    """The figure of expert counts by difficulty."""
-    if not has_prompts():
-        return []
-    return [
-        results(f"visualizations/experts_by_difficulty.{suffix}")
-        for suffix in ("png", "svg")
-    ]
-
-
-def report_on_difficulty(wildcards):
-    """What the report shows of the prompts; nothing in a study without them."""
-    if not has_prompts():
-        return {}
-    return difficulty_tables() | {"difficulty_figure": difficulty_figures()[0]}
-
-
-def result_tables():
-    """The results tables."""
-    tables = [
-        results(f"bh_routing_{name}")
-        for name in (
-            "results.csv",
-            "results.json",
-            "configurations.csv",
-            "configurations.json",
-            "layers.csv",
-            "comparisons.csv",
-            "comparisons.json",
-        )
-    ]
-    if has_prompts():
-        tables += [*difficulty_tables().values(), results("bh_routing_difficulty.json")]
-    return tables
-
-
-def panel_files(suffix):
-    """Every panel alone."""
-    return [results(f"visualizations/panel_{panel}.{suffix}") for panel in PANELS]
-
+# Figures and report
 
 ATLAS_FIGURES = {
     "counts": "How many experts, layer by layer",
@@ -264,9 +185,13 @@ ATLAS_FIGURES = {
 }
 
 
-def atlas_figures(suffix):
-    """The pictures of the routing atlas."""
-    return [results(f"visualizations/atlas_{name}.{suffix}") for name in ATLAS_FIGURES]
+def atlas_page_fingerprint():
+    """A fingerprint of what the atlas's page is made with and is not Python: its script and its looks."""
+    folder = WORKFLOW / "workflow_scripts/adaptive_routing/atlas/page"
+    content = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        content.update(path.read_bytes())
+    return content.hexdigest()[:16]
 
 
 def atlas_reports():
@@ -282,11 +207,6 @@ def atlas_reports():
     }
 
 
-def atlas_files():
-    """The routing atlas: the page and the pictures."""
-    return [results("routing_atlas.html"), *atlas_figures("png"), *atlas_figures("svg")]
-
-
 def panel_reports():
     """Every panel's PNG by name, each with its own caption in Snakemake's report."""
     return {
@@ -300,25 +220,33 @@ def panel_reports():
     }
 
 
-def study_figures():
-    """The figure of all panels, each panel alone, and what stands beside them."""
-    figures = [
-        results(f"visualizations/bh_comprehensive_comparison.{suffix}")
-        for suffix in ("png", "svg")
-    ]
-    figures += panel_files("png") + panel_files("svg") + difficulty_figures()
-    if any(map(uses_null_distribution, CONFIGURATIONS)):
-        figures.append(results("calibration/null_distribution.png"))
-    return figures
+def report_on_difficulty():
+    """What the report shows of the prompts; nothing in a study without them."""
+    if not HAS_PROMPTS:
+        return {}
+    tables = rules.tabulate_difficulty.output
+    return {
+        "difficulty": tables.levels_csv,
+        "difficulty_trend": tables.trend_csv,
+        "difficulty_figure": rules.plot_difficulty.output.png,
+    }
 
 
-def report_files():
-    """The report, and the sentences that open it."""
-    return [
-        results("bh_routing_report.md"),
-        results("bh_routing_report.html"),
-        results("bh_routing_summary.txt"),
-    ]
+# What a run says
+
+
+def say_what_is_asked():
+    """Tell whatever shows the run how many of each rule's jobs were asked for, and how many are done."""
+    asked, done = Counter(), Counter()
+    for job in workflow.dag.jobs:
+        if job.output:
+            asked[job.rule.name] += 1
+            done[job.rule.name] += not workflow.dag.needrun(job)
+    experiments = "run_experiment"
+    logger.info(
+        f"{asked[experiments]} experiments asked for, {done[experiments]} done before",
+        extra={"study_jobs": {rule: (asked[rule], done[rule]) for rule in asked}},
+    )
 
 
 def print_answer():
@@ -326,7 +254,12 @@ def print_answer():
     summary = Path(results("bh_routing_summary.txt"))
     covered = any(job.rule.name == "write_report" for job in workflow.dag.jobs)
     if covered and summary.exists():
-        text = f"\n{summary.read_text(encoding='utf-8')}\nReport: {results('bh_routing_report.html')}"
-        # A terminal that cannot show "−" or "α" is no reason to fail.
-        encoding = sys.stdout.encoding or "utf-8"
-        print(text.encode(encoding, "replace").decode(encoding))
+        sentences = summary.read_text(encoding="utf-8")
+        print_last(f"\n{sentences}\nReport: {results('bh_routing_report.html')}")
+
+
+def print_how_to_go_on():
+    """Print how to go on with a run that was interrupted, or in which jobs failed."""
+    failed = len(workflow.scheduler.failed)
+    jobs = "1 job" if failed == 1 else f"{failed} jobs"
+    print_last(how_to_go_on(f"{jobs} failed" if failed else "Interrupted"), sys.stderr)

@@ -8,11 +8,17 @@ rule inspect_model:
         results("model.json"),
     log:
         job_log("inspect_model"),
+    benchmark:
+        job_benchmark("inspect_model")
+    retries: 0 if SETTINGS["model"]["local"] else 2
     conda:
         "../envs/adaptive_routing.yaml"
+    resources:
+        mem_mb=each_attempt(4000),
+        runtime=each_attempt(5),
     params:
         model={key: SETTINGS["model"][key] for key in ("name", "revision")},
-        code=code_fingerprint("inspect_model", without=CHECKS),
+        code=code_fingerprint("inspect_model"),
     script:
         "../workflow_scripts/inspect_model.py"
 
@@ -20,13 +26,19 @@ rule inspect_model:
 rule prepare_dataset:
     input:
         lambda wildcards: local_source(SETTINGS["datasets"][wildcards.dataset]),
-        model=results("model.json"),
+        model=rules.inspect_model.output,
     output:
         results("datasets/{dataset}.json"),
     log:
         job_log("prepare_dataset/{dataset}"),
+    benchmark:
+        job_benchmark("prepare_dataset/{dataset}")
+    retries: 0 if all(one["local"] for one in SETTINGS["datasets"].values()) else 2
     conda:
         "../envs/adaptive_routing.yaml"
+    resources:
+        mem_mb=each_attempt(4000),
+        runtime=each_attempt(5),
     params:
         settings=dataset_settings,
         code=lambda wildcards: code_fingerprint(

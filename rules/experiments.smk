@@ -4,18 +4,22 @@
 rule run_experiment:
     input:
         unpack(experiment_null_distribution),
-        model=results("model.json"),
-        dataset=results("datasets/{dataset}.json"),
+        model=rules.inspect_model.output,
+        dataset=rules.prepare_dataset.output,
     output:
         summary=results("logs/{config}_{dataset}.json"),
         internal_routing=results("logs/{config}_{dataset}_internal_routing.json"),
         tensors=results("logs/{config}_{dataset}_internal_routing.safetensors"),
     log:
         job_log("run_experiment/{config}_{dataset}"),
+    benchmark:
+        job_benchmark("run_experiment/{config}_{dataset}")
     conda:
         "../envs/adaptive_routing.yaml"
     resources:
         gpu=1,
+        mem_mb=each_attempt(48000),  # for OLMoE-1B-7B, with room to spare; not measured
+        runtime=each_attempt(3),
     params:
         configuration=experiment_configuration,
         routing=experiment_routing,

@@ -3,12 +3,9 @@
 
 rule plot_panels:
     input:
-        experiments=results("bh_routing_results.csv"),
-        configurations=results("bh_routing_configurations.csv"),
-        layers=results("bh_routing_layers.csv"),
-        comparisons=results("bh_routing_comparisons.csv"),
+        **STUDY_TABLES,
     output:
-        panel_files("svg"),
+        [results(f"visualizations/panel_{panel}.svg") for panel in PANELS],
         **panel_reports(),
         figure_png=report(
             results("visualizations/bh_comprehensive_comparison.png"),
@@ -19,9 +16,14 @@ rule plot_panels:
         figure_svg=results("visualizations/bh_comprehensive_comparison.svg"),
     log:
         job_log("plot_panels"),
+    benchmark:
+        job_benchmark("plot_panels")
     conda:
         "../envs/adaptive_routing.yaml"
     threads: 4
+    resources:
+        mem_mb=each_attempt(4000),
+        runtime=each_attempt(5),
     params:
         baseline=SETTINGS["baseline"],
         code=code_fingerprint("plot_panels", *map(panel_module, PANELS)),
@@ -31,7 +33,7 @@ rule plot_panels:
 
 rule plot_null_distribution:
     input:
-        results("calibration/null_distribution.safetensors"),
+        rules.fit_null_distribution.output,
     output:
         report(
             results("calibration/null_distribution.png"),
@@ -41,23 +43,25 @@ rule plot_null_distribution:
         ),
     log:
         job_log("plot_null_distribution"),
+    benchmark:
+        job_benchmark("plot_null_distribution")
     conda:
         "../envs/adaptive_routing.yaml"
+    resources:
+        mem_mb=each_attempt(4000),
+        runtime=each_attempt(5),
     params:
         code=code_fingerprint("plot_null_distribution"),
     script:
         "../workflow_scripts/plot_null_distribution.py"
 
 
-if has_prompts():
+if HAS_PROMPTS:
 
     rule plot_difficulty:
         input:
-            experiments=results("bh_routing_results.csv"),
-            configurations=results("bh_routing_configurations.csv"),
-            layers=results("bh_routing_layers.csv"),
-            comparisons=results("bh_routing_comparisons.csv"),
-            difficulty=results("bh_routing_difficulty.csv"),
+            **STUDY_TABLES,
+            difficulty=rules.tabulate_difficulty.output.levels_csv,
         output:
             svg=results("visualizations/experts_by_difficulty.svg"),
             png=report(
@@ -68,8 +72,13 @@ if has_prompts():
             ),
         log:
             job_log("plot_difficulty"),
+        benchmark:
+            job_benchmark("plot_difficulty")
         conda:
             "../envs/adaptive_routing.yaml"
+        resources:
+            mem_mb=each_attempt(4000),
+            runtime=each_attempt(5),
         params:
             baseline=SETTINGS["baseline"],
             code=code_fingerprint("plot_difficulty"),

@@ -3,15 +3,20 @@
 
 rule compute_metrics:
     input:
-        summary=results("logs/{config}_{dataset}.json"),
-        tensors=results("logs/{config}_{dataset}_internal_routing.safetensors"),
+        summary=rules.run_experiment.output.summary,
+        tensors=rules.run_experiment.output.tensors,
     output:
         metrics=results("metrics/{config}_{dataset}.json"),
         atlas=results("atlas/{config}_{dataset}.safetensors"),
     log:
         job_log("compute_metrics/{config}_{dataset}"),
+    benchmark:
+        job_benchmark("compute_metrics/{config}_{dataset}")
     conda:
         "../envs/adaptive_routing.yaml"
+    resources:
+        mem_mb=each_attempt(4000),
+        runtime=each_attempt(1),
     params:
         code=code_fingerprint("compute_metrics"),
     script:
@@ -20,8 +25,8 @@ rule compute_metrics:
 
 rule tabulate_results:
     input:
-        metrics=per_experiment("metrics/{config}_{dataset}.json"),
-        summaries=per_experiment("logs/{config}_{dataset}.json"),
+        metrics=per_experiment(rules.compute_metrics.output.metrics),
+        summaries=per_experiment(rules.run_experiment.output.summary),
     output:
         experiments_csv=report(
             results("bh_routing_results.csv"),
@@ -47,8 +52,13 @@ rule tabulate_results:
         comparisons_json=results("bh_routing_comparisons.json"),
     log:
         job_log("tabulate_results"),
+    benchmark:
+        job_benchmark("tabulate_results")
     conda:
         "../envs/adaptive_routing.yaml"
+    resources:
+        mem_mb=each_attempt(4000),
+        runtime=each_attempt(5),
     params:
         baseline=SETTINGS["baseline"],
         code=code_fingerprint("tabulate_results"),
@@ -56,11 +66,22 @@ rule tabulate_results:
         "../workflow_scripts/tabulate_results.py"
 
 
-if has_prompts():
+# The tables that figures and report are made from, by the names that their scripts use.
+STUDY_TABLES = {
+    name: rules.tabulate_results.output[f"{name}_csv"]
+    for name in ("experiments", "configurations", "layers", "comparisons")
+}
+
+
+if HAS_PROMPTS:
 
     rule tabulate_difficulty:
         input:
-            prompt_summaries(),
+            expand(
+                rules.run_experiment.output.summary,
+                config=CONFIGURATIONS,
+                dataset="prompts",
+            ),
         output:
             levels_csv=report(
                 results("bh_routing_difficulty.csv"),
@@ -77,8 +98,13 @@ if has_prompts():
             ),
         log:
             job_log("tabulate_difficulty"),
+        benchmark:
+            job_benchmark("tabulate_difficulty")
         conda:
             "../envs/adaptive_routing.yaml"
+        resources:
+            mem_mb=each_attempt(4000),
+            runtime=each_attempt(5),
         params:
             code=code_fingerprint("tabulate_difficulty"),
         script:

@@ -3,15 +3,12 @@
 
 rule write_report:
     input:
-        unpack(report_on_difficulty),
-        experiments=results("bh_routing_results.csv"),
-        configurations=results("bh_routing_configurations.csv"),
-        layers=results("bh_routing_layers.csv"),
-        comparisons=results("bh_routing_comparisons.csv"),
-        summaries=per_experiment("logs/{config}_{dataset}.json"),
-        figure=results("visualizations/bh_comprehensive_comparison.png"),
-        panels=panel_files("png"),
-        atlas=ancient(results("routing_atlas.html")),  # linked, whatever it shows
+        **STUDY_TABLES,
+        **report_on_difficulty(),
+        summaries=per_experiment(rules.run_experiment.output.summary),
+        figure=rules.plot_panels.output.figure_png,
+        panels=[rules.plot_panels.output[f"panel_{panel}"] for panel in PANELS],
+        atlas=ancient(rules.draw_routing_atlas.output),  # linked, whatever it shows
     output:
         markdown=results("bh_routing_report.md"),
         html=report(
@@ -23,8 +20,13 @@ rule write_report:
         summary=results("bh_routing_summary.txt"),
     log:
         job_log("write_report"),
+    benchmark:
+        job_benchmark("write_report")
     conda:
         "../envs/adaptive_routing.yaml"
+    resources:
+        mem_mb=each_attempt(4000),
+        runtime=each_attempt(5),
     params:
         baseline=SETTINGS["baseline"],
         settings=SETTINGS,

@@ -1,5 +1,6 @@
 """Models that several test modules share: tiny random ones, and the embedded model with its tokenizer."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = 96
 
 torch.set_num_threads(1)  # the suite runs in several processes
+# Snakemake's processes find the logger plugin of this checkout, whichever is installed.
+folders = (str(ROOT / "workflow_scripts"), os.environ.get("PYTHONPATH"))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
 
 
 def normal_null_distribution(num_layers, points=4001):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from adaptive_routing.system.files import write_json
+from adaptive_routing.system.json_files import write_json
 from safetensors.numpy import save_file
 from scipy.stats import norm
 

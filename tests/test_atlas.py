@@ -28,7 +28,7 @@ from adaptive_routing.figures.atlas import draw_atlas, shown_configurations
 from adaptive_routing.figures.style import save
 from adaptive_routing.routing_log import RoutingLog
 from adaptive_routing.system.errors import InputError
-from adaptive_routing.system.files import read_json
+from adaptive_routing.system.json_files import read_json
 from adaptive_routing.system.tensor_files import TensorFile
 from browser import Browser, find_chromium
 from hypothesis import given, settings

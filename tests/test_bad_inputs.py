@@ -12,7 +12,7 @@ import pytest
 import synthetic
 import torch
 from adaptive_routing.analysis import tables
-from adaptive_routing.analysis.metrics import compute_metrics
+from adaptive_routing.analysis.metrics import compute_metrics, metrics_schema
 from adaptive_routing.analysis.study import read_study
 from adaptive_routing.data.rows import load_rows
 from adaptive_routing.data.samples import (
@@ -41,7 +41,8 @@ from adaptive_routing.routing import make_strategy
 from adaptive_routing.routing_log import RoutingLog
 from adaptive_routing.settings.configurations import grid
 from adaptive_routing.system.errors import InputError
-from adaptive_routing.system.files import blaming, read_json, write_json
+from adaptive_routing.system.files import blaming
+from adaptive_routing.system.json_files import read_json, write_json
 from adaptive_routing.system.tensor_files import TensorFile
 from conftest import ROOT, VOCABULARY, normal_null_distribution, tiny_olmoe
 from safetensors.numpy import load_file, save_file
@@ -641,7 +642,6 @@ def request_of_a_job(tmp_path, model_folder):
         "prepared": f"{tmp_path}/wikitext.json",
         "batch_tokens": 64,
         "second_pass_samples": 1,
-        "seed": 0,
         "outputs": {
             "summary": f"{stem}.json",
             "internal_routing": f"{stem}_routing.json",
@@ -874,7 +874,7 @@ def metrics_files(tmp_path, study):
 
 
 def tabulated(paths):
-    with blaming("metrics", *paths):
+    with blaming(metrics_schema, *paths):
         experiments = [read_json(path) for path in paths]
         tables.check_distinct(paths, experiments)
         tables.experiments_table(experiments)

@@ -16,7 +16,7 @@ from adaptive_routing.compare.__main__ import compare, main
 from adaptive_routing.compare.differences import tensor_differences
 from adaptive_routing.data.samples import prepared_to_json
 from adaptive_routing.evaluation.calibration import save_router_logits
-from adaptive_routing.system.files import read_json, write_json
+from adaptive_routing.system.json_files import read_json, write_json
 from adaptive_routing.system.tensor_files import TensorFile
 from conftest import ROOT, normal_null_distribution
 from safetensors.numpy import load_file, save_file

@@ -17,7 +17,7 @@ from adaptive_routing.model.patching import RouterPatcher
 from adaptive_routing.routing import make_strategy
 from adaptive_routing.routing_log import RoutingLog
 from adaptive_routing.settings.configurations import grid
-from adaptive_routing.system.files import read_json, write_json
+from adaptive_routing.system.json_files import read_json, write_json
 from adaptive_routing.system.tensor_files import TensorFile
 from conftest import ROOT
 
@@ -48,7 +48,6 @@ def run(folder, embedded, name, dataset, batch_tokens=2048, routing=ROUTING, pre
         "dataset": {"max_samples": SAMPLES[dataset], **of_dataset},
         "second_pass_samples": SECOND_PASS,
         "null_distribution": null.metadata if null else None,
-        "seed": 0,
     }
     summary = run_experiment(
         embedded.loaded, configuration, make_strategy(configuration, routing, null), dataset,

@@ -287,7 +287,7 @@ def final_files(study):
     return {
         name: path
         for name, path in paths.items()
-        if name.parts[0] != "job_logs" and not name.name.startswith(".tmp_")
+        if name.parts[0] not in ("job_logs", "benchmarks") and not name.name.startswith(".tmp_")
     }
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from adaptive_routing.jobs.script import job
 from adaptive_routing.system.errors import InputError, OutputError
-from adaptive_routing.system.files import atomic_path, read_json, to_json, write_json
+from adaptive_routing.system.files import atomic_path
+from adaptive_routing.system.json_files import read_json, to_json, write_json
 from adaptive_routing.system.processes import identity
 
 
@@ -55,7 +56,7 @@ def test_json_takes_numpy_and_refuses_what_json_cannot_hold(tmp_path):
 
 
 def snakemake_object(tmp_path):
-    return SimpleNamespace(log=[tmp_path / "logs" / "job.log"], config={"workflow_process": identity()})
+    return SimpleNamespace(log=[tmp_path / "logs" / "job.log"])
 
 
 def test_a_job_says_input_errors_in_one_sentence(tmp_path, capsys):
@@ -84,10 +85,10 @@ def start_job(tmp_path, workflow):
         import time
         from types import SimpleNamespace
         from adaptive_routing.system.files import atomic_path
-        from adaptive_routing.jobs.script import job
+        from adaptive_routing.jobs.script import job, tell_jobs
 
-        config = {{"workflow_process": {identity(workflow)}}}
-        with job(SimpleNamespace(log=[{str(tmp_path / "job.log")!r}], config=config)):
+        tell_jobs({identity(workflow)}, None)
+        with job(SimpleNamespace(log=[{str(tmp_path / "job.log")!r}])):
             with atomic_path({str(tmp_path / "out" / "result")!r}) as temporary:
                 temporary.write_text("half")
                 print("ready", flush=True)

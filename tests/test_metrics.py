@@ -19,12 +19,13 @@ from adaptive_routing.analysis.metrics import (
     distribution,
     efficiency,
     quality,
+    quantities,
     selections,
     speed,
     stability,
 )
 from adaptive_routing.system.errors import InputError
-from adaptive_routing.system.files import read_json, to_json
+from adaptive_routing.system.json_files import read_json, to_json
 from adaptive_routing.system.tensor_files import TensorFile, bfloat16_to_float32, order_preserving_integers
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -258,11 +259,12 @@ def computed(study):
 
 
 def test_metrics_files_fit_their_schema_and_are_strict_json(study, request):
-    schema = read_json(request.config.rootpath / "schemas" / "metrics.schema.json")
-    names = [metric.name for metric in metrics.METRICS + metrics.EXTRA_METRICS]
+    published = read_json(request.config.rootpath / "schemas" / "metrics.schema.json")
+    names = [metric.name for metric in metrics.ALL_METRICS]
     for _, result in computed(study):
         to_json(result)  # refuses NaN
-        jsonschema.validate(result, schema)
+        for schema in (published, metrics.metrics_schema()):
+            jsonschema.validate(result, schema)
         assert list(result["metrics"]) == names
     assert len(metrics.METRICS) == 16
 
@@ -286,7 +288,7 @@ def test_scores_and_their_errors_are_the_summary_s(study):
         "lambada": {"avg_task_accuracy": "lambada_accuracy", "target_perplexity": "lambada_perplexity"},
         "hellaswag": {"avg_task_accuracy": "hellaswag_accuracy", "accuracy_unnormalized": "hellaswag_acc"},
     }
-    quality_names = {m.name for m in metrics.METRICS + metrics.EXTRA_METRICS if m.category == "quality"}
+    quality_names = {m.name for m in metrics.ALL_METRICS if m.category == "quality"}
     for summary, result in computed(study):
         own = names[summary["dataset"]]
         expected = {
@@ -298,7 +300,7 @@ def test_scores_and_their_errors_are_the_summary_s(study):
             assert result["metrics"][name] == pytest.approx(expected.get(name))
 
 
-def test_whole_articles_have_perplexities_of_words_and_bytes(study, request):
+def test_whole_articles_have_perplexities_of_words_and_bytes(study):
     path, tensors = study.summaries[0], study.tensors[0]
     summary = read_json(path)
     scores = {"word_perplexity": 30.5, "byte_perplexity": 1.75, "bits_per_byte": 0.81}
@@ -307,7 +309,7 @@ def test_whole_articles_have_perplexities_of_words_and_bytes(study, request):
     with TensorFile(tensors) as opened:
         result = metrics.compute_metrics(summary, opened)
     assert scores.items() <= result["metrics"].items()
-    jsonschema.validate(result, read_json(request.config.rootpath / "schemas" / "metrics.schema.json"))
+    jsonschema.validate(result, metrics.metrics_schema())
 
 
 def test_native_top_k_changes_nothing(study):
@@ -362,9 +364,9 @@ def test_stability_and_speed_are_those_of_the_passes(study):
 
 def test_reading_in_chunks_changes_nothing(study, monkeypatch):
     whole = [result for _, result in computed(study)]
-    monkeypatch.setattr(metrics, "BLOCK_ELEMENTS", 3 * 3 * 13)  # 3 tokens at a time
+    monkeypatch.setattr(quantities, "BLOCK_ELEMENTS", 3 * 3 * 13)  # 3 tokens at a time
     assert [result for _, result in computed(study)] == whole
-    monkeypatch.setattr(metrics, "CHUNK_ELEMENTS", 7 * 3 * 13)  # averaged 7 at a time
+    monkeypatch.setattr(quantities, "CHUNK_ELEMENTS", 7 * 3 * 13)  # averaged 7 at a time
     for before, (_, after) in zip(whole, computed(study), strict=True):
         overlap = before["metrics"].pop("native_overlap")
         assert after["metrics"].pop("native_overlap") == pytest.approx(overlap)

@@ -19,8 +19,7 @@ from adaptive_routing.jobs.host import client, socket_folder
 from adaptive_routing.jobs.host.gpus import visible_gpus
 from adaptive_routing.settings.configurations import grid
 from adaptive_routing.system.errors import HostError
-from adaptive_routing.system.files import write_json
-from adaptive_routing.system.processes import identity
+from adaptive_routing.system.json_files import write_json
 from conftest import ROOT
 from study_folder import StudyFolder
 from test_experiment import ROUTING, prepare
@@ -80,7 +79,7 @@ class Place:
         variables=None, **request,
     ):  # fmt: skip
         """Start a job, below a process called snakemake if asked to."""
-        config = {"execution": execution, "results": "results", "workflow_process": identity()}
+        config = {"execution": execution, "results": "results"}
         request = {"model": "model.json", "dtype": "float32", "device": "cpu", "output": output, **request}
         arguments = json.dumps([name, request, config, f"{output}.log", server, idle_seconds])
         process = subprocess.Popen(
@@ -593,7 +592,6 @@ def experiment_requests(folder, embedded):
             "prepared": "lambada.json",
             "batch_tokens": 512,
             "second_pass_samples": 2,
-            "seed": 0,
         }
         for one in grid({"topk": {"k": [8]}, "bh": {"max_k": [16], "alpha": [0.5]}})
     }

@@ -14,8 +14,7 @@ from adaptive_routing.figures.null_distribution import critical_logit, density_c
 from adaptive_routing.null_distribution import NullDistribution
 from adaptive_routing.null_distribution.estimate import fit, fit_null_distribution, trim_logits
 from adaptive_routing.system.errors import InputError
-from adaptive_routing.system.files import write_json
-from adaptive_routing.system.processes import identity
+from adaptive_routing.system.json_files import write_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -409,15 +408,13 @@ def run_script(folder, num_layers, **inputs):
             "fingerprint": "f00d",
         },
     )
-    config = {"workflow_process": identity()}
     fit = SimpleNamespace(
-        config=config,
         input=Named(model=folder / "model.json", **inputs),
         params=Named(kernel="linear", bandwidth="scott", trim=2),
         output=[folder / "null.safetensors"],
         log=[folder / "log.txt"],
     )
-    plot = SimpleNamespace(config=config, input=fit.output, output=[folder / "null.png"], log=fit.log)
+    plot = SimpleNamespace(input=fit.output, output=[folder / "null.png"], log=fit.log)
     previous = signal.getsignal(signal.SIGTERM)
     try:
         for script, snakemake in (("fit_null_distribution", fit), ("plot_null_distribution", plot)):

@@ -8,10 +8,11 @@ import orjson
 import pytest
 import torch
 from adaptive_routing.model.patching import RouterPatcher, find_routers, router_renormalizes
+from adaptive_routing.model.sample_logger import SampleLogger
 from adaptive_routing.routing import bh, topk
 from adaptive_routing.routing.base import ExpertWeighting
 from adaptive_routing.system.errors import InputError
-from adaptive_routing.system.files import read_json, to_json
+from adaptive_routing.system.json_files import read_json, to_json
 from conftest import ROOT, VOCABULARY, normal_null_distribution, spread_routers, tiny_olmoe
 from scipy.stats import false_discovery_control
 from transformers import (
@@ -514,12 +515,11 @@ def test_padding_is_neither_logged_nor_counted(restored, side, strategy):
     input_ids = tokens(2, 9)
     mask = torch.ones_like(input_ids)
     mask[0, slice(4, None) if side == "right" else slice(0, 5)] = 0
-    patcher = RouterPatcher(restored, strategy)
-    with patcher:
-        patcher.start_sample_logging("first", "x" * 300)
+    with RouterPatcher(restored, strategy) as patcher, SampleLogger(patcher) as logger:
+        logger.start_sample_logging("first", "x" * 300)
         logits_of(restored, input_ids, attention_mask=mask)
-        patcher.end_sample_logging(1.25)
-    (entry,) = patcher.get_internal_logs()
+        logger.end_sample_logging(1.25)
+    (entry,) = logger.get_internal_logs()
     assert (entry["sample_id"], entry["loss"], entry["num_tokens"]) == ("first", 1.25, 13)
     assert entry["text_preview"] == "x" * 100
     assert entry["sequence_lengths"] == list(lengths)
@@ -529,7 +529,7 @@ def test_padding_is_neither_logged_nor_counted(restored, side, strategy):
         assert [len(row) for row in layer["selected_experts"]] == list(layer["expert_counts"])
         assert len(layer["expert_weights"]) == sum(layer["expert_counts"])
         assert len(layer["router_logits_sample"]) == 5
-    statistics = patcher.get_aggregate_stats()
+    statistics = logger.get_aggregate_stats()
     assert statistics["num_tokens"] == 13
     assert [sum(histogram) for histogram in statistics["expert_count_histogram"]] == [13] * 3
     samples, aggregate = schema_of_samples()
@@ -538,18 +538,17 @@ def test_padding_is_neither_logged_nor_counted(restored, side, strategy):
 
 
 def test_logs_accumulate_over_samples_and_are_cleared(restored):
-    patcher = RouterPatcher(restored, bh_strategy(min_k=2, max_k=5))
-    with patcher:
+    with RouterPatcher(restored, bh_strategy(min_k=2, max_k=5)) as patcher, SampleLogger(patcher) as logger:
         for number in range(3):
-            patcher.start_sample_logging(f"sample_{number}", "text")
+            logger.start_sample_logging(f"sample_{number}", "text")
             logits_of(restored, tokens(1, 4 + number, seed=number))
-            patcher.end_sample_logging()
+            logger.end_sample_logging()
         logits_of(restored, tokens(1, 7))  # belongs to no sample
-    logs = patcher.get_internal_logs()
+    logs = logger.get_internal_logs()
     assert [one["sample_id"] for one in logs] == ["sample_0", "sample_1", "sample_2"]
     assert [one["num_tokens"] for one in logs] == [4, 5, 6]
     assert "sequence_lengths" not in logs[0] and logs[0]["loss"] is None
-    statistics = patcher.get_aggregate_stats()
+    statistics = logger.get_aggregate_stats()
     for layer in range(3):
         counts = np.concatenate([one["layers"][layer]["expert_counts"] for one in logs])
         chosen = [
@@ -565,22 +564,21 @@ def test_logs_accumulate_over_samples_and_are_cleared(restored):
             assert stats["avg_experts"] == pytest.approx(own.mean())
             assert stats["std_experts"] == pytest.approx(own.std())
             assert stats["ceiling_hits"] == (own == 5).sum() and stats["floor_hits"] == (own == 2).sum()
-    patcher.clear_internal_logs()
-    assert patcher.get_internal_logs() == [] and patcher.get_aggregate_stats()["num_tokens"] == 0
+    logger.clear_internal_logs()
+    assert logger.get_internal_logs() == [] and logger.get_aggregate_stats()["num_tokens"] == 0
 
 
 def test_generating_with_a_cache_logs_prompt_and_new_tokens(restored):
     """The same entry as one pass over prompt and new tokens, the last of which is never read."""
     prompt = tokens(1, 7)
-    patcher = RouterPatcher(restored, bh_strategy())
-    with patcher:
-        patcher.start_sample_logging("generated", "text")
+    with RouterPatcher(restored, bh_strategy()) as patcher, SampleLogger(patcher) as logger:
+        logger.start_sample_logging("generated", "text")
         whole = generated(restored, prompt)
-        patcher.end_sample_logging()
-        patcher.start_sample_logging("at once", "text")
+        logger.end_sample_logging()
+        logger.start_sample_logging("at once", "text")
         logits_of(restored, whole[:, :-1])
-        patcher.end_sample_logging()
-    generated_entry, at_once = patcher.get_internal_logs()
+        logger.end_sample_logging()
+    generated_entry, at_once = logger.get_internal_logs()
     assert generated_entry["num_tokens"] == at_once["num_tokens"] == 7 + 5
     assert "sequence_lengths" not in generated_entry
     for own, other in zip(generated_entry["layers"], at_once["layers"], strict=True):
@@ -594,16 +592,15 @@ def test_generating_a_padded_batch_keeps_sequences_together(restored):
     prompts = tokens(2, 6)
     mask = torch.ones_like(prompts)
     mask[0, :2] = 0
-    patcher = RouterPatcher(restored, bh_strategy())
-    with patcher:
-        patcher.start_sample_logging("batch", "text")
+    with RouterPatcher(restored, bh_strategy()) as patcher, SampleLogger(patcher) as logger:
+        logger.start_sample_logging("batch", "text")
         restored.generate(prompts, attention_mask=mask, max_new_tokens=3, do_sample=False)
-        patcher.end_sample_logging()
+        logger.end_sample_logging()
         for row in range(2):
-            patcher.start_sample_logging(f"row {row}", "text")
+            logger.start_sample_logging(f"row {row}", "text")
             restored.generate(prompts[row : row + 1, 2 - 2 * row :], max_new_tokens=3, do_sample=False)
-            patcher.end_sample_logging()
-    batch, *rows = patcher.get_internal_logs()
+            logger.end_sample_logging()
+    batch, *rows = logger.get_internal_logs()
     assert batch["sequence_lengths"] == [4 + 2, 6 + 2]
     for layer in range(3):
         alone = [list(one) for row in rows for one in row["layers"][layer]["selected_experts"]]
@@ -611,21 +608,52 @@ def test_generating_a_padded_batch_keeps_sequences_together(restored):
 
 
 def test_wrong_use_of_the_logging_methods(restored):
-    patcher = RouterPatcher(restored, bh_strategy())
-    with patcher:
+    with RouterPatcher(restored, bh_strategy()) as patcher, SampleLogger(patcher) as logger:
         with pytest.raises(RuntimeError, match="without start_sample_logging"):
-            patcher.end_sample_logging(0.0)
-        patcher.start_sample_logging("empty", "")
+            logger.end_sample_logging(0.0)
+        logger.start_sample_logging("empty", "")
         with pytest.raises(RuntimeError, match="sample empty: no forward pass"):
-            patcher.end_sample_logging(0.0)
-        patcher.start_sample_logging("first", "")
+            logger.end_sample_logging(0.0)
+        logger.start_sample_logging("first", "")
         with pytest.raises(RuntimeError, match="sample first is still open"):
-            patcher.start_sample_logging("second", "")
-        patcher.clear_internal_logs()  # forgets the open sample too
-        patcher.start_sample_logging("third", "")
+            logger.start_sample_logging("second", "")
+        logger.clear_internal_logs()  # forgets the open sample too
+        logger.start_sample_logging("third", "")
         logits_of(restored, tokens(1, 4))
         patcher.take_batch()
         with pytest.raises(RuntimeError, match="no forward pass since"):
             patcher.take_batch()
-        patcher.end_sample_logging(0.5)
-    assert [one["sample_id"] for one in patcher.get_internal_logs()] == ["third"]
+        logger.end_sample_logging(0.5)
+    assert [one["sample_id"] for one in logger.get_internal_logs()] == ["third"]
+
+
+def test_the_methods_can_be_called_on_the_patcher(restored):
+    with RouterPatcher(restored, bh_strategy()) as patcher, SampleLogger(patcher) as logger:
+        for one in (patcher, logger):
+            one.start_sample_logging("both", "text")
+        logits_of(restored, tokens(1, 4))
+        for one in (patcher, logger):
+            one.end_sample_logging(0.5)
+    assert patcher.get_internal_logs() == logger.get_internal_logs() != []
+    assert patcher.get_aggregate_stats() == logger.get_aggregate_stats()
+    patcher.clear_internal_logs()
+    assert patcher.get_internal_logs() == [] != logger.get_internal_logs()
+    with pytest.raises(AttributeError, match="no attribute 'take_batches'"):
+        patcher.take_batches()
+
+
+def test_an_exception_leaves_no_sample_open(restored):
+    patcher = RouterPatcher(restored, bh_strategy())
+    with patcher, SampleLogger(patcher) as logger:
+        logger.start_sample_logging("first", "")
+        logits_of(restored, tokens(1, 4))
+        logger.end_sample_logging()
+    with pytest.raises(KeyError), patcher, logger:
+        logger.start_sample_logging("second", "")
+        raise KeyError("reader's own")
+    with patcher, logger:
+        logits_of(restored, tokens(1, 4))  # belongs to no sample
+        logger.start_sample_logging("third", "")
+        logits_of(restored, tokens(1, 3))
+        logger.end_sample_logging()
+    assert [one["sample_id"] for one in logger.get_internal_logs()] == ["first", "third"]

@@ -1,38 +1,46 @@
-"""How far a study is, in words."""
+"""How long a run will still take, and the sentence that an unfinished one ends with."""
 
-import os
+import shlex
 
 import pytest
-from adaptive_routing.jobs.progress import describe_progress
+from adaptive_routing.jobs.ending import how_to_go_on
+from adaptive_routing.jobs.progress import duration, remaining_seconds
 
 
 @pytest.mark.parametrize(
-    ("written", "words"),
+    ("finished", "left", "seconds"),
     [
-        ([], "0 of 6 experiments done"),
-        ([100], "1 of 6 experiments done"),
-        ([100, 110], "2 of 6 experiments done, about 40 s left"),
-        ([100, 400, 700], "3 of 6 experiments done, about 15 min left"),
-        ([100, 4100], "2 of 6 experiments done, about 4.4 h left"),
-        ([10, 20, 100, 110], "4 of 6 experiments done, about 20 s left"),  # two of an earlier run
-        ([10, 20, 30, 100], "4 of 6 experiments done"),
-        ([10, 20, 30, 40, 100, 110], "2 experiments done in this run"),  # the others may be stale
-        ([100, 110, 120, 130, 140, 150], "6 experiments done in this run"),
+        ([], 6, None),
+        ([100], 0, None),
+        ([100], 5, 250),  # it began at 50, and may have waited for its model
+        ([100, 110], 4, 40),
+        ([100, 400, 700], 3, 900),
+        ([100, 4100], 4, 16_000),
+        ([0, *range(1000, 1021)], 10, 10),  # the last ones say most of the next
+        ([150] * 20, 40, 200),  # reported together, by a Slurm job
     ],
 )
-def test_what_is_done_and_what_is_left(tmp_path, written, words):
-    summaries = [tmp_path / f"{i}.json" for i in range(6)]
-    for path, when in zip(summaries, written, strict=False):
-        path.touch()
-        os.utime(path, (when, when))
-    now = written[-1] if written else 100
-    assert describe_progress(summaries, started=50, now=now) == words
+def test_the_pace_of_the_last_experiments_says_how_long_the_others_take(finished, left, seconds):
+    now = finished[-1] if finished else 100
+    assert remaining_seconds(finished, 50, left, now) == seconds
 
 
-def test_time_that_has_passed_since_the_last_one_counts(tmp_path):
-    summaries = [tmp_path / f"{i}.json" for i in range(3)]
-    for path, when in zip(summaries, (100, 160), strict=False):
-        path.touch()
-        os.utime(path, (when, when))
-    assert describe_progress(summaries, started=50, now=190).endswith("about 30 s left")
-    assert describe_progress(summaries, started=50, now=900).endswith("about 10 s left")  # not "0 s"
+def test_time_that_has_passed_since_the_last_one_counts():
+    assert remaining_seconds([100, 160], 50, 1, now=190) == 30
+    assert remaining_seconds([100, 160], 50, 1, now=900) == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0, "10 s"), (44, "40 s"), (89, "90 s"), (900, "15 min"), (16_000, "4.4 h")]
+)
+def test_durations_are_as_rough_as_they_are_known(seconds, words):
+    assert duration(seconds) == words
+
+
+def test_the_command_that_goes_on_is_the_one_that_was_typed():
+    options = ["--config", "evaluation={max_samples: 3}", "results/a file"]
+    said, _, command = how_to_go_on("Interrupted", ["/x/snakemake/__main__.py", *options]).partition(": ")
+    assert said.startswith("Interrupted; ")
+    assert shlex.split(command) == ["python", "-m", "snakemake", *options]
+    other = how_to_go_on("Interrupted", ["/some where/snakemake"])
+    assert shlex.split(other.partition(": ")[2]) == ["/some where/snakemake"]

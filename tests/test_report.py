@@ -26,8 +26,7 @@ from adaptive_routing.report.markdown import write_markdown, write_summary
 from adaptive_routing.report.provenance import plain_settings
 from adaptive_routing.report.sentences import main_sentences
 from adaptive_routing.settings.load import load_settings
-from adaptive_routing.system.files import read_json
-from adaptive_routing.system.processes import identity
+from adaptive_routing.system.json_files import read_json
 from adaptive_routing.system.tensor_files import TensorFile
 from matplotlib.figure import Figure
 
@@ -970,8 +969,7 @@ def run_script(monkeypatch):
 
     def run(name, **job):
         script = REPOSITORY / "workflow_scripts" / f"{name}.py"
-        config = {"workflow_process": identity()}
-        snakemake = SimpleNamespace(threads=1, config=config, **job)
+        snakemake = SimpleNamespace(threads=1, **job)
         runpy.run_path(str(script), init_globals={"snakemake": snakemake})
 
     yield run

@@ -11,7 +11,7 @@ import pytest
 from adaptive_routing.analysis.metrics import TIMING_METRICS
 from adaptive_routing.compare.__main__ import main
 from adaptive_routing.jobs.version import code_version
-from adaptive_routing.system.files import read_json
+from adaptive_routing.system.json_files import read_json
 from study_folder import REPOSITORY, StudyFolder
 
 STUDY = {
@@ -65,7 +65,9 @@ def files(study):
     """The files of the results, by their path in it; what jobs said is no result."""
     paths = (path for path in study.results().rglob("*") if path.is_file())
     relative = {path.relative_to(study.results()).as_posix(): path for path in paths}
-    return {name: path for name, path in relative.items() if not name.startswith("job_logs/")}
+    return {
+        name: path for name, path in relative.items() if not name.startswith(("job_logs/", "benchmarks/"))
+    }
 
 
 def without_timings(path):

@@ -22,6 +22,7 @@ from adaptive_routing.routing_log import RoutingLog
 from adaptive_routing.routing_log.entries import LoggedRouting, LoggedSample, first_tokens, format_samples
 from adaptive_routing.routing_log.workers import LogWorkers
 from adaptive_routing.routing_log.writer import RoutingLogWriter, _copy, _portions
+from adaptive_routing.system.errors import InputError
 from conftest import ROOT, normal_null_distribution
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -129,6 +130,26 @@ def write(folder, run, order=None, second_pass_samples=2, fail_after=None, worke
 def validator():
     schema = json.loads((ROOT / "schemas/internal_routing.schema.json").read_text())
     return jsonschema.validators.validator_for(schema)(schema)
+
+
+def test_samples_know_their_text_without_the_rest_of_the_json(tmp_path):
+    run = make_run(STRATEGIES["bh"]())
+    run.samples[1].text = 'He said: "so","layers":[ and \n' + "\\" * 90
+    run.samples[3].loss = None
+    json_path, tensors_path = write(tmp_path, run)
+    with RoutingLog(json_path) as log:
+        assert [sample.sample_id for sample in log] == [one.sample_id for one in run.samples]
+        assert [sample.text_preview for sample in log] == [one.text[:100] for one in run.samples]
+        assert [sample.loss for sample in log] == [one.loss for one in run.samples]
+    lines = json_path.read_bytes().splitlines(keepends=True)
+    json_path.write_bytes(b"".join([*lines[:2], *lines[3:]]))
+    with RoutingLog(tensors_path) as log, pytest.raises(InputError, match="does not hold the 4 samples"):
+        _ = log.sample(0).loss
+    json_path.unlink()
+    with RoutingLog(tensors_path) as log:
+        assert np.array_equal(log.sample(1).token_ids, run.samples[1].token_ids)
+        with pytest.raises(InputError, match=r"run_internal_routing\.json cannot be read"):
+            _ = log.sample(1).text_preview
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -168,7 +168,7 @@ def test_values_from_the_command_line_have_their_types(study):
             "evaluation={max_samples: 10}",
             "strategies={bh: {alpha: [0.25, 1e-1]}, topk: {k: [8]}}",
             "datasets={wikitext: null, lambada: {revision: 1234567}}",
-            "seed=3",
+            "baseline=8experts_bh_a025",
         ]
     )
     assert command_line["evaluation"] == {"max_samples": "10"}
@@ -180,7 +180,7 @@ def test_values_from_the_command_line_have_their_types(study):
     assert settings["evaluation"]["max_samples"] == settings["datasets"]["lambada"]["max_samples"] == 10
     assert settings["strategies"]["bh"]["alpha"] == [0.25, 0.1]
     assert list(settings["datasets"]) == ["lambada", "hellaswag"]
-    assert settings["seed"] == 3
+    assert settings["baseline"] == "8experts_bh_a025"
 
 
 def test_only_what_is_used_has_to_exist(study):
@@ -279,7 +279,7 @@ WRONG = [
     ({"evaluation": {"max_samples": 0}}, "evaluation.max_samples", "is 0,"),
     ({"evaluation": {"second_pass_samples": -1}}, "evaluation.second_pass_samples", "is -1,"),
     ({"datasets": {"wikitext": {"max_samples": 0}}}, "datasets.wikitext.max_samples", "is 0,"),
-    ({"seed": "a"}, "seed", "is 'a',"),
+    ({"seed": 0}, "seed", "is not a known key"),
     ({"results": ""}, "results", "is '',"),
     ({"results": "  "}, "results", "is '  ',"),
     (
@@ -438,8 +438,8 @@ def test_a_misspelt_key_is_named_before_the_one_it_leaves_missing(study):
 
 def test_a_long_value_is_shortened(study):
     with pytest.raises(InputError) as error:
-        load_settings(merged({"seed": "x" * 10_000}), study)
-    assert "seed is 'xxx" in str(error.value) and len(str(error.value)) < 200
+        load_settings(merged({"execution": "x" * 10_000}), study)
+    assert "execution is 'xxx" in str(error.value) and len(str(error.value)) < 200
 
 
 def test_hub_model_in_the_cache_is_checked(study, no_hub_cache):

@@ -8,9 +8,10 @@ import subprocess
 import sys
 from collections import Counter
 
+import matplotlib
 import pytest
 from adaptive_routing.figures.panels import PANELS, panel_module
-from adaptive_routing.jobs.fingerprint import FOLDER, NOT_DECIDING, _dump, code_modules
+from adaptive_routing.jobs.fingerprint import FOLDER, NOT_DECIDING, _dump, code_modules, library_versions
 from study_folder import REPOSITORY, StudyFolder
 
 DATASETS = ("wikitext", "lambada", "hellaswag")
@@ -110,8 +111,10 @@ AFTER_EDIT = {
     "model/__init__": EVERYTHING,
     "model/description": jobs("collect_router_logits", experiments=EXPERIMENTS, datasets=DATASETS),
     "model/inspect": EVERYTHING,
+    "model/sample_logger": NOTHING,
     "model/tokenizer": jobs("collect_router_logits", experiments=EXPERIMENTS, datasets=DATASETS),
     "null_distribution": jobs("fit_null_distribution"),
+    "null_distribution/from_model": NOTHING,
     "report": REPORT,
     "routing/__init__": PASS,
     "routing/base": PASS,
@@ -119,6 +122,7 @@ AFTER_EDIT = {
     "routing/bh": jobs(experiments=of(BH)),
     "routing/topk": jobs("collect_router_logits", experiments=of(TOP_K)),  # calibration runs under top-k
     "routing_log": PASS,
+    "routing_log/arrays": jobs(experiments=EXPERIMENTS),
     "routing_log/reader": NOTHING,
     "routing_log/writer": jobs(experiments=EXPERIMENTS),
     "settings": NOTHING,
@@ -126,7 +130,9 @@ AFTER_EDIT = {
     "settings/configurations": jobs(experiments=EXPERIMENTS),
     "system/__init__": EVERYTHING,
     "system/errors": NOTHING,
-    "system/files": EVERYTHING,
+    "system/files": NOTHING,
+    "system/cores": NOTHING,
+    "system/json_files": EVERYTHING,
     "system/processes": NOTHING,
     "system/tensor_files": jobs("collect_router_logits", experiments=EXPERIMENTS),
 }  # a folder stands for its modules; the longest name that fits applies
@@ -323,7 +329,7 @@ def test_the_fingerprint_of_an_experiment_covers_all_that_it_loads(study, config
         },
         "routing": summary["provenance"]["settings"]["routing"], "dataset": dataset,
         "prepared": f"results/datasets/{dataset}.json",
-        "batch_tokens": 2048, "second_pass_samples": 1, "seed": 0,
+        "batch_tokens": 2048, "second_pass_samples": 1,
         "outputs": {name: f"out_{name}" for name in ("summary", "internal_routing", "tensors")},
     }  # fmt: skip
     loaded = loaded_modules(
@@ -365,6 +371,42 @@ def test_what_is_no_code_leaves_no_trace_in_a_tree():
     dumps = [_dump(ast.parse(text)) for text in (one, other, changed, one.replace(" return", " yield"))]
     assert dumps[0] == dumps[1]
     assert len(set(dumps)) == 3
+
+
+@pytest.mark.parametrize(
+    ("library", "expected"),
+    [
+        ("matplotlib", LOOKS),
+        ("torch", jobs("collect_router_logits", experiments=EXPERIMENTS)),
+        ("transformers", jobs("collect_router_logits", datasets=DATASETS)),
+        ("tokenizers", jobs("collect_router_logits", datasets=DATASETS)),
+        ("numpy", EVERYTHING),
+        ("scipy", jobs("fit_null_distribution", "tabulate_results")),
+        ("huggingface_hub", NOTHING),
+    ],
+)
+def test_another_version_of_a_library_reruns_what_uses_it(study, tmp_path, monkeypatch, library, expected):
+    """Python reads versions from the first folder on its path that has the library's metadata."""
+    metadata = tmp_path / f"{library}-99.dist-info/METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: {library}\nVersion: 99\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert study.plan() == expected
+
+
+def test_libraries_are_those_that_the_modules_import():
+    def libraries(script, *by_name):
+        return set(library_versions(code_modules(script, *by_name)))
+
+    assert {"torch", "transformers", "tokenizers", "numpy"} <= libraries(
+        "run_experiment", "adaptive_routing.jobs.model_jobs.run_experiment", "adaptive_routing.routing.bh"
+    )
+    assert {"matplotlib", "pandas"} <= libraries("plot_panels", *map(panel_module, PANELS))
+    assert "scipy" in libraries("fit_null_distribution") & libraries("tabulate_results")
+    assert "matplotlib" not in libraries("compute_metrics") | libraries("tabulate_results")
+    versions = library_versions(code_modules("write_report"))
+    assert versions["matplotlib"] == matplotlib.__version__
+    assert all(version[0].isdigit() and "+" not in version for version in versions.values())
 
 
 def test_names_of_modules_that_do_not_exist_are_refused():

@@ -12,8 +12,7 @@ import pytest
 import synthetic
 from adaptive_routing.analysis import metrics, tables
 from adaptive_routing.data.tasks import wikitext_documents
-from adaptive_routing.system.files import read_json, to_json, write_json
-from adaptive_routing.system.processes import identity
+from adaptive_routing.system.json_files import read_json, to_json, write_json
 from adaptive_routing.system.tensor_files import TensorFile
 from scipy import stats
 
@@ -44,7 +43,7 @@ def one(experiments, config, dataset):
 
 def test_experiments_stand_in_the_order_given_with_all_metrics(experiments):
     table = tables.experiments_table(experiments)
-    names = [metric.name for metric in metrics.METRICS + metrics.EXTRA_METRICS]
+    names = [metric.name for metric in metrics.ALL_METRICS]
     assert list(table.columns) == [*metrics.HEAD, *names]
     assert len(table) == 60
     for row, experiment in zip(tables.records(table), experiments, strict=True):
@@ -262,7 +261,6 @@ def run_script(folder, snakemake, root):
         "runpy.run_path(sys.argv[1], {'snakemake': spec})"
     )
     script = root / "workflow_scripts" / f"{snakemake.pop('script')}.py"
-    snakemake["config"] = {"workflow_process": identity()}
     done = subprocess.run(
         [sys.executable, "-c", code, str(script), to_json(snakemake).decode()],
         cwd=folder,

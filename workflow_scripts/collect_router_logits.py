@@ -3,6 +3,8 @@
 Output: results/calibration/router_logits.safetensors, (tokens, layers, experts) in the model's dtype.
 """
 
+from pathlib import Path
+
 from adaptive_routing.jobs.host.client import execute
 from adaptive_routing.jobs.script import job
 
@@ -16,4 +18,6 @@ with job(snakemake):
         "batch_tokens": config["evaluation"]["batch_tokens"],
         "output": snakemake.output[0],
     }
-    execute("collect_router_logits", request, config)
+    # As a module, a workflow may have a prefix, of which its settings do not know.
+    results = Path(snakemake.output[0]).parents[1]
+    execute("collect_router_logits", request, config | {"results": str(results)})

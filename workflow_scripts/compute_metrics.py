@@ -3,7 +3,8 @@
 from adaptive_routing.analysis.metrics import HEAD, compute_metrics
 from adaptive_routing.analysis.routing_summary import summarize_routing, write_summary
 from adaptive_routing.jobs.script import job
-from adaptive_routing.system.files import blaming, read_json, write_json
+from adaptive_routing.system.files import blaming
+from adaptive_routing.system.json_files import read_json, write_json
 from adaptive_routing.system.tensor_files import TensorFile
 
 with job(snakemake):

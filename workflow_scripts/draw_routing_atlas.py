@@ -2,7 +2,8 @@
 
 from adaptive_routing.atlas.page import make_page
 from adaptive_routing.jobs.script import job
-from adaptive_routing.system.files import atomic_path, read_json
+from adaptive_routing.system.files import atomic_path
+from adaptive_routing.system.json_files import read_json
 
 with job(snakemake):
     inputs = snakemake.input

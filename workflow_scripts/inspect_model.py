@@ -5,13 +5,11 @@ Downloads a hub model into the hub's cache. Output: results/model.json.
 
 from adaptive_routing.jobs.script import job
 from adaptive_routing.model.inspect import inspect_model
-from adaptive_routing.settings.configurations import grid
 from adaptive_routing.settings.load import check_against_model
-from adaptive_routing.system.files import write_json
+from adaptive_routing.system.json_files import write_json
 
 with job(snakemake):
     model = inspect_model(**snakemake.params.model)
     # A hub model is known only now; a local one was checked when the workflow was read.
-    settings = {**snakemake.config, "configurations": grid(snakemake.config["strategies"])}
-    check_against_model(settings, model["shapes"]["num_experts"])
+    check_against_model(snakemake.config, model["shapes"]["num_experts"])
     write_json(snakemake.output[0], model)

@@ -9,7 +9,7 @@ from adaptive_routing.jobs.script import job
 from adaptive_routing.model.description import read_model_info
 from adaptive_routing.model.tokenizer import load_tokenizer
 from adaptive_routing.system.errors import InputError
-from adaptive_routing.system.files import write_json
+from adaptive_routing.system.json_files import write_json
 
 with job(snakemake):
     dataset, settings = snakemake.wildcards.dataset, snakemake.params.settings

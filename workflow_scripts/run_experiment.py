@@ -4,14 +4,10 @@ Outputs: results/logs/{config}_{dataset}.json (summary), _internal_routing.json 
 and _internal_routing.safetensors (the same run's full tensors).
 """
 
-import sys
 from pathlib import Path
 
 from adaptive_routing.jobs.host.client import execute
-from adaptive_routing.jobs.host.keeper import workflow_started
-from adaptive_routing.jobs.progress import describe_progress
-from adaptive_routing.jobs.script import job
-from adaptive_routing.settings.configurations import grid
+from adaptive_routing.jobs.script import job, told
 
 with job(snakemake):
     inputs, params, config = snakemake.input, snakemake.params, snakemake.config
@@ -26,12 +22,9 @@ with job(snakemake):
         "prepared": inputs.dataset,
         "batch_tokens": config["evaluation"]["batch_tokens"],
         "second_pass_samples": params.second_pass_samples,
-        "seed": config["seed"],
-        "code_version": config["code_version"],
+        "code_version": told("code_version"),
         "outputs": dict(snakemake.output.items()),
     }
-    execute("run_experiment", request, config)
-    names = [one.name for one in grid(config["strategies"])]
-    logs = Path(snakemake.output.summary).parent
-    summaries = [logs / f"{name}_{dataset}.json" for name in names for dataset in config["datasets"]]
-    print(describe_progress(summaries, workflow_started()), file=sys.stderr)
+    # As a module, a workflow may have a prefix, of which its settings do not know.
+    results = str(Path(snakemake.output.summary).parents[1])
+    execute("run_experiment", request, config | {"results": results})

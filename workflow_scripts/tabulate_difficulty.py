@@ -3,7 +3,8 @@
 from adaptive_routing.analysis.difficulty import difficulty_table, difficulty_trend
 from adaptive_routing.analysis.tables import write_table
 from adaptive_routing.jobs.script import job
-from adaptive_routing.system.files import blaming, read_json
+from adaptive_routing.system.files import blaming
+from adaptive_routing.system.json_files import read_json
 
 with job(snakemake):
     output = snakemake.output

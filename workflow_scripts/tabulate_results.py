@@ -3,12 +3,14 @@
 import gc
 
 from adaptive_routing.analysis import tables
+from adaptive_routing.analysis.metrics import metrics_schema
 from adaptive_routing.jobs.script import job
-from adaptive_routing.system.files import blaming, read_json
+from adaptive_routing.system.files import blaming
+from adaptive_routing.system.json_files import read_json
 
 with job(snakemake):
     output = snakemake.output
-    with blaming("metrics", *snakemake.input.metrics):
+    with blaming(metrics_schema, *snakemake.input.metrics):
         experiments = [read_json(path) for path in snakemake.input.metrics]
         tables.check_distinct(snakemake.input.metrics, experiments)
         made = {

@@ -7,7 +7,8 @@ from adaptive_routing.analysis.study import read_study, read_table
 from adaptive_routing.jobs.script import job
 from adaptive_routing.report.html import to_html
 from adaptive_routing.report.markdown import write_markdown, write_summary
-from adaptive_routing.system.files import atomic_path, blaming, read_json
+from adaptive_routing.system.files import atomic_path, blaming
+from adaptive_routing.system.json_files import read_json
 
 with job(snakemake):
     inputs, params, output = snakemake.input, snakemake.params, snakemake.output

@@ -154,18 +154,18 @@ def test_a_study_is_a_few_slurm_jobs_that_ask_for_what_their_largest_job_needs(s
     assert len(slurm_jobs()) == 4
     assert {job["JobState"] for job in slurm_jobs().values()} == {"COMPLETED"}
     profile = yaml.safe_load((REPOSITORY / "profiles/slurm/config.yaml").read_text())
-    experiment = profile["set-resources"]["run_experiment"]
+    cores = profile["set-resources"]["run_experiment"]["cpus_per_task"]
     for job in experiments:
         assert request(job) == {
             "gpus": "gres:gpu:1",
-            "cores": str(experiment["cpus_per_task"]),
-            "memory": f"{experiment['mem_mb']}M",
-            "time": f"00:{EXPERIMENTS_PER_JOB * experiment['runtime']:02}:00",
+            "cores": str(cores),
+            "memory": "48000M",
+            "time": f"00:{EXPERIMENTS_PER_JOB * 3:02}:00",
         }
     assert preparation["TresPerJob"] == "gres:gpu:1"
-    assert preparation["MinMemoryNode"] == f"{profile['set-resources']['collect_router_logits']['mem_mb']}M"
+    assert preparation["MinMemoryNode"] == "48000M"
     assert "TresPerJob" not in results
-    assert results["MinMemoryNode"] == f"{profile['default-resources']['mem_mb']}M"
+    assert results["MinMemoryNode"] == "4000M"
 
 
 def test_the_experiments_of_a_slurm_job_share_one_loaded_model(study):

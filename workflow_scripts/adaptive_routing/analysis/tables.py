@@ -13,22 +13,16 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from adaptive_routing.analysis import statistics
-from adaptive_routing.analysis.metrics import EXTRA_METRICS, HEAD, METRICS
+from adaptive_routing.analysis.metrics import ALL_METRICS, HEAD, PER_LAYER_METRICS
 from adaptive_routing.system.errors import InputError
-from adaptive_routing.system.files import atomic_path, write_json
+from adaptive_routing.system.files import atomic_path
+from adaptive_routing.system.json_files import write_json
 
 if TYPE_CHECKING:
     from adaptive_routing.evaluation.experiment import Summary
 
-METRIC_NAMES = [metric.name for metric in METRICS + EXTRA_METRICS]
-PER_LAYER_METRICS = [
-    "avg_experts",
-    "std_experts",
-    "expert_utilization",
-    "gini_coefficient",
-    "ceiling_hit_rate",
-    "floor_hit_rate",
-]
+METRIC_NAMES = [metric.name for metric in ALL_METRICS]
+PER_LAYER_NAMES = [metric.name for metric in PER_LAYER_METRICS]
 COMPARISON_COLUMNS = [
     "config",
     "dataset",
@@ -63,9 +57,9 @@ _P_VALUES = (("p_value", "p"), ("p_wilcoxon", "p_wilcoxon"), ("p_bootstrap", "p_
 # Data sets that no average over data sets holds: a dozen prompts, continued token by token, say nothing of a
 # configuration's speed and little of its expert counts. They have rows of their own, and difficulty.py.
 _APART = {"prompts"}
-# How a metric of several data sets becomes one of the configuration; the mean where nothing is said.
-_SUMMED = {"total_samples", "total_tokens", "forward_seconds"}
-_SMALLEST, _LARGEST = {"min_experts"}, {"max_experts"}
+# How the values of several data sets become a configuration's.
+_OVER_DATASETS = {metric.name: metric.over_datasets for metric in ALL_METRICS}
+_COMBINE = {"mean": lambda values: sum(values) / len(values), "sum": sum, "min": min, "max": max}
 # Not of a configuration, or computed from sums.
 _UNNORMALIZED = {"accuracy_unnormalized", "accuracy_unnormalized_stderr"}
 _NOT_COMBINED = _UNNORMALIZED | {"tokens_per_second"}
@@ -146,13 +140,7 @@ def _configuration_row(head, names, experiments):
 def _combine(name, values):
     if name.endswith("_stderr"):
         return statistics.mean_standard_error(values)
-    if name in _SUMMED:
-        return sum(values)
-    if name in _SMALLEST:
-        return min(values)
-    if name in _LARGEST:
-        return max(values)
-    return sum(values) / len(values)
+    return _COMBINE[_OVER_DATASETS[name]](values)
 
 
 def layers_table(experiments: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -162,12 +150,12 @@ def layers_table(experiments: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             "config": e["config"],
             "dataset": e["dataset"],
             "layer": layer,
-            **{name: e["per_layer"][name][layer] for name in PER_LAYER_METRICS},
+            **{name: e["per_layer"][name][layer] for name in PER_LAYER_NAMES},
         }
         for e in experiments
         for layer in range(len(e["per_layer"]["avg_experts"]))
     ]
-    return pd.DataFrame(rows, columns=["config", "dataset", "layer", *PER_LAYER_METRICS])
+    return pd.DataFrame(rows, columns=["config", "dataset", "layer", *PER_LAYER_NAMES])
 
 
 def comparisons_table(summaries: Sequence[Summary], baseline: str) -> pd.DataFrame:

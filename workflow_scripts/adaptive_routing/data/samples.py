@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from adaptive_routing.data.tasks import Request, Sample, get_task
 from adaptive_routing.data.tokens import EncodedSequence, encode_request
 from adaptive_routing.system.errors import InputError
-from adaptive_routing.system.files import MADE_ANEW, read_json
+from adaptive_routing.system.files import MADE_ANEW
+from adaptive_routing.system.json_files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

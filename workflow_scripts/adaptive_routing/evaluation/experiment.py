@@ -20,7 +20,7 @@ from adaptive_routing.model.patching import RouterPatcher
 from adaptive_routing.model.tokenizer import load_tokenizer
 from adaptive_routing.routing_log.entries import Head, LoggedSample
 from adaptive_routing.routing_log.writer import RoutingLogWriter
-from adaptive_routing.system.files import write_json
+from adaptive_routing.system.json_files import write_json
 
 if TYPE_CHECKING:
     from adaptive_routing.data.samples import PreparedSample

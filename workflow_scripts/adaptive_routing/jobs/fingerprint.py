@@ -2,31 +2,44 @@
 
 A fingerprint covers a rule's script and every module of the package that it imports, directly or not, as
 Python parses them: comments, docstrings and layout leave no trace in it. Modules that are imported by name
-while the job runs (a strategy, a task) have to be named.
+while the job runs (a strategy, a task) have to be named. It covers the versions of the libraries that these
+modules import as well.
 """
 
 import ast
 import functools
 import hashlib
+import importlib.metadata
 import importlib.util
+import sys
 from collections.abc import Collection
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[2]  # scripts and the package stand in it
 PACKAGE = "adaptive_routing"
 
-# How a job is run and how its errors are worded; no result depends on it.
+# How a job is run, how its settings are checked and its errors worded, and how a file gets its name:
+# no result depends on it.
 NOT_DECIDING = tuple(
     f"{PACKAGE}.{name}"
     for name in (
         "jobs.host",
         "jobs.progress",
         "jobs.script",
+        "settings.load",
+        "settings.schema",
         "system.errors",
         "system.cores",
+        "system.files",
         "system.processes",
     )
 )
+
+# Libraries that download, check, wait, or write values as they are in a format that is defined elsewhere.
+LIBRARIES_NOT_DECIDING = ("filelock", "huggingface_hub", "jsonschema", "orjson", "psutil", "safetensors")
+# Libraries that do another one's work, without being imported by name.
+WORKING_FOR = {"statsmodels": ("scipy",), "transformers": ("tokenizers",)}
+DISTRIBUTIONS = {"yaml": "pyyaml"}  # names by which libraries are installed, where they have another
 
 
 def code_fingerprint(script: str, *by_name: str, without: Collection[str] = ()) -> str:
@@ -38,8 +51,11 @@ def code_fingerprint(script: str, *by_name: str, without: Collection[str] = ()) 
         without: modules that it imports and does not use; what only these import is left out as well.
     """
     content = hashlib.sha256()
-    for module in code_modules(script, *by_name, without=without):
+    modules = code_modules(script, *by_name, without=without)
+    for module in modules:
         content.update(f"{module} {_code_hash(FOLDER / _path(module))}\n".encode())
+    for library, version in library_versions(modules).items():
+        content.update(f"{library} {version}\n".encode())
     return content.hexdigest()[:16]
 
 
@@ -57,9 +73,40 @@ def code_modules(script: str, *by_name: str, without: Collection[str] = ()) -> l
     return sorted(found)
 
 
+def library_versions(modules):
+    """The versions of the libraries that decide what modules compute, by the names that they import.
+
+    They are those of the environment that Snakemake runs in, without the part that names a build (`+cu128`):
+    where a job runs is no reason to run it again.
+    """
+    libraries = set().union(*map(_libraries, modules)).difference(LIBRARIES_NOT_DECIDING)
+    libraries |= {helper for library in libraries for helper in WORKING_FOR.get(library, ())}
+    return {library: _version(library) for library in sorted(libraries)}
+
+
+@functools.cache
+def _libraries(module):
+    """What a module imports that is neither this package nor Python's own."""
+    names = {name.split(".")[0] for name in _imported_names(module)}
+    return frozenset(names - {PACKAGE, "__future__"} - sys.stdlib_module_names)
+
+
+@functools.cache
+def _version(library):
+    return importlib.metadata.version(DISTRIBUTIONS.get(library, library)).partition("+")[0]
+
+
 @functools.cache
 def _imports(module):
     """Modules of the package that importing this one imports: its statements' and the packages it is in."""
+    own = [name for name in _imported_names(module) if name.split(".")[0] == PACKAGE]
+    # `import a.b.c` imports a and a.b as well; of `from a import b`, b may be no module.
+    return [name for name in own if _path(name)]
+
+
+@functools.cache
+def _imported_names(module):
+    """Names that importing a module imports, and those of the packages it is in. Some may be no modules."""
     path = FOLDER / _path(module)
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     names = [module.rsplit(".", i)[0] for i in range(1, module.count(".") + 1)]
@@ -69,9 +116,7 @@ def _imports(module):
         elif isinstance(node, ast.ImportFrom):
             source = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             names += [source, *(f"{source}.{alias.name}" for alias in node.names)]
-    own = [name for name in names if name.split(".")[0] == PACKAGE]
-    # `import a.b.c` imports a and a.b as well; of `from a import b`, b may be no module.
-    return [name for name in own if _path(name)]
+    return names
 
 
 def _run_time_nodes(tree):

@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import json
+import os
 import signal
 import sys
 import traceback
@@ -11,6 +13,25 @@ from typing import Any, TextIO
 
 from adaptive_routing.system.errors import HostError, InputError, OutputError
 from adaptive_routing.system.processes import ending_with
+
+WORKFLOW_VARIABLE = "ADAPTIVE_ROUTING_WORKFLOW"
+
+
+def tell_jobs(process, code_version):
+    """In the workflow's own process: tell the jobs that it starts which workflow they belong to.
+
+    It differs from run to run, so it goes through the environment: Snakemake's `config` holds settings alone.
+
+    Args:
+        process: the workflow's, as `processes.identity` gives it.
+        code_version: as `version.code_version` gives it.
+    """
+    os.environ[WORKFLOW_VARIABLE] = json.dumps({"process": process, "code_version": code_version})
+
+
+def told(key):
+    """What `tell_jobs` told, by the name of its argument; None in a script that no workflow started."""
+    return json.loads(os.environ.get(WORKFLOW_VARIABLE, "{}")).get(key)
 
 
 class Tee:
@@ -46,12 +67,20 @@ def exit_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, leave)
 
 
+def _ending_with_workflow():
+    process = told("process")
+    if process is None:
+        return contextlib.nullcontext()
+    return ending_with(*process, "the workflow that this job belongs to")
+
+
 @contextlib.contextmanager
 def job(snakemake: Any) -> Iterator[None]:
     """Run a script's body with stderr copied to the rule's log.
 
     An `InputError`, `OutputError` or `HostError` ends the job with its sentence and status 1, without a
-    traceback. The job ends with the Snakemake process that started it, even if that is killed.
+    traceback; Ctrl-C ends it with status 130. The job ends with the Snakemake process that started it, even
+    if that is killed.
     """
     exit_on_sigterm()
     log_path = Path(snakemake.log[0])
@@ -62,11 +91,14 @@ def job(snakemake: Any) -> Iterator[None]:
         log = io.TextIOWrapper(file, encoding="utf-8", write_through=True)
         sys.stderr = Tee(terminal, log)
         try:
-            with ending_with(*snakemake.config["workflow_process"], "the workflow that this job belongs to"):
+            with _ending_with_workflow():
                 yield
         except (InputError, OutputError, HostError) as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
         except Exception:
             with contextlib.suppress(OSError):
                 log.write(traceback.format_exc())

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import TypedDict
 
 from adaptive_routing.system.errors import InputError
-from adaptive_routing.system.files import MADE_ANEW, excerpt, read_json
+from adaptive_routing.system.files import MADE_ANEW, excerpt
+from adaptive_routing.system.json_files import read_json
 
 
 class ModelShapes(TypedDict):

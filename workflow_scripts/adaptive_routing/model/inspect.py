@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from adaptive_routing.system.cores import usable_cores
 from adaptive_routing.system.errors import InputError
-from adaptive_routing.system.files import excerpt, read_json
+from adaptive_routing.system.files import excerpt
+from adaptive_routing.system.json_files import read_json
 
 if TYPE_CHECKING:
     from adaptive_routing.model.description import ModelDescription

@@ -49,7 +49,7 @@ class LoadedModel:
         return str(self.model.dtype).removeprefix("torch.")
 
 
-def load_model(info: ModelDescription, dtype: str, device: str) -> LoadedModel:
+def load_model(info: ModelDescription, dtype: str = "float32", device: str = "auto") -> LoadedModel:
     """Load the model that `inspect_model` described.
 
     Args:

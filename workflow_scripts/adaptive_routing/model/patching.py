@@ -7,14 +7,13 @@ rewritten: removing them restores it. The model's own top-k is left untouched an
 
 from __future__ import annotations
 
+import importlib
 import inspect
-import itertools
 import threading
 import weakref
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import orjson
 import torch
 
 from adaptive_routing.model.experts import ALL_SLOTS, SELECTED_PAIRS, check_experts
@@ -22,8 +21,6 @@ from adaptive_routing.model.packing import current_packing
 from adaptive_routing.routing import Selection
 from adaptive_routing.routing.base import order_selected
 from adaptive_routing.routing.batch import BatchRouting, pack_selection
-from adaptive_routing.routing_log.arrays import logged_routing
-from adaptive_routing.routing_log.entries import LoggedSample, RoutingStatistics, format_samples
 from adaptive_routing.system.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,6 +56,13 @@ class _ActivePatchers:
 
 
 _active = weakref.WeakKeyDictionary()
+_OF_SAMPLE_LOGGER = (
+    "start_sample_logging",
+    "end_sample_logging",
+    "get_internal_logs",
+    "get_aggregate_stats",
+    "clear_internal_logs",
+)
 
 
 def find_routers(model: PreTrainedModel) -> list[Any]:
@@ -107,18 +111,21 @@ def router_renormalizes(router: Any) -> bool:
 
 
 class RouterPatcher:
-    """Routes a model by a strategy while it is in force, and logs what was routed.
+    """Routes a model by a strategy while it is in force.
 
     Use as a context manager, or with `patch()` and `restore()`. Nested patchers override each other;
     the model is as it was when the last one has been restored, also after an exception.
 
-    Per-sample logging: between `start_sample_logging` and `end_sample_logging` every forward pass
-    belongs to that sample, padding left out. A pass adds its sequences; one that reads on from a
-    key-value cache, as in generating, adds tokens to the sequences of the pass before.
+    `take_batch` gives what was routed. Logs by samples are a `SampleLogger`'s; its methods can be called on
+    the patcher too, which then has one of its own.
 
     Args:
         model: a `PreTrainedModel` with (logits, weights, indices) routers.
         strategy: a routing strategy (`routing.make_strategy`).
+
+    Attributes:
+        after_pass: functions that are called after each forward pass, with its `BatchRouting` and whether it
+            read on from a key-value cache.
     """
 
     _sample: Any  # the open one, or None
@@ -149,7 +156,7 @@ class RouterPatcher:
         self._depth = 0
         self._handles = []
         self._pass = _Pass()
-        self.clear_internal_logs()
+        self.after_pass = []
 
     # Patching
 
@@ -250,9 +257,8 @@ class RouterPatcher:
         columns.append(pack_selection(columns[1], self.num_experts))
         own.batch = BatchRouting(*(column.detach() for column in columns), tuple(own.lengths))
         own.columns = []
-        if self._sample is not None:
-            copies = [tensor.cpu() for tensor in own.batch.tensors()]
-            self._log_pass(own.batch.replace_tensors(copies))
+        for function in self.after_pass:
+            function(own.batch, own.continues)
 
     def take_batch(self) -> BatchRouting:
         """The routing of this thread's last forward pass (`BatchRouting`), handed out once."""
@@ -261,55 +267,13 @@ class RouterPatcher:
         batch, self._pass.batch = self._pass.batch, None
         return batch
 
-    # Per-sample logging
-
-    def start_sample_logging(self, sample_id: str, text_preview: str) -> None:
-        """Attribute the forward passes from here on to a sample; one at a time."""
-        if self._sample is not None:
-            raise RuntimeError(
-                f"sample {self._sample['sample_id']} is still open; close it with end_sample_logging() "
-                "or forget it with clear_internal_logs()"
-            )
-        self._sample = {"sample_id": sample_id, "text_preview": text_preview, "sequences": []}
-
-    def _log_pass(self, batch):
-        """Add a pass to the open sample, whose sequences are lists of `BatchRouting`."""
-        sequences = self._sample["sequences"]
-        if not self._pass.continues or len(sequences) < len(batch.lengths):
-            sequences.extend([] for _ in batch.lengths)
-        bounds = itertools.pairwise(itertools.accumulate(batch.lengths, initial=0))
-        for sequence, (start, stop) in zip(sequences[-len(batch.lengths) :], bounds, strict=True):
-            sequence.append(batch.tokens(slice(start, stop), (stop - start,)))
-
-    def end_sample_logging(self, loss: float | None = None) -> None:
-        """Close the sample: turn its passes into one log entry."""
-        if self._sample is None:
-            raise RuntimeError("end_sample_logging() without start_sample_logging()")
-        sample, self._sample = self._sample, None
-        if not sample["sequences"]:
-            raise RuntimeError(f"sample {sample['sample_id']}: no forward pass was logged")
-        parts = [part for sequence in sample["sequences"] for part in sequence]
-        lengths = [sum(len(part.counts) for part in sequence) for sequence in sample["sequences"]]
-        routing = BatchRouting.joined(parts, lengths)
-        self._statistics.add(routing.experts.numpy(), routing.counts.numpy())
-        samples = [LoggedSample(sample["sample_id"], sample["text_preview"], loss, routing.lengths)]
-        arrays = logged_routing(samples, routing, self.strategy)
-        limits = self.strategy.min_experts, self.strategy.max_experts
-        self._logs.extend(format_samples(samples, arrays, *limits))
-
-    def get_internal_logs(self) -> list[dict[str, Any]]:
-        """Log entries of the samples so far, as the internal-routing file's `samples`: plain JSON values."""
-        return [orjson.loads(entry) for entry in self._logs]
-
-    def get_aggregate_stats(self) -> dict[str, Any]:
-        """Aggregate over the samples so far, as the internal-routing file's `aggregate_stats`."""
-        aggregate = orjson.dumps(self._statistics.aggregate(), option=orjson.OPT_SERIALIZE_NUMPY)
-        return orjson.loads(aggregate)
-
-    def clear_internal_logs(self) -> None:
-        """Forget all logged samples, an open one too."""
-        self._logs, self._sample = [], None
-        self._statistics = RoutingStatistics(self.num_layers, self.num_experts)
+    def __getattr__(self, name):
+        if name not in _OF_SAMPLE_LOGGER:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        # By name: what routes a model does not depend on what logs it.
+        logger = importlib.import_module("adaptive_routing.model.sample_logger").SampleLogger(self)
+        self.__dict__ |= {method: getattr(logger, method) for method in _OF_SAMPLE_LOGGER}
+        return self.__dict__[name]
 
 
 def _native_selection(router_logits, experts, weights):

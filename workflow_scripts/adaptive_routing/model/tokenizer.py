@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from adaptive_routing.model.description import check_folder
 from adaptive_routing.system.errors import InputError
-from adaptive_routing.system.files import read_json
+from adaptive_routing.system.json_files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,6 +26,7 @@ def load_tokenizer(info: ModelDescription) -> PreTrainedTokenizerBase:
             local_files_only=True,
             trust_remote_code=False,
             model_max_length=sys.maxsize,  # texts are cut, and long ones need no warning
+            model_input_names=["input_ids", "attention_mask"],  # what a language model takes
         )
     except Exception as error:  # the tokenizers library raises nothing more specific
         reason = " ".join(f"{type(error).__name__}: {error}".split())

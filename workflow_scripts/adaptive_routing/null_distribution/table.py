@@ -6,6 +6,7 @@ with multiples of α/E, which lower precision does not resolve.
 
 from __future__ import annotations
 
+import importlib
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from adaptive_routing.system.errors import InputError
-from adaptive_routing.system.files import MADE_ANEW, atomic_path, to_json
+from adaptive_routing.system.files import MADE_ANEW, atomic_path
+from adaptive_routing.system.json_files import to_json
 from adaptive_routing.system.tensor_files import TensorFile
 
 if TYPE_CHECKING:
@@ -115,6 +117,28 @@ class NullDistribution:
         if problem:
             raise InputError(f"{path} is not a null distribution: {problem}.")
         return cls(**tensors, metadata=metadata)
+
+    @staticmethod
+    def fit(
+        model, tokenizer, texts, kernel="gaussian", bandwidth="silverman", trim=0, max_tokens=20000,
+        max_length=512,
+    ):  # fmt: skip
+        """Estimate a model's null distribution from its router logits on texts, under its own routing.
+
+        Args:
+            model: a `PreTrainedModel` whose router logits transformers can record, not patched.
+            tokenizer: its tokenizer.
+            texts: strings that nothing else is measured on; as many are read as `max_tokens` takes.
+            kernel, bandwidth, trim: as in the config file.
+            max_tokens: how many tokens to use.
+            max_length: each text is cut to this many tokens.
+
+        Raises:
+            InputError: there is no text, or it does not do for an estimate.
+        """
+        # By name: what only reads a null distribution does not depend on how one is made.
+        made_by = importlib.import_module("adaptive_routing.null_distribution.from_model")
+        return made_by.fit_to_model(model, tokenizer, texts, kernel, bandwidth, trim, max_tokens, max_length)
 
     @classmethod
     def from_cdf_table(cls, path: Path | str) -> Self:

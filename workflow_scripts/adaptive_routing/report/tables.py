@@ -8,7 +8,7 @@ import pandas as pd
 
 from adaptive_routing.analysis import recommendations as rules
 from adaptive_routing.analysis import statistics
-from adaptive_routing.analysis.metrics import EXTRA_METRICS, METRICS
+from adaptive_routing.analysis.metrics import ALL_METRICS
 from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL, lower_is_better
 from adaptive_routing.report import words
 
@@ -60,7 +60,7 @@ EXPERTS = (
     ("expert_overlap_score", "overlap of two passes", ".4f"),
     ("output_determinism", "same greedy token (%)", ".2f"),
 )
-BETTER = {metric.name: metric.better for metric in (*METRICS, *EXTRA_METRICS)}
+BETTER = {metric.name: metric.better for metric in ALL_METRICS}
 # How a sentence names a test of the comparisons table.
 TEST_NAMES = {"McNemar exact": "McNemar's exact test"}
 

@@ -5,10 +5,13 @@ Formats: docs/architecture.md.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
+import orjson
 import torch
 from numpy.typing import NDArray
 
@@ -21,16 +24,22 @@ from adaptive_routing.system.tensor_files import TensorFile
 if TYPE_CHECKING:
     from adaptive_routing.routing_log.entries import Head
 
+_HEAD_BYTES = 4096  # of a sample's line, which can be long, read at a time
+
 
 class RoutingLog:
-    """Reads an experiment's tensors lazily: any sample's and layer's routing as arrays; a context manager.
+    """Reads an experiment's routing lazily: any sample's and layer's as arrays; a context manager.
+
+    Arrays come from the tensors; a sample's id, text and loss from the JSON beside them, which is read only
+    when one of these is asked for.
 
     Example:
-        log = RoutingLog("results/logs/16experts_bh_a030_lambada_internal_routing.safetensors")
+        log = RoutingLog("results/logs/16experts_bh_a030_lambada_internal_routing.json")
         log.sample(3).p_values(layer=0)  # (tokens, experts)
+        [len(sample.token_ids) for sample in log]
 
     Args:
-        path: the `_internal_routing.safetensors` file; the summary stands beside it.
+        path: either file, `_internal_routing.json` or `_internal_routing.safetensors`.
         null_distribution: `NullDistribution` the run used; needed for p-values only, and read from the
             study's `calibration/` folder when not given.
 
@@ -39,8 +48,8 @@ class RoutingLog:
     """
 
     def __init__(self, path: Path | str, null_distribution: NullDistribution | None = None) -> None:
-        self.path = Path(path)
-        self.tensors = TensorFile(path)
+        self.path = Path(path).with_suffix(".safetensors")
+        self.tensors = TensorFile(self.path)
         try:
             self.head: Head = self.tensors.metadata_json("head")
             self.sample_offsets = self._offsets("sample_offsets")
@@ -70,7 +79,45 @@ class RoutingLog:
         """The routing of one sample (`SampleRouting`)."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self.path.name} has {len(self)} samples, asked for number {index}")
-        return SampleRouting(self, int(self.sample_offsets[index]), int(self.sample_offsets[index + 1]))
+        start, stop = self.sample_offsets[index : index + 2].tolist()
+        return SampleRouting(self, index, start, stop)
+
+    def __iter__(self):
+        """All samples, in their order."""
+        return map(self.sample, range(len(self)))
+
+    @functools.cached_property
+    def _entry_places(self):
+        """(start, end) of each sample's line in the JSON."""
+        path = self.path.with_suffix(".json")
+        try:
+            with open(path, "rb") as file:
+                ends = list(itertools.accumulate(map(len, file)))
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror}); {MADE_ANEW}.") from error
+        # The head, a line a sample, and what follows the samples.
+        if len(ends) != len(self) + 2:
+            raise InputError(f"{path} does not hold the {len(self)} samples of its tensors; {MADE_ANEW}.")
+        return list(itertools.pairwise(ends))
+
+    def _entry_head(self, index):
+        """What the JSON says of a sample beside its layers."""
+        start, stop = self._entry_places[index]
+        path, head = self.path.with_suffix(".json"), b""
+        with open(path, "rb") as file:
+            file.seek(start)
+            # Within a string the quotes would be escaped.
+            while b',"layers":' not in head and len(head) < stop - start:
+                head += file.read(min(_HEAD_BYTES, stop - start - len(head)))
+        try:
+            return orjson.loads(head.partition(b',"layers":')[0] + b"}")
+        except ValueError as error:
+            raise InputError(f"{path}: sample number {index} is no JSON ({error}); {MADE_ANEW}.") from error
+
+    @property
+    def num_layers(self):
+        """L, MoE layers."""
+        return self.tensors.shape("router_logits")[1]
 
     @property
     def num_experts(self) -> int:
@@ -96,11 +143,30 @@ class RoutingLog:
 class SampleRouting:
     """One sample's routing: T tokens (all its sequences, one after another), L layers, E experts."""
 
-    def __init__(self, log: RoutingLog, start: int, stop: int) -> None:
-        self.log, self.start, self.stop = log, start, stop
+    def __init__(self, log: RoutingLog, index: int, start: int, stop: int) -> None:
+        self.log, self.index, self.start, self.stop = log, index, start, stop
 
     def _read(self, name):
         return self.log.tensors.read(name, self.start, self.stop)
+
+    @functools.cached_property
+    def _head(self):
+        return self.log._entry_head(self.index)
+
+    @property
+    def sample_id(self):
+        """The data set's name and the row's number."""
+        return self._head["sample_id"]
+
+    @property
+    def text_preview(self):
+        """The text's first characters, at most 100."""
+        return self._head["text_preview"]
+
+    @property
+    def loss(self):
+        """The sample's loss; None where it has none."""
+        return self._head["loss"]
 
     @property
     def token_ids(self) -> NDArray[np.int32]:

@@ -148,7 +148,7 @@ class _Worker:
             )
 
     def write_portion(self, portion, text, tensors):
-        with _memory_file() as arrays:
+        with memory_file() as arrays:
             _write_request(arrays, portion)
             try:
                 descriptors = [arrays.fileno(), text.fileno(), tensors.fileno()]
@@ -174,7 +174,7 @@ class _Worker:
         self._process.wait()
 
 
-def _memory_file():
+def memory_file():
     """An open file in memory, or where there is no such thing a temporary one; it has no name."""
     if hasattr(os, "memfd_create"):
         return open(os.memfd_create("portion"), "w+b")

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from adaptive_routing.routing_log.arrays import logged_routing, raw_array
 from adaptive_routing.routing_log.entries import RoutingStatistics
-from adaptive_routing.routing_log.workers import LogWorkers, Portion, write_at
+from adaptive_routing.routing_log.workers import LogWorkers, Portion, memory_file, write_at
 from adaptive_routing.system.files import atomic_path
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 # The log is written in portions of about this many tokens, by several workers at once. With 64 of 64 experts
 # and 16 layers in bfloat16 the arrays of one portion are 25 MB, its text 60 MB.
 _PORTION_TOKENS = 4096
+
+# Until it is put in order; the text of 200 samples with up to 16 of 64 experts in 16 layers fits.
+_TEXT_BYTES_IN_MEMORY = 1 << 28
 
 _SAFETENSORS_DTYPES = {
     torch.float32: "F32",
@@ -103,8 +106,11 @@ class RoutingLogWriter:
         self._entries: list[Any] = [None] * len(sample_lengths)  # (file, start, stop) of each
         self._workers = workers or LogWorkers(0)
         self._num_threads = max(1, self._workers.count)
-        self._threads = ThreadPoolExecutor(self._num_threads, thread_name_prefix="routing log")
+        # A new thread would compute with OpenMP's own number of threads, not with torch's.
+        threads = torch.set_num_threads, (torch.get_num_threads(),)
+        self._threads = ThreadPoolExecutor(self._num_threads, "routing log", *threads)
         self._lock = threading.Lock()
+        self._disk_files = set()
         self._under_way = deque()
         self._is_assembled = self._is_abandoned = False
 
@@ -114,8 +120,7 @@ class RoutingLogWriter:
             tensors = stack.enter_context(atomic_path(self.tensors_path, durable=False))
             self._text_files = queue.SimpleQueue()  # one a thread, each taken while it is written to
             for _ in range(self._num_threads):
-                text = tempfile.TemporaryFile(dir=self.json_path.parent)
-                self._text_files.put(stack.enter_context(text))
+                self._text_files.put(stack.enter_context(memory_file()))
             self._tensors = stack.enter_context(_SafetensorsFile(tensors, self._layout, self.head))
             self._tensors.write("sample_offsets", 0, self.sample_offsets)
             self._tensors.write("sequence_offsets", 0, self.sequence_offsets)
@@ -135,11 +140,7 @@ class RoutingLogWriter:
                 self._threads.shutdown(cancel_futures=True)
 
     def end_of_samples(self) -> None:
-        """Say that all samples have been handed over: the JSON is put together.
-
-        With workers this goes on beside the caller, until the context is left; without them it is done on
-        return, so that nothing else uses the caller's cores.
-        """
+        """Say that all samples have been handed over: the JSON is put together, until the context is left."""
         self._is_assembled = True
         written, self._under_way = self._under_way, deque()
         self._begin(self._assemble_json, written)
@@ -152,10 +153,10 @@ class RoutingLogWriter:
         token_ids: torch.Tensor,
         token_losses: torch.Tensor,
     ) -> None:
-        """Begin to write the samples of a batch, beside the caller if there are workers.
+        """Begin to write the samples of a batch, in another thread.
 
         Returns when all but the last portions of the batch before are written, so that memory does not grow
-        with the number of samples. Without workers it returns when all is written.
+        with the number of samples.
 
         Args:
             indices: of the samples in the data set.
@@ -172,15 +173,7 @@ class RoutingLogWriter:
             self._begin(self._write, indices[own], samples[own], *portion)
 
     def _begin(self, work, *arguments):
-        """Do some work, beside the caller if there are workers.
-
-        Only then in another thread: a second thread that computes with torch would have threads of its own
-        for it, and on a machine with few cores that slows the model down several times.
-        """
-        if self._workers.count:
-            self._under_way.append(self._threads.submit(work, *arguments))
-        else:
-            work(*arguments)
+        self._under_way.append(self._threads.submit(work, *arguments))
 
     def _wait(self):
         """Wait until everything begun is written; raises what went wrong there."""
@@ -208,12 +201,27 @@ class RoutingLogWriter:
             start = text.seek(0, os.SEEK_END)
             lengths, statistics = self._workers.write_portion(portion, text, self._tensors)
         finally:
-            self._text_files.put(text)
+            self._text_files.put(self._with_room(text))
         for index, length in zip(indices, lengths, strict=True):
             self._entries[index] = text, start, start + length
             start += length
         with self._lock:
             self.statistics.merge(statistics)
+
+    def _with_room(self, text):
+        """The file that the next portion's text goes to: this one, or one on the disk when this one is full.
+
+        Text is written twice, since samples arrive in any order. What memory holds until then saves the disk
+        half of the work; a large log's text goes to the disk.
+        """
+        is_full = text.seek(0, os.SEEK_END) >= _TEXT_BYTES_IN_MEMORY // self._num_threads
+        if not is_full or text in self._disk_files:
+            return text
+        with self._lock:
+            file = tempfile.TemporaryFile(dir=self.json_path.parent)  # noqa: SIM115 -- closed by the stack
+            self._stack.enter_context(file)
+            self._disk_files.add(file)
+        return file
 
     def write_second_pass(
         self,
@@ -262,7 +270,7 @@ def _copy(source, target, start, stop):
     source.flush()
     while start < stop:
         try:
-            copied = os.copy_file_range(source.fileno(), target.fileno(), stop - start, start)
+            copied = os.sendfile(target.fileno(), source.fileno(), start, stop - start)
         except (AttributeError, OSError):  # not on Linux, or not on this file system
             copied = 0
         if not copied:

@@ -4,6 +4,7 @@ Every fault is an InputError of one sentence that names the key, what was found 
 module is imported each time Snakemake parses the workflow, so it imports nothing heavy.
 """
 
+import copy
 import difflib
 import json
 import os
@@ -12,6 +13,8 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
+
+import yaml
 
 from adaptive_routing.settings.configurations import EXPERT_COUNTS, Configuration, grid
 from adaptive_routing.settings.schema import alternatives, schema, shown, validated
@@ -154,6 +157,46 @@ def load_settings(
     return settings
 
 
+def imported_config(config: dict[str, Any], folder: Path | str) -> dict[str, Any]:
+    """The config of a study in a workflow that imports this one: `config` laid over `folder`/config.yaml.
+
+    So it names what differs from there alone, as a file given with --configfile does. Models, data sets and
+    tables that are named by a relative path are looked for in the working directory, then in `folder`, and
+    get the absolute one: before relative paths Snakemake puts the prefix of a module.
+    """
+    folder = Path(folder)
+    config = _merged(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")), config)
+    null_distribution = _section(config, "null_distribution")
+    named = [(_section(config, "model"), "name"), (null_distribution, "table")]
+    named += [(_section(null_distribution, "calibration"), "source")]
+    named += [
+        (_section(_section(config, "datasets"), name), "source") for name in _section(config, "datasets")
+    ]
+    for section, key in named:
+        if isinstance(section.get(key), str):
+            places = (Path.cwd() / section[key], folder / section[key])
+            section[key] = next((str(path) for path in places if path.exists()), section[key])
+    return config
+
+
+def _merged(below, above):
+    """A copy of nested dicts laid over others; all else replaces what is below it."""
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return copy.deepcopy(above)
+    return {
+        key: _merged(below[key], above[key])
+        if key in below and key in above
+        else copy.deepcopy({**below, **above}[key])
+        for key in {**below, **above}
+    }
+
+
+def _section(config, key):
+    """A section of a config that may be wrong: {} where it is none."""
+    section = config.get(key)
+    return section if isinstance(section, dict) else {}
+
+
 def needs_p_values(configuration: Configuration) -> bool:
     """Whether a Configuration's strategy needs p-values: what its entry in the schema says."""
     strategies = schema()["properties"]["strategies"]["properties"]
@@ -162,7 +205,7 @@ def needs_p_values(configuration: Configuration) -> bool:
 
 def check_against_model(settings: Settings, num_experts: int) -> None:
     """Raise InputError where `settings` ask for more experts than a layer's `num_experts`."""
-    for configuration in settings["configurations"]:
+    for configuration in grid(settings["strategies"]):
         if configuration.max_experts > num_experts:
             key = next(key for key in EXPERT_COUNTS if key in configuration.parameters)
             index = settings["strategies"][configuration.strategy][key].index(configuration.max_experts)

@@ -1,15 +1,15 @@
-"""Outputs that appear whole or not at all, and JSON that any reader takes."""
+"""Outputs that appear whole or not at all, and what is said of files that are damaged.
+
+No result depends on this module, and nothing is stale after an edit of it (`jobs.fingerprint`).
+"""
 
 import contextlib
 import errno
-import math
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import orjson
 
 from adaptive_routing.system.errors import InputError, OutputError
@@ -64,36 +64,6 @@ def _error_number(error):
     return int(found[1]) if found else None
 
 
-def to_json(value: object, indent: bool = True) -> bytes:
-    """Encode `value` as strict JSON bytes: NumPy numbers and arrays allowed, NaN and infinity refused."""
-    _refuse_non_finite(value, "$")
-    options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
-    if indent:
-        options |= orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
-    return orjson.dumps(value, option=options)
-
-
-def write_json(path: Path | str, value: object) -> None:
-    """Write `value` to `path` as indented strict JSON, whole or not at all."""
-    data = to_json(value)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
-
-
-def read_json(path: Path | str, remedy: str = MADE_ANEW) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        InputError: it cannot be read, or is not JSON; the sentence ends with the remedy.
-    """
-    try:
-        return orjson.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}); {remedy}") from error
-
-
 @contextlib.contextmanager
 def blaming(schema: str, *paths: Path | str) -> Iterator[None]:
     """Do work with JSON files; where it fails and one of them violates their schema, say that instead.
@@ -101,7 +71,7 @@ def blaming(schema: str, *paths: Path | str) -> Iterator[None]:
     The files are checked only then: checking takes longer than most of the work.
 
     Args:
-        schema: "summary" or "metrics", for schemas/{schema}.schema.json.
+        schema: a name, for schemas/{schema}.schema.json, or a function that makes the schema.
         paths: of the files.
 
     Raises:
@@ -121,10 +91,11 @@ def blaming(schema: str, *paths: Path | str) -> Iterator[None]:
 def _first_violation(schema, paths):
     import jsonschema  # takes long, and is seldom needed
 
-    schema_path = Path(__file__).parents[3] / "schemas" / f"{schema}.schema.json"
-    validator = jsonschema.Draft202012Validator(read_json(schema_path))
+    folder = Path(__file__).parents[3] / "schemas"
+    found = schema() if callable(schema) else orjson.loads((folder / f"{schema}.schema.json").read_bytes())
+    validator = jsonschema.Draft202012Validator(found)
     for path in paths:
-        content = read_json(path)
+        content = orjson.loads(Path(path).read_bytes())
         violation = jsonschema.exceptions.best_match(validator.iter_errors(content))
         if violation is not None:
             # Some messages start with the whole of what was found.
@@ -139,17 +110,3 @@ def excerpt(value: object) -> str:
     """A value as JSON, on one line and in at most 80 characters."""
     text = orjson.dumps(value, default=str).decode()
     return text if len(text) <= 80 else f"{text[:79]}…"
-
-
-def _refuse_non_finite(value, where):
-    # orjson turns NaN into null silently; a hole in a result must be a decision, not an accident.
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{where} is {value}; use None for a value that does not exist")
-    if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all():
-        raise ValueError(f"{where} holds NaN or infinity; use None for a value that does not exist")
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _refuse_non_finite(item, f"{where}.{key}")
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            _refuse_non_finite(item, f"{where}[{index}]")

@@ -1,23 +1,22 @@
 """Cross-layer: how the number of experts differs between layers and agrees along a token's path."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from adaptive_routing.analysis.metrics.declaration import metric
 
 
-def layer_expert_variance(expert_counts: NDArray[np.integer]) -> float | None:
+@metric(
+    "cross-layer", "experts²", "none", "variance over layers of the mean count", one_of_16=True, minimum=0
+)
+def layer_expert_variance(expert_counts) -> float | None:
     """Compute the (population) variance over layers of the mean count (T, L); None for a single layer."""
     if expert_counts.shape[1] < 2:
         return None
     return float(np.var(expert_counts.mean(axis=0)))
 
 
-def layer_consistency_score(expert_counts: NDArray[np.integer]) -> float | None:
+@metric("cross-layer", "", "none", "mean correlation of counts in adjacent layers", one_of_16=True)
+def layer_consistency_score(expert_counts) -> float | None:
     """Average the Pearson correlation over tokens of the counts (T, L) in adjacent layers.
 
     None for a single layer and where a layer's counts are constant: a mean over the other pairs would

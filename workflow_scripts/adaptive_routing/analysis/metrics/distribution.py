@@ -1,21 +1,24 @@
 """Distribution: how evenly the work spreads over a layer's experts."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from adaptive_routing.analysis.metrics.declaration import metric
 
 
-def expert_utilization(expert_usage: NDArray[np.int64]) -> float:
+@metric(
+    "distribution", "", "higher", "share of experts used at all, mean over layers",
+    one_of_16=True, minimum=0, maximum=1, per_layer=True,
+)  # fmt: skip
+def expert_utilization(expert_usage) -> float:
     """Compute the share of experts used at all, mean over layers; expert_usage (L, E) counts."""
     return float(np.mean(expert_usage > 0))
 
 
-def gini_coefficient(expert_usage: NDArray[np.int64]) -> float | None:
+@metric(
+    "distribution", "", "lower", "inequality of expert usage, mean over layers",
+    one_of_16=True, minimum=0, maximum=1, per_layer=True,
+)  # fmt: skip
+def gini_coefficient(expert_usage) -> float | None:
     """Average each layer's Gini coefficient of expert usage (L, E) over the layers that use experts.
 
     2·Σ i·x_(i) / (n·Σ x) − (n + 1)/n with x ascending and i from 1 (Sen, On Economic Inequality, 1973):

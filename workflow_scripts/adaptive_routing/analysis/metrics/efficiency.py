@@ -1,23 +1,20 @@
 """Efficiency: how much work a routing configuration saves against the model's native top-k."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from adaptive_routing.model.description import ModelShapes
+from adaptive_routing.analysis.metrics.declaration import metric
 
 # Share of a model's compute that its experts take at the native top-k, in the cost model of
 # `flops_reduction_pct`.
 EXPERT_SHARE = 0.6
 
 
-def expert_activation_ratio(avg_experts: float, k_or_max_k: int) -> float:
+@metric("efficiency", "", "lower", "mean selected experts per token-layer / k or max_k", one_of_16=True)
+def expert_activation_ratio(avg_experts, k_or_max_k) -> float:
     """Compute mean selected experts per token and layer / k or max_k."""
     return avg_experts / k_or_max_k
 
 
-def flops_reduction_pct(avg_experts: float, native_top_k: int, num_experts: int) -> float:
+@metric("efficiency", "%", "higher", "compute saved against native top-k, 60 % in experts", one_of_16=True)
+def flops_reduction_pct(avg_experts, native_top_k, num_experts) -> float:
     """Compute 100·(c(native) − c(avg)) / c(native) with c(k) = f·k/E + (1 − f), f = 0.6."""
 
     def cost(k):
@@ -26,15 +23,20 @@ def flops_reduction_pct(avg_experts: float, native_top_k: int, num_experts: int)
     return 100 * (cost(native_top_k) - cost(avg_experts)) / cost(native_top_k)
 
 
-def flops_reduction_exact_pct(
-    avg_experts: float, native_top_k: int, shapes: ModelShapes, mean_sequence_length: float
-) -> float:
+@metric("efficiency", "%", "higher", "fewer experts than the native top-k")
+def reduction_vs_baseline(avg_experts, native_top_k) -> float:
+    """Compute the percentage by which fewer experts run than at the native top-k."""
+    return 100 * (1 - avg_experts / native_top_k)
+
+
+@metric("efficiency", "%", "higher", "compute saved, from the model's shapes")
+def flops_reduction_exact_pct(avg_experts, native_top_k, shapes, mean_sequence_length) -> float:
     """Compute the same reduction with `flops_per_token` in place of the cost model."""
     native = flops_per_token(native_top_k, shapes, mean_sequence_length)
     return 100 * (native - flops_per_token(avg_experts, shapes, mean_sequence_length)) / native
 
 
-def flops_per_token(experts: float, shapes: ModelShapes, mean_sequence_length: float) -> float:
+def flops_per_token(experts, shapes, mean_sequence_length):
     """Count the floating-point operations of one token's forward pass, two for each multiply–add.
 
     With hidden size h, expert width m, attention heads a of size d, key-value heads g, sequences of s tokens:
@@ -55,8 +57,7 @@ def flops_per_token(experts: float, shapes: ModelShapes, mean_sequence_length: f
     query_width = shapes["num_attention_heads"] * shapes["head_dim"]
     key_value_width = shapes["num_key_value_heads"] * shapes["head_dim"]
     expert, shared_expert, dense = (
-        3 * hidden * shapes[f"{kind}intermediate_size"]  # ty: ignore[non-literal-typed-dict-key]
-        for kind in ("", "shared_expert_", "dense_")
+        3 * hidden * shapes[f"{kind}intermediate_size"] for kind in ("", "shared_expert_", "dense_")
     )
     multiply_adds = (
         layers * (2 * hidden * query_width + 2 * hidden * key_value_width)
@@ -66,8 +67,3 @@ def flops_per_token(experts: float, shapes: ModelShapes, mean_sequence_length: f
         + hidden * shapes["vocab_size"]
     )
     return 2 * multiply_adds
-
-
-def reduction_vs_baseline(avg_experts: float, native_top_k: int) -> float:
-    """Compute the percentage by which fewer experts run than at the native top-k."""
-    return 100 * (1 - avg_experts / native_top_k)

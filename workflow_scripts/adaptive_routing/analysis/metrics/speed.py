@@ -1,22 +1,24 @@
 """Speed: forward time on the device, synchronised; loading, tokenising and writing are not in it."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from adaptive_routing.analysis.metrics.declaration import metric
 
 
-def tokens_per_second(num_tokens: int, forward_seconds: float) -> float:
+@metric(
+    "speed", "tokens/s", "higher", "evaluated tokens / forward time", one_of_16=True, minimum=0, timed=True
+)
+def tokens_per_second(num_tokens, forward_seconds) -> float:
     """Compute evaluated tokens / forward time."""
     return num_tokens / forward_seconds
 
 
-def latency_ms_per_token(seconds: Sequence[float], tokens: Sequence[int]) -> float | None:
+@metric(
+    "speed", "ms/token", "lower", "median batch-of-one forward time per token",
+    one_of_16=True, minimum=0, timed=True,
+)  # fmt: skip
+def latency_ms_per_token(single_sample_seconds, single_sample_tokens) -> float | None:
     """Compute the median over samples of batch-of-one forward time / tokens; None without a sample."""
-    if len(seconds) == 0:
+    if len(single_sample_seconds) == 0:
         return None
-    return float(np.median(1000 * np.asarray(seconds) / np.asarray(tokens)))
+    return float(np.median(1000 * np.asarray(single_sample_seconds) / np.asarray(single_sample_tokens)))

@@ -71,7 +71,6 @@ def run(request: ExperimentRequest, cache: Cache) -> None:
             "dataset": dataset_settings,
             "second_pass_samples": request["second_pass_samples"],
             "null_distribution": null_distribution.metadata if null_distribution else None,
-            "seed": request["seed"],
         },
         ExperimentFiles(**request["outputs"]),
         cache.log_workers,

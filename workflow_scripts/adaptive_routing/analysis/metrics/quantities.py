@@ -1,0 +1,132 @@
+"""What metrics are functions of: the quantities of one experiment, each made when a metric first needs it."""
+
+from functools import cached_property
+from types import SimpleNamespace
+
+import numpy as np
+
+from adaptive_routing.analysis.metrics.behaviour import native_similarity
+from adaptive_routing.analysis.metrics.selections import expert_usage
+
+# Router logits held in memory at a time: few enough to stay in the processor's cache.
+BLOCK_ELEMENTS = 1 << 18
+# Router logits whose overlap with the native selection is averaged at a time.
+CHUNK_ELEMENTS = 1 << 24
+
+
+class Quantities:
+    """An experiment's quantities, from its summary and its tensors (an open `TensorFile`).
+
+    T tokens, L layers, E experts; T2 tokens of the first samples, which have a second pass.
+
+    Attributes:
+        tensors: the open file itself.
+        dataset: the data set's name.
+        scores: the summary's `metrics`, name to number.
+        accuracies: the data set's accuracy alone; empty where it has none.
+        k_or_max_k: k of top-k, max_k of others.
+        min_k, max_k: bounds of the expert counts; None where they are fixed, as with top-k.
+        native_top_k, num_experts, shapes: the model's.
+        num_samples, num_tokens, mean_sequence_length: what was evaluated.
+        forward_seconds: of all passes.
+        single_sample_seconds, single_sample_tokens: of each pass of one sample alone.
+    """
+
+    def __init__(self, summary, tensors):
+        dataset, scores, totals = summary["dataset"], summary["metrics"], summary["summary"]
+        routing, timings = summary["routing"], summary["timings"]
+        bounded = summary["strategy"] != "topk"
+        single_sample = timings.get("single_sample") or {"seconds": [], "tokens": []}
+        self.tensors, self.dataset, self.scores = tensors, dataset, scores
+        self.accuracies = [scores[f"{dataset}_accuracy"]] if f"{dataset}_accuracy" in scores else []
+        self.k_or_max_k, self.native_top_k = summary["k_or_max_k"], routing["native_top_k"]
+        self.min_k, self.max_k = (routing[key] if bounded else None for key in ("min_k", "max_k"))
+        self.num_experts, self.shapes = summary["num_experts"], summary["provenance"]["model"]["shapes"]
+        self.num_samples, self.num_tokens = totals["total_samples"], totals["total_tokens"]
+        self.mean_sequence_length = totals["total_tokens"] / totals["total_sequences"]
+        self.forward_seconds = timings["forward_seconds"]
+        self.single_sample_seconds = single_sample["seconds"]
+        self.single_sample_tokens = single_sample["tokens"]
+
+    def of_layer(self, layer):
+        """What the metrics of a layer are functions of."""
+        counts, usage = self.expert_counts[:, [layer]], self.expert_usage[[layer]]
+        return SimpleNamespace(expert_counts=counts, expert_usage=usage, min_k=self.min_k, max_k=self.max_k)
+
+    @cached_property
+    def expert_counts(self):
+        """(T, L)."""
+        return self.tensors.read("expert_counts")
+
+    @cached_property
+    def avg_experts(self):
+        """Mean expert count."""
+        return float(self.expert_counts.mean())
+
+    @cached_property
+    def layer_histograms(self):
+        """(L, E + 1): tokens with 0, 1, … E experts."""
+        columns = self.expert_counts.T
+        return np.stack([np.bincount(layer, minlength=self.num_experts + 1) for layer in columns])
+
+    @cached_property
+    def histogram(self):
+        """(E + 1,): token-layers with 0, 1, … E experts."""
+        return self.layer_histograms.sum(axis=0)
+
+    @property
+    def expert_usage(self):
+        """(L, E): how often each expert is selected."""
+        return self._usage_and_native_overlap[0]
+
+    @property
+    def mean_native_similarity(self):
+        """`native_similarity`, mean over token-layers."""
+        return self._usage_and_native_overlap[1]
+
+    @cached_property
+    def _usage_and_native_overlap(self):
+        """Both from one reading of the large tensors, in blocks of tokens."""
+        num_tokens, num_layers, _ = self.tensors.shape("router_logits")
+        num_experts = self.num_experts
+        chunk, block = (max(1, n // (num_layers * num_experts)) for n in (CHUNK_ELEMENTS, BLOCK_ELEMENTS))
+        usage = np.zeros((num_layers, num_experts), dtype=np.int64)
+        overlap = 0.0
+        for start in range(0, num_tokens, chunk):
+            stop = min(start + chunk, num_tokens)
+            similarity = np.empty((stop - start, num_layers))
+            for first in range(start, stop, block):
+                last = min(first + block, stop)
+                selected = self.tensors.read("selected_experts", first, last)
+                usage += expert_usage(selected, num_experts)
+                # The native top-k needs no more than the order of the logits.
+                logits = self.tensors.read_order("router_logits", first, last)
+                similarity[first - start : last - start] = native_similarity(
+                    logits, selected, self.native_top_k
+                )
+            overlap += float(np.mean(similarity)) * (stop - start) / num_tokens
+        return usage, overlap
+
+    @cached_property
+    def second_pass_selected_experts(self):
+        """(T2, L, ⌈E/8⌉) packed; None without a second pass."""
+        return self._of_second_pass("second_pass_selected_experts")
+
+    @cached_property
+    def first_pass_selected_experts(self):
+        """The same tokens' selection in the run."""
+        second = self.second_pass_selected_experts
+        return None if second is None else self.tensors.read("selected_experts", 0, len(second))
+
+    @property
+    def second_pass_greedy_tokens(self):
+        """(T2,) the greedy next token at each position; None without a second pass."""
+        return self._of_second_pass("second_pass_greedy_tokens")
+
+    @property
+    def greedy_tokens(self):
+        """The same of the run."""
+        return self._of_second_pass("greedy_tokens")
+
+    def _of_second_pass(self, name):
+        return self.tensors.read(name) if "second_pass_selected_experts" in self.tensors else None
