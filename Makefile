@@ -27,7 +27,7 @@ lint: $(VENV)/.test-ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile rules
-	$(BIN)/ty check --quiet
+	$(BIN)/ty check
 	$(BIN)/snakemake --lint
 
 clean:  ## the environment and Snakemake's records; results stay

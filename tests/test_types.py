@@ -1,9 +1,16 @@
 """Type hints: modules say the types of all that others may use; `make lint` checks that they are right."""
 
 import ast
+import json
+import typing
 
 import pytest
+from adaptive_routing.evaluation.experiment import Summary
 from adaptive_routing.jobs.fingerprint import code_modules
+from adaptive_routing.model.description import ModelDescription, ModelShapes
+from adaptive_routing.model.inspect import inspect_model
+from adaptive_routing.settings.load import DatasetSettings, Settings
+from adaptive_routing.settings.schema import resolved, schema
 from study_folder import REPOSITORY
 
 PACKAGE = REPOSITORY / "workflow_scripts/adaptive_routing"
@@ -67,3 +74,28 @@ def test_a_fingerprint_leaves_out_what_only_the_type_checker_imports():
     covered = code_modules("tabulate_results")
     assert "adaptive_routing.analysis.tables" in covered
     assert not [name for name in covered if name.startswith("adaptive_routing.evaluation")]
+
+
+def disagreements(node, typed, where=""):
+    """The keys that a schema's node has and a TypedDict lacks, by their places."""
+    hints, found = typing.get_type_hints(typed), []
+    for key, child in resolved(node).get("properties", {}).items():
+        if key not in hints:
+            found.append(f"{where}{key}")
+        elif typing.is_typeddict(hints[key]):
+            found += disagreements(child, hints[key], f"{where}{key}.")
+    return found
+
+
+def test_the_settings_and_the_summary_have_the_types_that_their_schemas_describe():
+    assert not disagreements(schema(), Settings)
+    for dataset in resolved(schema()["properties"]["datasets"])["properties"].values():
+        assert not disagreements(dataset, DatasetSettings)
+    summary = json.loads((REPOSITORY / "schemas/summary.schema.json").read_text(encoding="utf-8"))
+    assert not disagreements(summary, Summary)
+
+
+def test_the_description_of_a_model_has_the_type_that_it_says():
+    description = inspect_model(REPOSITORY / "resources/embedded_model")
+    assert set(description) == set(typing.get_type_hints(ModelDescription))
+    assert set(description["shapes"]) == set(typing.get_type_hints(ModelShapes))
