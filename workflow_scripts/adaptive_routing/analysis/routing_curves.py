@@ -1,6 +1,6 @@
 """From a summary's sums to what is drawn: means, standard errors, correlations, ranges of counts.
 
-`arrays` is always what `routing_summary.read_summary` gives.
+`arrays` is always what `routing_summary.read_routing_summary` gives.
 """
 
 import numpy as np

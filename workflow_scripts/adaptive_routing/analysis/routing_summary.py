@@ -137,7 +137,7 @@ def sample_tokens(shown, sample_offsets, sequence_offsets, token_ids, losses, co
     }
 
 
-def write_summary(path, head, arrays, sample_ids):
+def write_routing_summary(path, head, arrays, sample_ids):
     """Write a summary with the experiment's head and the shown samples' ids as metadata."""
     metadata = {"head": json.dumps(head), "sample_ids": json.dumps(sample_ids)}
     with atomic_path(path) as temporary:
@@ -145,7 +145,7 @@ def write_summary(path, head, arrays, sample_ids):
         sort_metadata(temporary)
 
 
-def read_summary(path):
+def read_routing_summary(path):
     """Read a summary: (head, arrays, ids of the shown samples); `InputError` when it is none."""
     with TensorFile(path) as file:
         if "co_selection" not in file:

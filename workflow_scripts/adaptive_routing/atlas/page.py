@@ -23,7 +23,7 @@ from adaptive_routing.analysis.routing_curves import (
     position_means,
     ranges_within,
 )
-from adaptive_routing.analysis.routing_summary import read_summary
+from adaptive_routing.analysis.routing_summary import read_routing_summary
 from adaptive_routing.atlas.tokens import token_texts
 from adaptive_routing.system.errors import InputError
 
@@ -50,7 +50,7 @@ def make_page(paths, model, baseline):
     if not paths:
         raise InputError("the routing atlas has nothing to show: there is no summary of any experiment.")
     for path in paths:
-        head, arrays, sample_ids = read_summary(path)
+        head, arrays, sample_ids = read_routing_summary(path)
         num_layers, num_experts, _ = arrays["co_selection"].shape
         with_pairs = len(paths) * num_layers * num_experts * (num_experts - 1) // 2 <= MOST_PAIRS
         data = page_data(arrays, with_pairs)

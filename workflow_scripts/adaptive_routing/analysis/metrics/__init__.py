@@ -1,7 +1,7 @@
-"""The metrics of one experiment: one module a category, one function a metric.
+"""The metrics of one experiment: one module per category, one function per metric.
 
-`METRICS` are the 16 of the study, `EXTRA_METRICS` what stands beside them; `compute_metrics` gives the
-content of metrics/{config}_{dataset}.json. What a strategy or a data set cannot have is None, never 0.
+`METRICS` are the 16 of the study, `EXTRA_METRICS` further ones; `compute_metrics` returns the content of
+metrics/{config}_{dataset}.json. A metric that a strategy or a data set cannot have is None, never 0.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,9 @@ from adaptive_routing.analysis.metrics.stability import expert_overlap_score, ou
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.files import excerpt
 
-HEAD = ("config", "strategy", "k_or_max_k", "alpha", "num_experts", "dataset")
+# What identifies a configuration, and an experiment, in summaries and tables.
+CONFIGURATION_KEYS = ("config", "strategy", "k_or_max_k", "alpha", "num_experts")
+HEAD = (*CONFIGURATION_KEYS, "dataset")
 
 # Router logits held in memory at a time: few enough to stay in the processor's cache.
 BLOCK_ELEMENTS = 1 << 18
@@ -40,7 +42,7 @@ CHUNK_ELEMENTS = 1 << 24
 
 @dataclass(frozen=True)
 class Metric:
-    """What a reader of a table or a figure needs to know of a metric; better: higher, lower or none."""
+    """What a reader of a table or a figure needs to know about a metric; better: higher, lower or none."""
 
     name: str
     category: str
@@ -119,15 +121,15 @@ EXTRA_METRICS = (
     Metric("total_tokens", "size", "tokens", "none", "evaluated tokens"),
     Metric("forward_seconds", "size", "s", "none", "forward time of the run"),
 )
-# What a clock decides: it differs between equal runs.
+# Measured times: they differ between otherwise identical runs.
 TIMING_METRICS = ("tokens_per_second", "latency_ms_per_token", "forward_seconds")
 
 
 def compute_metrics(summary, tensors):
     """Compute all metrics of one experiment from its summary and its tensors (an open `TensorFile`).
 
-    Returns the head, `metrics` (name to number or None) and `per_layer` (lists with an entry a layer).
-    Raises InputError where the two are not of one run.
+    Returns the head, `metrics` (name to number or None) and `per_layer` (lists with one entry per layer).
+    Raises InputError where the two come from different runs.
     """
     _check_same_run(summary, tensors)
     dataset, scores, totals = summary["dataset"], summary["metrics"], summary["summary"]
@@ -209,13 +211,13 @@ def _check_same_run(summary, tensors):
     head, shape = tensors.metadata_json("head"), tensors.shape("router_logits")
     provenance = head.pop("provenance", {})
     stated = head | provenance | {"total_tokens": shape[0], "num_experts": shape[2]}
-    # The summary's provenance says more: when, where and by which code it was made.
+    # The summary's provenance holds more than the tensors': when, where and by which code it was made.
     expected = summary | summary["provenance"] | {"total_tokens": summary["summary"]["total_tokens"]}
-    for key, found in stated.items():
-        if found != expected.get(key):
+    for key, value in stated.items():
+        if value != expected.get(key):
             raise InputError(
-                f"{tensors.path} is not of the run that the summary of {summary['config']} on "
-                f"{summary['dataset']} tells of: {key} is {excerpt(found)} there and "
+                f"{tensors.path} and the summary of {summary['config']} on {summary['dataset']} come from "
+                f"different runs: {key} is {excerpt(value)} in the tensors and "
                 f"{excerpt(expected.get(key))} in the summary; delete both and run again"
             )
 
@@ -233,7 +235,7 @@ def _usage_and_native_overlap(tensors, num_experts, native_top_k):
             last = min(first + block, stop)
             selected = tensors.read("selected_experts", first, last)
             usage += expert_usage(selected, num_experts)
-            # The native top-k needs no more than the order of the logits.
+            # The native top-k depends only on the order of the logits.
             logits = tensors.read_order("router_logits", first, last)
             similarity[first - start : last - start] = native_similarity(logits, selected, native_top_k)
         overlap += float(np.mean(similarity)) * (stop - start) / num_tokens

@@ -8,7 +8,7 @@ from adaptive_routing.analysis.metrics.selections import jaccard_similarity, top
 
 
 def adaptive_range(expert_counts):
-    """Compute the largest − the smallest expert count; expert_counts (T, L)."""
+    """Compute the largest minus the smallest expert count; expert_counts (T, L)."""
     return int(expert_counts.max()) - int(expert_counts.min())
 
 

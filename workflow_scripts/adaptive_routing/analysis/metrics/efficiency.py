@@ -1,4 +1,4 @@
-"""Efficiency: how much work a routing configuration saves against the model's native top-k."""
+"""Efficiency: how much work a routing configuration saves compared with the model's native top-k."""
 
 # Share of a model's compute that its experts take at the native top-k, in the cost model of
 # `flops_reduction_pct`.
@@ -20,7 +20,7 @@ def flops_reduction_pct(avg_experts, native_top_k, num_experts):
 
 
 def flops_reduction_exact_pct(avg_experts, native_top_k, shapes, mean_sequence_length):
-    """Compute the same reduction with `flops_per_token` in place of the cost model."""
+    """Compute the same reduction with `flops_per_token` instead of the cost model."""
     native = flops_per_token(native_top_k, shapes, mean_sequence_length)
     return 100 * (native - flops_per_token(avg_experts, shapes, mean_sequence_length)) / native
 
@@ -38,7 +38,7 @@ def flops_per_token(experts, shapes, mean_sequence_length):
         dense feed-forward      3·h·m'' (m'' its width)                      layers that are not MoE
         lm_head                 h·vocabulary                                 once
 
-    Normalisation, activations, softmax and the embedding look-up are left out: they take no matrix product.
+    Normalisation, activations, softmax and the embedding look-up are left out: they are no matrix products.
     `shapes` is the summary's `provenance.model.shapes`.
     """
     hidden = shapes["hidden_size"]
@@ -59,5 +59,5 @@ def flops_per_token(experts, shapes, mean_sequence_length):
 
 
 def reduction_vs_baseline(avg_experts, native_top_k):
-    """Compute the percentage by which fewer experts run than at the native top-k."""
+    """Compute by how many percent fewer experts run than at the native top-k."""
     return 100 * (1 - avg_experts / native_top_k)

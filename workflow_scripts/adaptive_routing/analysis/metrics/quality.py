@@ -1,4 +1,4 @@
-"""Quality: how well the model does under a routing configuration; its perplexities are the summary's."""
+"""Quality: how well the model does under a routing configuration. Perplexities come from the summary."""
 
 import numpy as np
 

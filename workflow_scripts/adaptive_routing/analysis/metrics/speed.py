@@ -1,4 +1,4 @@
-"""Speed: forward time on the device, synchronised; loading, tokenising and writing are not in it."""
+"""Speed: synchronised forward time on the device, without loading, tokenising and writing."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ def tokens_per_second(num_tokens, forward_seconds):
 
 
 def latency_ms_per_token(seconds, tokens):
-    """Compute the median over samples of batch-of-one forward time / tokens; None without a sample."""
+    """Compute the median over samples of batch-of-one forward time / tokens; None without samples."""
     if len(seconds) == 0:
         return None
     return float(np.median(1000 * np.asarray(seconds) / np.asarray(tokens)))
