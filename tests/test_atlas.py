@@ -233,7 +233,7 @@ def test_equal_experiments_give_equal_files(made_up, tmp_path):
 
 def test_a_file_that_is_no_summary_is_refused(made_up):
     tensors = made_up[0].tensors[0]
-    with pytest.raises(InputError, match=f"{tensors.name} is no summary of the routing atlas"):
+    with pytest.raises(InputError, match=f"{tensors.name} is not a summary of the routing atlas"):
         routing_summary.read_routing_summary(tensors)
 
 
@@ -636,7 +636,7 @@ def test_one_configuration_on_one_data_set_is_a_page(browser, made_up, tmp_path)
 
 
 def test_a_study_without_experiments_is_an_error():
-    with pytest.raises(InputError, match="there is no summary of any experiment"):
+    with pytest.raises(InputError, match="there is no summary of an experiment"):
         make_page([], EMBEDDED, BASELINE)
 
 

@@ -165,9 +165,9 @@ def test_too_few_prompts_can_show_nothing():
     assert smallest_attainable_p([1]) == 1
     text = described(summary("8experts_bh_a030", values, levels))
     assert (
-        "(4) leave it undecided: whatever the expert counts, the Holm-corrected p would not be below the level"
-        in text
-    )
+        "(4) leave it undecided: whatever the expert counts, the Holm-corrected p would not be below the "
+        "level"
+    ) in text
 
 
 def test_sentences_where_there_is_little_to_say():

@@ -9,7 +9,7 @@ LOCAL_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
 def load_rows(source, subset=None, split=None, revision=None, name="dataset"):
-    """The rows of a hub data set or a local JSONL/parquet file, in order, as dicts.
+    """Yield the rows of a hub data set or a local JSONL/parquet file, in order, as dicts.
 
     Raises:
         InputError: the source cannot be read.
@@ -20,7 +20,7 @@ def load_rows(source, subset=None, split=None, revision=None, name="dataset"):
     suffix = Path(source).suffix
     try:
         if suffix in LOCAL_FORMATS:
-            # A local file is read anew each time: a cache would only be a second copy of it.
+            # A local file is read each time: a cache would only be a second copy of it.
             with tempfile.TemporaryDirectory() as cache:
                 rows = datasets.load_dataset(
                     LOCAL_FORMATS[suffix], data_files=str(source), split="train", cache_dir=cache
@@ -29,7 +29,7 @@ def load_rows(source, subset=None, split=None, revision=None, name="dataset"):
         else:
             yield from datasets.load_dataset(source, subset, split=split, revision=revision)
     except Exception as error:
-        # `datasets` wraps what is wrong with a file in "An error occurred while generating the dataset".
+        # `datasets` wraps the actual error in "An error occurred while generating the dataset".
         cause = error.__cause__ or error
         reason = " ".join(str(cause).split()) or "it holds no rows"
         raise InputError(f"{name}: cannot read {source!r} ({reason})") from error

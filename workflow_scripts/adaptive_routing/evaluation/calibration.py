@@ -1,4 +1,4 @@
-"""Router logits of calibration text under the model's own routing: what null distributions are fitted to."""
+"""Router logits of calibration text under the model's own routing, to which null distributions are fitted."""
 
 import json
 
@@ -18,7 +18,7 @@ from adaptive_routing.system.tensor_files import sort_metadata
 
 
 def encode_calibration_text(rows, column, tokenizer, max_tokens, max_length):
-    """The first rows' tokens, up to `max_tokens` in all, each row cut to `max_length`.
+    """Encode the first rows, up to `max_tokens` tokens in total, each row cut to `max_length`.
 
     Returns:
         list of `samples.PreparedSample` with one sequence each.
@@ -50,9 +50,9 @@ def encode_calibration_text(rows, column, tokenizer, max_tokens, max_length):
 
 @torch.inference_mode()
 def collect_router_logits(loaded, samples, batch_tokens):
-    """Router logits of every token and layer under native routing: (T, L, E) in the model's dtype.
+    """Compute router logits of every token and layer under native routing: (T, L, E) in the model's dtype.
 
-    Tokens stand in the order of the samples, whatever the batches.
+    Tokens are in the order of the samples, however they are batched.
 
     Raises:
         InputError: a single sample does not fit into the device's memory, or router logits are not finite.
@@ -62,7 +62,7 @@ def collect_router_logits(loaded, samples, batch_tokens):
     queue = BatchQueue(model, samples, batch_tokens, "a smaller null_distribution.calibration.max_length")
     per_sample = [None] * len(samples)
 
-    @torch.inference_mode()  # holds in one thread only
+    @torch.inference_mode()  # applies to the current thread only
     def forward(batch):
         sequences = [samples[index].sequences[0] for index in batch]
         packing = Packing.of([sequence.num_inputs for sequence in sequences], model.device)
@@ -74,13 +74,13 @@ def collect_router_logits(loaded, samples, batch_tokens):
     with RouterPatcher(model, native) as patcher, packed_attention(model):
         for batch, (logits, lengths) in queue.results(forward):
             check_finite([samples[index] for index in batch], logits, finite_total(logits))
-            for index, own in zip(batch, logits.split(lengths), strict=True):
-                per_sample[index] = own
+            for index, of_sample in zip(batch, logits.split(lengths), strict=True):
+                per_sample[index] = of_sample
     return torch.cat(per_sample)
 
 
 def save_router_logits(path, router_logits, metadata):
-    """Write (T, L, E) router logits as safetensors, with what made them as metadata of JSON values."""
+    """Write (T, L, E) router logits as safetensors; the metadata, in JSON, tells how they were made."""
     with atomic_path(path) as temporary:
         save_file(
             {"router_logits": router_logits.contiguous()},

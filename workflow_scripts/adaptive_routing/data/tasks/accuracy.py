@@ -4,7 +4,7 @@ import math
 
 
 def accuracy_with_stderr(correct):
-    """Share of True and its standard error sqrt(a (1 − a) / (n − 1)), the harness's sample form.
+    """The share of True and its standard error sqrt(a (1 − a) / (n − 1)), as in the harness.
 
     The error is None for a single sample.
     """

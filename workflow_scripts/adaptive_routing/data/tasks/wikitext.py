@@ -12,7 +12,7 @@ regroup = iter
 
 
 def sample(row):
-    """A row's text as it stands; None if there is none."""
+    """A row's unchanged text; None if it is blank."""
     text = row["text"]
     return Sample(text.strip(), (Request(None, text),)) if text.strip() else None
 
@@ -23,7 +23,7 @@ def outcome(sample, scores):
 
 
 def metrics(outcomes):
-    """`perplexity` = exp(mean of the sample losses); `token_perplexity` weights every token alike."""
+    """`perplexity` = exp(mean of the sample losses); `token_perplexity` weights every token equally."""
     losses = [one["loss"] for one in outcomes]
     tokens = [one["num_predicted_tokens"] for one in outcomes]
     perplexity, stderr = exp_mean_with_stderr(losses)
