@@ -716,11 +716,11 @@ DAMAGES = {
     ),
     "tokens that are texts": (
         damaged("wikitext.json", *TOKENS, value=["a", "b"]),
-        rf"wikitext\.json: the token sequences of wikitext_0 do not fit{ANEW}",
+        rf"wikitext\.json: the token sequences of wikitext_0 are inconsistent{ANEW}",
     ),
     "tokens too few": (
         damaged("wikitext.json", *TOKENS, value=[3]),
-        rf"wikitext\.json: the token sequences of wikitext_0 do not fit{ANEW}",
+        rf"wikitext\.json: the token sequences of wikitext_0 are inconsistent{ANEW}",
     ),
     "tokens of another tokenizer": (
         damaged("wikitext.json", *TOKENS, 5, value=VOCABULARY),

@@ -813,6 +813,31 @@ def test_one_is_singular_and_a_data_set_keeps_its_name(images):
     assert "4 experiments:" in text
 
 
+def test_a_perplexity_that_grows_tenfold_is_a_multiple_not_a_percentage(images):
+    row = {"metric": "perplexity", "baseline_value": 10.0, "difference": 1690.0}
+    row |= {"ci_low": 1500.0, "ci_high": 1880.0}
+    assert words.change(row) == ("170 times", "151 to 189 times")
+    assert words.change(row | {"difference": 95.0}) == ("10.5 times", "151.0 to 189.0 times")
+    assert words.change(row | {"difference": 89.0})[0] == "+890.0 %"
+    assert words.change(row | {"ci_low": np.nan, "ci_high": np.nan}) == ("170 times", "–")
+    study = study_of((1859.0, -0.2, 0.001))
+    assert "changes wikitext perplexity to 170 times the baseline's (95 % interval" in sentences_of(study)[2]
+    costs = section(report(study, images), "### What it costs")
+    assert row_of(costs, "8experts_bh_a030")["wikitext perplexity"].startswith("170 times ▼<br>(")
+
+
+def test_counts_are_written_as_a_reader_would():
+    assert [words.of(*counts) for counts in ((16, 16), (2, 2), (3, 16), (1, 1))] == [
+        "all 16",
+        "both",
+        "3 of 16",
+        "1 of 1",
+    ]
+    assert words.of(1, 1, "comparison") == "the only comparison"
+    assert words.of(2, 2, "comparison") == "both comparisons"
+    assert words.of(1, 3, "comparison") == "1 of 3 comparisons"
+
+
 def test_names_cannot_break_the_table():
     row = words.table(["what", "value"], [("model", words.code("a|b`c`"))]).splitlines()[-1]
     assert row.count("|") == 3

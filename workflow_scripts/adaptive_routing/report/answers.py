@@ -88,10 +88,7 @@ def _adaptive_or_fixed(study):
     if not compared:
         return "not answered", "no fixed top-k of this study runs as many experts as a BH configuration"
     better = sum(len(result.better) for result in results)
-    why = (
-        "BH measured better than the line through top-k in "
-        f"{words.of(better, compared, 'comparison')}; this was not tested"
-    )
+    why = f"BH measured better than the line through top-k in {words.of(better, compared, 'comparison')}"
     if outside := len(results[0].outside):
         why += f"; not comparable: {words.of(outside, len(study.bh), 'BH configuration')}"
     return "measured, not tested", why

@@ -9,8 +9,10 @@ from adaptive_routing.analysis import recommendations as rules
 from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL, lower_is_better
 from adaptive_routing.report import words
 
-# Follows each mention of the margin. The first is replaced by its definition, the others vanish.
+# Follows "within the margin". The first is replaced by its definition, the others are removed.
 MARGIN = "{margin}"
+# Follows "a loss beyond the margin" and is replaced by the margin's size; no definition is needed then.
+MARGIN_SIZE = "{margin size}"
 
 OBSTACLES = {
     "baseline": "the baseline {baseline} has no results",
@@ -57,7 +59,10 @@ def main_sentences(study, margins):
     sentences = "\n".join(
         [verdict_on_bh(study, decision), _what_to_use(study, decision), _cost(study, decision, margins)]
     )
-    sentences = sentences.replace(MARGIN, f" ({margin_definition(study, margins)})", 1)
+    if MARGIN_SIZE in sentences:
+        sentences = sentences.replace(MARGIN_SIZE, f" ({_margin_size(study, margins)})")
+    else:
+        sentences = sentences.replace(MARGIN, f" ({margin_definition(study, margins)})", 1)
     return sentences.replace(MARGIN, "").split("\n")
 
 
@@ -73,6 +78,12 @@ def why_kept(study, choice):
 
 def margin_definition(study, margins):
     """What "within the margin" means, for the kinds of scores that the study has."""
+    size = _margin_size(study, margins)
+    return f"the 95 % interval excludes a loss of more than {size} on every data set"
+
+
+def _margin_size(study, margins):
+    """The margin of each kind of score that the study has: 2 % of perplexity or 0.02 of accuracy."""
     kinds = {lower_is_better(score) for score in study.scores.values()}
     parts = [
         text
@@ -82,7 +93,7 @@ def margin_definition(study, margins):
         )
         if kind in kinds
     ]
-    return f"the 95 % interval excludes a loss of more than {' or '.join(parts)} on every data set"
+    return " or ".join(parts)
 
 
 def _without_answer(study, name):
@@ -142,7 +153,7 @@ def verdict_on_bh(study, decision):
             lost = outcomes["worse"] + outcomes["mixed"]
             return (
                 f"Whether BH helps is open: compared with {baseline}, {count(outcomes['open'], 'show')} no "
-                f"significant difference, but a loss beyond the margin{MARGIN} is not excluded"
+                f"significant difference, but a loss beyond the margin{MARGIN_SIZE} is not excluded"
                 + (f"; {count(lost, 'are')} significantly worse on at least one data set." if lost else ".")
             )
         case "powerless":
