@@ -159,13 +159,13 @@ def made_up(tmp_path_factory):
             with TensorFile(tensors_path) as tensors:
                 arrays, shown = routing_summary.summarize_routing(tensors, run["samples"])
             paths.append(folder / "atlas" / f"{json_path.stem}.safetensors")
-            routing_summary.write_summary(paths[-1], {key: run[key] for key in HEAD}, arrays, shown)
+            routing_summary.write_routing_summary(paths[-1], {key: run[key] for key in HEAD}, arrays, shown)
     return study, paths
 
 
 def summary_of(made_up, config, dataset):
     (path,) = [path for path in made_up[1] if path.stem == f"{config}_{dataset}"]
-    return routing_summary.read_summary(path)
+    return routing_summary.read_routing_summary(path)
 
 
 def run_of(made_up, config, dataset):
@@ -225,16 +225,16 @@ def test_a_long_sample_is_cut_and_generated_tokens_choose_no_sample(made_up):
 def test_equal_experiments_give_equal_files(made_up, tmp_path):
     path = made_up[1][0]
     for i in range(8):
-        head, arrays, sample_ids = routing_summary.read_summary(path)
-        routing_summary.write_summary(tmp_path / str(i), head, arrays, sample_ids)
+        head, arrays, sample_ids = routing_summary.read_routing_summary(path)
+        routing_summary.write_routing_summary(tmp_path / str(i), head, arrays, sample_ids)
     assert {(tmp_path / str(i)).read_bytes() for i in range(8)} == {path.read_bytes()}
     assert make_page(made_up[1], EMBEDDED, BASELINE) == make_page(made_up[1], EMBEDDED, BASELINE)
 
 
 def test_a_file_that_is_no_summary_is_refused(made_up):
     tensors = made_up[0].tensors[0]
-    with pytest.raises(InputError, match=f"{tensors.name} is no summary of the routing atlas"):
-        routing_summary.read_summary(tensors)
+    with pytest.raises(InputError, match=f"{tensors.name} is not a summary of the routing atlas"):
+        routing_summary.read_routing_summary(tensors)
 
 
 # --- curves and codes ---
@@ -358,10 +358,10 @@ def odd_paths(made_up, tmp_path_factory):
     """The summaries with the first tokens of every sample replaced by the odd ones."""
     folder = tmp_path_factory.mktemp("odd")
     for path in made_up[1]:
-        head, arrays, sample_ids = routing_summary.read_summary(path)
+        head, arrays, sample_ids = routing_summary.read_routing_summary(path)
         for start in arrays["sample_offsets"][:-1]:
             arrays["token_ids"][start : start + len(ODD_TOKENS)] = range(len(ODD_TOKENS))
-        routing_summary.write_summary(folder / path.name, head, arrays, sample_ids)
+        routing_summary.write_routing_summary(folder / path.name, head, arrays, sample_ids)
     return [folder / path.name for path in made_up[1]]
 
 
@@ -636,7 +636,7 @@ def test_one_configuration_on_one_data_set_is_a_page(browser, made_up, tmp_path)
 
 
 def test_a_study_without_experiments_is_an_error():
-    with pytest.raises(InputError, match="there is no summary of any experiment"):
+    with pytest.raises(InputError, match="there is no summary of an experiment"):
         make_page([], EMBEDDED, BASELINE)
 
 
@@ -672,7 +672,7 @@ def test_sixty_experiments_without_a_pattern_make_a_page_of_the_size_allowed(tmp
     head = {"config": "64experts_bh_a030", "strategy": "bh", "k_or_max_k": 64, "alpha": 0.3}
     head |= {"num_experts": 64, "dataset": "wikitext"}
     path = tmp_path / "64experts_bh_a030_wikitext.safetensors"
-    routing_summary.write_summary(path, head, arrays, sample_ids)
+    routing_summary.write_routing_summary(path, head, arrays, sample_ids)
     assert path.stat().st_size < 1e6
     # Of each experiment the page holds as many bytes; all that is theirs alike comes once.
     page = make_page([path], EMBEDDED, BASELINE)
@@ -702,7 +702,7 @@ def pictured(made_up):
     study = results_tables.study(
         max_ks=(8, 16), alphas=(0.3, 0.6), ks=(8, 16), datasets=("lambada", "hellaswag")
     )
-    read = map(routing_summary.read_summary, made_up[1])
+    read = map(routing_summary.read_routing_summary, made_up[1])
     return study, {(head["config"], head["dataset"]): arrays for head, arrays, _ in read}
 
 

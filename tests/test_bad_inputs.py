@@ -675,7 +675,7 @@ def damaged(name, *keys, value):
     return lambda folder: edit(folder / name, *keys, value=value)
 
 
-ANEW = "; delete it and run again, which makes it anew"
+ANEW = "; delete it and run again"
 TOKENS = ("samples", 0, "sequences", 0, "token_ids")
 DAMAGES = {
     "null distribution of more layers": (
@@ -716,11 +716,11 @@ DAMAGES = {
     ),
     "tokens that are texts": (
         damaged("wikitext.json", *TOKENS, value=["a", "b"]),
-        rf"wikitext\.json: the token sequences of wikitext_0 do not fit{ANEW}",
+        rf"wikitext\.json: the token sequences of wikitext_0 are inconsistent{ANEW}",
     ),
     "tokens too few": (
         damaged("wikitext.json", *TOKENS, value=[3]),
-        rf"wikitext\.json: the token sequences of wikitext_0 do not fit{ANEW}",
+        rf"wikitext\.json: the token sequences of wikitext_0 are inconsistent{ANEW}",
     ),
     "tokens of another tokenizer": (
         damaged("wikitext.json", *TOKENS, 5, value=VOCABULARY),
@@ -810,12 +810,13 @@ def test_tensors_of_another_run_are_refused(experiment_files, study):
     metrics_of(summary, tensors)
     with pytest.raises(
         InputError,
-        match=r"lambada.*_internal_routing\.safetensors is not of the run that the summary of .* on wikitext "
-        r'tells of: dataset is "lambada" there and "wikitext" in the summary; delete both and run again',
+        match=r"lambada.*_internal_routing\.safetensors and the summary of .* on wikitext come from "
+        r'different runs: dataset is "lambada" in the tensors and "wikitext" in the summary; delete both and '
+        r"run again",
     ):
         metrics_of(summary, study.tensors[1])
     edit(summary, "summary", "total_tokens", value=7)
-    with pytest.raises(InputError, match=r"total_tokens is \d+ there and 7 in the summary"):
+    with pytest.raises(InputError, match=r"total_tokens is \d+ in the tensors and 7 in the summary"):
         metrics_of(summary, tensors)
 
 
@@ -902,9 +903,7 @@ def test_metrics_edited_by_hand_are_named(metrics_files, keys, value, sentence):
 
 def test_a_copy_under_anothers_name_is_refused(metrics_files):
     shutil.copy(metrics_files[0], metrics_files[2])
-    with pytest.raises(
-        InputError, match=rf"{metrics_files[2].name} and .*{metrics_files[0].name} are both of"
-    ):
+    with pytest.raises(InputError, match=rf"{metrics_files[2].name} and .*{metrics_files[0].name} both hold"):
         tabulated(metrics_files)
 
 

@@ -14,13 +14,13 @@ from adaptive_routing.analysis.difficulty import (
     smallest_attainable_p,
     smallest_visible_correlation,
 )
-from adaptive_routing.analysis.recommendations import Margins
+from adaptive_routing.analysis.recommendations import QualityMargins
 from adaptive_routing.analysis.study import make_study
 from adaptive_routing.figures.difficulty import DPI, draw_difficulty_figure
 from adaptive_routing.figures.panels import PANELS, describe_panel, draw_figure
 from adaptive_routing.figures.style import save
-from adaptive_routing.report.answers import answers
-from adaptive_routing.report.difficulty import by_difficulty
+from adaptive_routing.report.answers import answer_sections
+from adaptive_routing.report.difficulty import difficulty_section
 from adaptive_routing.report.sentences import main_sentences
 from legibility import illegible
 from PIL import Image
@@ -127,7 +127,7 @@ def test_a_rise_and_a_fall_are_told():
         summary("16experts_bh_a030", RISING[::-1]),
         summary("32experts_bh_a030", FLAT),
     )
-    assert "rises in 0 of 3 configurations, falls in 2 and shows no trend in 1" in text
+    assert "rises in 0 of 3 configurations, falls in 2 and shows no significant trend in 1" in text
     assert "Spearman's ρ −0.97 to " in text
     assert "(12) leave 1 of them undecided" in text
     assert "the loss of a prompt's tokens goes from 0.50 at difficulty 1 to 2.00 at 4" in text
@@ -135,8 +135,8 @@ def test_a_rise_and_a_fall_are_told():
 
 def test_no_trend_is_not_taken_for_none():
     text = described(TOPK, summary("8experts_bh_a030", FLAT))
-    assert "shows no trend with difficulty" in text
-    assert "So few prompts (12) leave it undecided: a ρ within ±0.58 would not stand out" in text
+    assert "shows no significant trend with difficulty" in text
+    assert "So few prompts (12) leave it undecided: a ρ within ±0.58 would not be significant" in text
     assert text.count(". ") == 2
 
 
@@ -144,7 +144,7 @@ def test_the_visible_correlation_is_that_of_the_corrected_level():
     flat = [summary(f"{k}experts_bh_a030", FLAT) for k in (8, 16, 32, 64)]
     # Student's t at 0.05 / 4 of 12 prompts; the one that rises is out of Holm's way.
     t = stats.t.isf(0.05 / 8, 10)
-    expected = f"a ρ within ±{t / (10 + t**2) ** 0.5:.2f} would not stand out among 4 tests"
+    expected = f"a ρ within ±{t / (10 + t**2) ** 0.5:.2f} would not be significant among 4 tests"
     assert expected in described(TOPK, *flat)
     assert expected in described(TOPK, *flat, summary("8experts_bh_a060", RISING))
     assert "±0.58" not in described(TOPK, *flat)
@@ -164,7 +164,10 @@ def test_too_few_prompts_can_show_nothing():
     assert smallest_attainable_p([2, 2]) == pytest.approx(p_value)
     assert smallest_attainable_p([1]) == 1
     text = described(summary("8experts_bh_a030", values, levels))
-    assert "(4) leave it undecided: whatever the expert counts, Holm's p would not be below the level" in text
+    assert (
+        "(4) leave it undecided: whatever the expert counts, the Holm-corrected p would not be below the "
+        "level"
+    ) in text
 
 
 def test_sentences_where_there_is_little_to_say():
@@ -232,10 +235,10 @@ def test_the_figure_says_that_no_bh_configuration_ran():
 
 
 def test_the_report_has_a_section_only_with_prompts(tmp_path):
-    assert list(by_difficulty(None, tmp_path)) == []
+    assert list(difficulty_section(None, tmp_path)) == []
     table, trend = difficulty_table(grid()[:3]), difficulty_trend(grid()[:3])
     figure = tmp_path / "visualizations" / "experts by difficulty.png"
-    heading, sentences, image, _, rows = by_difficulty((table, trend, figure), tmp_path)
+    heading, sentences, image, _, rows = difficulty_section((table, trend, figure), tmp_path)
     assert heading == "## Experts by difficulty"
     assert sentences == describe_difficulty(table, trend)
     assert image.endswith("(visualizations/experts%20by%20difficulty.png)")
@@ -262,10 +265,10 @@ def test_panels_and_answers_ignore_the_prompts():
     plain, study = results_tables.study(), with_prompts()
     for panel in PANELS:
         assert describe_panel(panel, study) == describe_panel(panel, plain)
-    margins = Margins(perplexity=0.02, accuracy=0.02)
-    *same, left_out = answers(study, margins)
-    assert same == list(answers(plain, margins))
-    assert left_out == "Left out of the answers, without a perplexity or an accuracy: prompts."
+    margins = QualityMargins(perplexity=0.02, accuracy=0.02)
+    *same, left_out = answer_sections(study, margins)
+    assert same == list(answer_sections(plain, margins))
+    assert left_out == "Left out of the answers (no perplexity or accuracy): prompts."
     assert main_sentences(study, margins) == main_sentences(plain, margins)
     drawn = [
         [(ax.get_ylim(), [text.get_text() for text in ax.texts]) for ax in draw_figure(one).axes]

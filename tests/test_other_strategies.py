@@ -4,21 +4,21 @@ import numpy as np
 import pytest
 import results_tables
 from adaptive_routing.analysis.difficulty import difficulty_table
-from adaptive_routing.analysis.recommendations import Margins
+from adaptive_routing.analysis.recommendations import QualityMargins
 from adaptive_routing.analysis.study import make_study
 from adaptive_routing.atlas.page import label
 from adaptive_routing.figures import style
 from adaptive_routing.figures.atlas import shown_configurations
 from adaptive_routing.figures.difficulty import draw_difficulty_figure
 from adaptive_routing.figures.panels import PANELS, describe_panel, draw_figure
-from adaptive_routing.report.answers import answers
+from adaptive_routing.report.answers import answer_sections
 from adaptive_routing.report.sentences import main_sentences
-from adaptive_routing.report.tables import tables as report_tables
+from adaptive_routing.report.tables import table_sections
 from adaptive_routing.settings.configurations import Configuration
 from adaptive_routing.settings.load import needs_p_values
 from legibility import illegible
 
-MARGINS = Margins(0.02, 0.02)
+MARGINS = QualityMargins(0.02, 0.02)
 RENAMED = {"bh_a050": "topp_p050", "bh_a060": "topp_p060"}
 ALL_RENAMED = RENAMED | {"bh_a030": "topp_p030", "bh_a040": "topp_p040"}
 
@@ -73,7 +73,9 @@ def test_every_panel_shows_it(renamed, baseline):
 @pytest.mark.parametrize("renamed, baseline", STUDIES, ids=["beside BH", "as baseline", "without BH"])
 def test_the_report_counts_and_judges_it(renamed, baseline):
     study = study_with(renamed, baseline)
-    text = "\n".join([*main_sentences(study, MARGINS), *answers(study, MARGINS), *report_tables(study)])
+    text = "\n".join(
+        [*main_sentences(study, MARGINS), *answer_sections(study, MARGINS), *table_sections(study)]
+    )
     assert "nan" not in text
     assert "topp comparisons on one data set" in text
     summaries = [line for line in text.splitlines() if "<summary>Tests on wikitext" in line]

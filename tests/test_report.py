@@ -22,7 +22,7 @@ from adaptive_routing.analysis.study import make_study
 from adaptive_routing.figures.panels import PANELS
 from adaptive_routing.report import words
 from adaptive_routing.report.html import to_html
-from adaptive_routing.report.markdown import write_markdown, write_summary
+from adaptive_routing.report.markdown import plain_main_sentences, write_markdown
 from adaptive_routing.report.provenance import plain_settings
 from adaptive_routing.report.sentences import main_sentences
 from adaptive_routing.settings.load import load_settings
@@ -32,7 +32,7 @@ from matplotlib.figure import Figure
 
 REPOSITORY = Path(__file__).parents[1]
 BASELINE = results_tables.BASELINE
-MARGINS = rules.Margins(perplexity=0.02, accuracy=0.02)
+MARGINS = rules.QualityMargins(perplexity=0.02, accuracy=0.02)
 
 
 def load_study_settings(**changes):
@@ -140,7 +140,7 @@ def test_where_bh_wins_it_is_chosen_for_every_aim():
     assert price.startswith(f"`{fewest}` runs 4.08 experts per token and layer instead of 8.00")
     assert "wikitext perplexity by −9.1 % (95 % interval −10.9 to −7.3 %)" in price
     assert "lambada accuracy by +0.050 (+0.030 to +0.070)" in price
-    assert price.endswith("it is shown to be better on wikitext, lambada and hellaswag.")
+    assert price.endswith("it is significantly better on wikitext, lambada and hellaswag.")
 
 
 def test_where_bh_loses_the_baseline_is_kept_and_the_price_named():
@@ -154,7 +154,7 @@ def test_where_bh_loses_the_baseline_is_kept_and_the_price_named():
     verdict, use, price = sentences_of(study)
     assert (
         verdict.startswith("BH does not help here: ")
-        and "all 16 BH configurations are shown to be worse" in verdict
+        and "all 16 BH configurations are significantly worse" in verdict
     )
     assert use.startswith(f"Keep `{BASELINE}` for every aim: no configuration measured better")
     assert "loses least" in price and price.endswith("worse on wikitext, lambada and hellaswag.")
@@ -171,10 +171,11 @@ def test_a_tie_inside_the_margin_saves_compute():
     assert decision.quality.config == BASELINE
     verdict, use, _ = sentences_of(study)
     assert verdict.startswith("BH saves compute at the same quality: 9 of 16 BH configurations stay within")
-    assert "For least compute and highest speed within the margin use `8experts_bh_a030`" in use
+    assert "For least compute and highest speed within the margin, use `8experts_bh_a030`" in use
     # The margin is stated where it is first mentioned, and only there.
     definition = (
-        "95 % intervals exclude a loss of more than 2 % of perplexity and 0.02 of accuracy on every data set"
+        "the 95 % interval excludes a loss of more than 2 % of perplexity or 0.02 of accuracy on every data "
+        "set"
     )
     assert f"within the margin ({definition})" in verdict and definition not in use
 
@@ -188,10 +189,12 @@ def test_a_tie_inside_the_noise_supports_no_claim_of_equality():
     assert decision.speed.config == BASELINE and decision.speed.reason == rules.UNPROVEN
     verdict, use, price = sentences_of(study)
     assert verdict.startswith("Whether BH helps is open: ")
-    assert "neither a gain nor a loss, yet a loss beyond the margin" in verdict
-    assert "none with fewer experts is shown to stay within the margin" in use
-    assert price.startswith("The cheapest without a shown loss, `8experts_bh_a030`, runs 4.08 experts")
-    assert price.endswith("no difference is shown on any data set.")
+    assert "show no significant difference, but a loss beyond the margin" in verdict
+    assert "no configuration with fewer experts is confirmed to be within the margin" in use
+    assert price.startswith(
+        "The cheapest configuration without a significant loss, `8experts_bh_a030`, runs 4.08 experts"
+    )
+    assert price.endswith("no difference is significant on any data set.")
 
 
 def test_a_shown_loss_smaller_than_the_margin_is_the_same_quality_and_is_said():
@@ -200,18 +203,18 @@ def test_a_shown_loss_smaller_than_the_margin_is_the_same_quality_and_is_said():
     assert decision.bh == "cheaper" and decision.bh_outcomes["worse"] == []
     assert decision.compute.reason == rules.SHOWN
     assert sentences_of(study)[2].endswith(
-        "worse on wikitext, lambada and hellaswag, by less than the margin."
+        "worse on wikitext, lambada and hellaswag, but by less than the margin."
     )
 
 
 def test_the_margin_decides_what_is_the_same_quality():
     study = study_of((0.3, -0.01, 0.9), half_width=0.005)  # 2.8 % of perplexity at most
     assert not rules.within_margin(study, "8experts_bh_a030", MARGINS)
-    wide = rules.Margins(perplexity=0.03, accuracy=0.02)
+    wide = rules.QualityMargins(perplexity=0.03, accuracy=0.02)
     assert rules.within_margin(study, "8experts_bh_a030", wide)
     assert rules.decide(study, wide).compute.reason == rules.SHOWN
-    assert "3 % of perplexity and 0.02 of accuracy" in main_sentences(study, wide)[0]
-    strict = rules.Margins(perplexity=0.03, accuracy=0.01)
+    assert "3 % of perplexity or 0.02 of accuracy" in main_sentences(study, wide)[0]
+    strict = rules.QualityMargins(perplexity=0.03, accuracy=0.01)
     assert not rules.within_margin(study, "8experts_bh_a030", strict)
 
 
@@ -224,9 +227,9 @@ def test_accuracy_against_perplexity_is_a_conflict():
     assert decision.compute.reason == rules.LOSES
     verdict, use, price = sentences_of(study)
     assert verdict.startswith("BH helps on one data set and hurts on another")
-    assert verdict.endswith("better on wikitext but worse on lambada and hellaswag.")
-    assert "`8experts_bh_a030` is better on wikitext but worse on lambada and hellaswag" in use
-    assert "better on wikitext and worse on lambada and hellaswag" in price
+    assert verdict.endswith("better on wikitext but significantly worse on lambada and hellaswag.")
+    assert "`8experts_bh_a030` is significantly better on wikitext but worse on lambada and hellaswag" in use
+    assert "significantly better on wikitext and significantly worse on lambada and hellaswag" in price
 
 
 def test_one_improvement_without_a_loss_is_best_quality_whatever_its_strategy():
@@ -238,29 +241,28 @@ def test_one_improvement_without_a_loss_is_best_quality_whatever_its_strategy():
     decision = decision_of(study)
     assert decision.quality == rules.Choice(rules.QUALITY, "16experts_topk_baseline", rules.SHOWN)
     assert decision.bh == "open"  # that top-k is better says nothing of BH
-    assert "For best quality use `16experts_topk_baseline`" in sentences_of(study)[1]
+    assert "For best quality, use `16experts_topk_baseline`" in sentences_of(study)[1]
 
 
 def test_a_better_value_that_is_not_shown_is_no_choice():
     study = study_of((-0.1, 0.001, 0.8))
     decision = decision_of(study)
     assert decision.quality == rules.Choice(rules.QUALITY, BASELINE, rules.UNPROVEN, "8experts_bh_a030")
-    assert "no configuration is shown to be better" in sentences_of(study)[1]
+    assert "no configuration is significantly better" in sentences_of(study)[1]
 
 
 def test_a_choice_must_save_something():
     study = results_tables.study(effect=effects(TIES, half_width=0.005), max_ks=(64,), alphas=(0.5, 0.6))
     assert (study.bh["avg_experts"] > 8).all()
     decision = decision_of(study)
-    assert decision.bh == "vain"
+    assert decision.bh == "no gain"
     assert decision.compute.reason == decision.speed.reason == rules.NO_CANDIDATE
     verdict, use, price = sentences_of(study)
-    assert verdict.startswith("BH gains nothing here: all 2 BH configurations stay within the margin (95 %")
-    assert "none runs fewer experts; none was faster on every data set" in use
-    assert (
-        price
-        == "There is no saving to price: no BH configuration compared with the baseline runs fewer experts."
+    assert verdict.startswith(
+        "BH gains nothing here: both BH configurations stay within the margin (the 95 %"
     )
+    assert "no configuration runs fewer experts; no configuration was faster on every data set" in use
+    assert price == "BH saves no experts: no BH configuration compared with the baseline runs fewer."
 
 
 def test_faster_is_faster_on_every_data_set():
@@ -335,7 +337,7 @@ def test_the_older_grid_with_a_single_top_k_is_decided_too():
 
 def test_one_bh_configuration_is_spoken_of_in_the_singular():
     study = results_tables.study(effect=effects(LOSES), max_ks=(8,), alphas=(0.3,), ks=(8,))
-    assert "1 of 1 BH configuration is shown to be worse" in sentences_of(study)[0]
+    assert "the only BH configuration is significantly worse" in sentences_of(study)[0]
 
 
 def test_a_study_without_bh_does_not_answer_whether_it_helps():
@@ -412,10 +414,10 @@ def test_the_answer_names_the_winner_with_its_numbers(images):
     opening = section(text, "## Answers").strip().splitlines()
     assert opening[:3] == [f"{i}. {one}" for i, one in enumerate(sentences_of(study), start=1)]
     use = section(text, "### What to use")
-    best = "| best quality | `8experts_bh_a030` | shown to be better on wikitext, lambada and hellaswag"
+    best = "| best quality | `8experts_bh_a030` | significantly better on wikitext, lambada and hellaswag"
     assert best in use
     assert "4.08 experts instead of 8.00; a loss beyond the margin is excluded on every data set" in use
-    assert "95 % intervals exclude a loss of more than 2 % of perplexity and 0.02 of accuracy" in use
+    assert "95 % interval excludes a loss of more than 2 % of perplexity or 0.02 of accuracy" in use
     costs = section(text, "### What it costs")
     cells = row_of(costs, "8experts_bh_a030")
     uses = ["best quality", "same quality, least compute", "same quality, fastest"]
@@ -434,10 +436,10 @@ def test_a_loss_is_called_a_loss(images):
     assert f"| best quality | `{BASELINE}` (keep) | no configuration measured better" in text
     assert "closest: `8experts_bh_a030`" in section(text, "### What to use")
     where = section(text, "### Where BH does not help")
-    assert "Shown to be worse than the baseline on wikitext: all 16." in where
+    assert "Significantly worse than the baseline on wikitext: all 16." in where
     assert section(text, "### All configurations").count("14.00 ± 0.50 ▼") == 16
     evidence = section(text, "### The tests behind these answers")
-    assert row_of(evidence, "8experts_bh_a030", "lambada accuracy")["loss beyond the margin"] == "shown"
+    assert row_of(evidence, "8experts_bh_a030", "lambada accuracy")["loss beyond the margin"] == "confirmed"
     assert "BH 16 worse" in folded(text, "Tests on lambada: ").split("</summary>")[0]
 
 
@@ -453,12 +455,12 @@ def test_a_tie_supports_no_claim_of_equality(images):
 
 def test_how_many_samples_it_takes_is_said(images):
     """Half a width shrinks with the root of the number of samples."""
-    text = section(report(study_of(TIES, half_width=0.1), images), "### How sure one can be")
+    text = section(report(study_of(TIES, half_width=0.1), images), "### Uncertainty")
     cells = row_of(text, "lambada accuracy")
-    assert (cells["half a 95 % interval"], cells["margin"]) == ("±0.100", "0.020")
-    assert (cells["samples"], cells["samples for even odds"]) == ("200", "about 5,000")
+    assert (cells["half-width of the 95 % interval"], cells["margin"]) == ("±0.100", "0.020")
+    assert (cells["samples"], cells["samples for 50 % power"]) == ("200", "about 5,000")
     # 2 % of 11 is 0.22: wide enough as it is.
-    assert row_of(text, "wikitext perplexity")["samples for even odds"] == "enough"
+    assert row_of(text, "wikitext perplexity")["samples for 50 % power"] == "enough"
     study = study_of(TIES, half_width=0.03)
     assert rules.samples_needed(study, "lambada", MARGINS) == 450
     assert rules.samples_needed(study, "wikitext", MARGINS) is None
@@ -472,7 +474,7 @@ def test_what_no_top_k_can_be_compared_with_is_said_to_be_open(images):
     low = results_tables.study(ks=(2, 8, 64), effect=effects(TIES))
     assert rules.fixed_k_to_add(low) == []
     text = section(report(low, images), "### Against fixed top-k at the same compute")
-    assert "not answered" not in text and "it is no test" in text
+    assert "not answered" not in text and "it is not a test" in text
 
 
 def test_what_the_two_settings_do_is_said(images):
@@ -500,7 +502,7 @@ def test_without_the_baseline_nothing_is_recommended(images):
     study = make_study(*(t[t["config"] != BASELINE] for t in tables_), study.comparisons.iloc[:0], BASELINE)
     assert rules.obstacle(study) == "baseline"
     verdict, use, held = sentences_of(study)
-    assert verdict == f"Whether BH helps cannot be said: the baseline `{BASELINE}` has no results."
+    assert verdict == f"This study cannot tell whether BH helps: the baseline `{BASELINE}` has no results."
     assert use == "No configuration can be recommended for any aim."
     assert "57 experiments on wikitext, lambada and hellaswag" in held
     text = report(study, images)
@@ -602,11 +604,12 @@ def test_tests_that_disagree_are_named_with_their_configurations(images):
     table.loc[table["config"] == "8experts_bh_a060", ["p_wilcoxon_holm", "p_value"]] = 0.05, 0.001
     text = report(study, images)
     assert (
-        "Corrected by Holm, the tests disagree at the 5 % level: a difference is shown by Wilcoxon's test "
-        "and the bootstrap, not by the paired t-test, for `8experts_bh_a030`, `8experts_bh_a040`; by the "
-        "bootstrap, not by the paired t-test and Wilcoxon's test, for `64experts_bh_a060`."
+        "After Holm's correction the tests disagree at the 5 % level: the difference is significant by "
+        "Wilcoxon's test and the bootstrap, but not by the paired t-test, for `8experts_bh_a030`, "
+        "`8experts_bh_a040`; by the bootstrap, but not by the paired t-test and Wilcoxon's test, for "
+        "`64experts_bh_a060`."
     ) in folded(text, "Tests on wikitext")
-    assert "shown by McNemar's exact test, not by the bootstrap, for `8experts_bh_a050`." in folded(
+    assert "significant by McNemar's exact test, but not by the bootstrap, for `8experts_bh_a050`." in folded(
         text, "Tests on lambada"
     )
     assert "disagree" not in folded(text, "Tests on hellaswag")
@@ -617,7 +620,7 @@ def test_a_data_set_without_a_score_has_its_tests_and_no_say(images):
     tests = folded(text, "Tests on prompts")
     assert "Score: loss; baseline 2.400 ± 0.027; paired t-test" in tests
     assert row_of(tests, "8experts_bh_a030")["difference"] == "+0.500 ▼"
-    assert "Left out of the answers, without a perplexity or an accuracy: prompts." in text
+    assert "Left out of the answers (no perplexity or accuracy): prompts." in text
     assert "prompts" not in section(text, "### What to use") + section(text, "### What it costs")
     assert "prompts" not in section(text, "### Where BH does not help")
     cells = row_of(section(text, "### All configurations"), "8experts_bh_a030")
@@ -669,20 +672,20 @@ def test_gaps_and_differences_between_experiments_are_stated(images):
     ]
     text = report(study, images, summaries)
     gaps = section(text, "### Missing, skipped and shortened")
-    assert "wikitext: 4 samples cut" in gaps
-    assert "wikitext: 7 rows with nothing to score passed over" in gaps
-    assert "lambada: 150 of 200 samples asked for were scored" in gaps
+    assert "wikitext: truncated 4 samples to the maximum length." in gaps
+    assert "wikitext: skipped 7 empty rows." in gaps
+    assert "lambada: scored 150 of 200 requested samples" in gaps
     assert "hellaswag" not in gaps
-    assert "Not the same in all experiments: device." in section(text, "## Settings and versions")
+    assert "Different between experiments: device." in section(text, "## Settings and versions")
 
 
 def test_fewer_samples_than_asked_for_in_some_configurations_are_stated(images):
     summaries = [summary("wikitext"), summary("wikitext", total_samples=62), summary("lambada")]
     gaps = section(report(results_tables.study(), images, summaries), "### Missing, skipped and shortened")
-    assert "wikitext: 62 of 200 samples asked for were scored" in gaps
+    assert "wikitext: scored 62 of 200 requested samples" in gaps
     assert "lambada" not in gaps
     whole = section(report(results_tables.study(), images), "### Missing, skipped and shortened")
-    assert "every sample asked for" in whole
+    assert "every requested sample" in whole
 
 
 def test_a_data_set_that_is_small_by_nature_is_no_gap(images):
@@ -693,9 +696,9 @@ def test_a_data_set_that_is_small_by_nature_is_no_gap(images):
     prompts = summary("prompts", total_samples=12)
     study = results_tables.study(datasets=("wikitext", "prompts"))
     gaps = section(report(study, images, [articles, prompts]), "### Missing, skipped and shortened")
-    assert "asked for were scored" not in gaps
+    assert "requested samples" not in gaps
     gaps = section(report(study, images, [rows, prompts]), "### Missing, skipped and shortened")
-    assert "wikitext: 62 of 200 samples asked for were scored" in gaps and "prompts" not in gaps
+    assert "wikitext: scored 62 of 200 requested samples" in gaps and "prompts" not in gaps
 
 
 def test_a_perplexity_too_large_for_a_number_is_a_dash_and_said(images):
@@ -716,7 +719,7 @@ def test_a_perplexity_too_large_for_a_number_is_a_dash_and_said(images):
     cells = row_of(folded(text, "Every perplexity"), "8experts_bh_a040")
     assert cells["word perplexity"].startswith("3.40e+306 ±")
     assert (
-        "wikitext: word perplexity is too large for a number (over 1e308; “–” in the tables) in "
+        "wikitext: word perplexity is too large for a float (over 1e308; “–” in the tables) for "
         "`8experts_bh_a030`."
     ) in section(text, "### Missing, skipped and shortened")
     assert decision_of(study).bh_outcomes["untested"] == ["8experts_bh_a030"]
@@ -763,10 +766,10 @@ def test_tests_that_cannot_reject_are_said_to(images, samples, strategies):
     expected = {"lambada": (strategies, samples)} if strategies else {}
     assert rules.powerless(study) == expected
     text = report(study, images)
-    limits = section(text, "### How sure one can be")
+    limits = section(text, "### Uncertainty")
     assert ("| lambada accuracy |" in limits) == (not expected)
     assert "| wikitext perplexity | ±0.20 | 0.22 |" in limits
-    sentence = f"**So few samples cannot show any difference** on lambada ({samples} samples; "
+    sentence = f"**Too few samples for any significant difference** on lambada ({samples} samples; "
     assert (sentence in section(text, "## Answers")) == bool(expected)
     if strategies == ("bh",):
         assert f"{sentence}BH configurations)" in text
@@ -777,14 +780,13 @@ def test_where_no_test_can_reject_nothing_is_said_of_bh():
     study.comparisons["samples"] = 6
     assert decision_of(study).bh == "powerless"
     verdict = sentences_of(study)[0]
-    assert (
-        verdict.startswith("Nothing can be said about BH") and "6 samples a data set cannot show" in verdict
-    )
+    assert verdict.startswith("Nothing can be said about BH")
+    assert "with 6 samples per data set, no difference can be significant" in verdict
 
 
 def test_a_rank_test_that_cannot_reject_is_said_to(images):
     study = study_of(TIES)
-    sentence = "So few samples cannot show any difference by Wilcoxon's test"
+    sentence = "With so few samples, Wilcoxon's test cannot be significant"
     assert sentence not in report(study, images)
     study = study_of(TIES)
     study.comparisons.loc[study.comparisons["dataset"] == "wikitext", "samples"] = 5
@@ -810,6 +812,31 @@ def test_one_is_singular_and_a_data_set_keeps_its_name(images):
     assert "4 experiments:" in text
 
 
+def test_a_perplexity_that_grows_tenfold_is_a_multiple_not_a_percentage(images):
+    row = {"metric": "perplexity", "baseline_value": 10.0, "difference": 1690.0}
+    row |= {"ci_low": 1500.0, "ci_high": 1880.0}
+    assert words.change(row) == ("170 times", "151 to 189 times")
+    assert words.change(row | {"difference": 95.0}) == ("10.5 times", "151.0 to 189.0 times")
+    assert words.change(row | {"difference": 89.0})[0] == "+890.0 %"
+    assert words.change(row | {"ci_low": np.nan, "ci_high": np.nan}) == ("170 times", "–")
+    study = study_of((1859.0, -0.2, 0.001))
+    assert "changes wikitext perplexity to 170 times the baseline's (95 % interval" in sentences_of(study)[2]
+    costs = section(report(study, images), "### What it costs")
+    assert row_of(costs, "8experts_bh_a030")["wikitext perplexity"].startswith("170 times ▼<br>(")
+
+
+def test_counts_are_written_as_a_reader_would():
+    assert [words.of(*counts) for counts in ((16, 16), (2, 2), (3, 16), (1, 1))] == [
+        "all 16",
+        "both",
+        "3 of 16",
+        "1 of 1",
+    ]
+    assert words.of(1, 1, "comparison") == "the only comparison"
+    assert words.of(2, 2, "comparison") == "both comparisons"
+    assert words.of(1, 3, "comparison") == "1 of 3 comparisons"
+
+
 def test_names_cannot_break_the_table():
     row = words.table(["what", "value"], [("model", words.code("a|b`c`"))]).splitlines()[-1]
     assert row.count("|") == 3
@@ -830,14 +857,14 @@ def test_the_margins_are_settings(images):
     settings = load_study_settings(report={"perplexity_margin": 0.05, "accuracy_margin": 0.01})
     study = study_of(TIES, half_width=0.005)
     text = report(study, images, settings=settings)
-    assert "5 % of perplexity and 0.01 of accuracy" in text.split("### What to use")[0]
+    assert "5 % of perplexity or 0.01 of accuracy" in text.split("### What to use")[0]
     assert "5 % of the baseline's perplexity or 0.01 of accuracy" in section(text, "### Statistics")
     assert "2 % of" not in text
 
 
 def test_the_summary_is_three_lines_of_plain_text():
     study = study_of(WINS)
-    lines = write_summary(study, SETTINGS).splitlines()
+    lines = plain_main_sentences(study, SETTINGS).splitlines()
     assert len(lines) == 3
     assert lines == [sentence.replace("`", "") for sentence in sentences_of(study)]
     assert not set("`*{}") & set("".join(lines))

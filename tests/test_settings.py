@@ -357,7 +357,7 @@ WRONG = [
     (
         dataset("Salesforce/wikitext"),
         "datasets.wikitext.subset",
-        "is null, but must be one of those of Salesforce/wikitext",
+        "is null, but must be a subset of Salesforce/wikitext",
         "such as wikitext-2-raw-v1$",
     ),
     (dataset("allenai/ai2_arc", "arc_challenge"), "datasets.arc_challenge.subset", "ARC-Challenge$"),

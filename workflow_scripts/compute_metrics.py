@@ -1,7 +1,7 @@
 """Make metrics/{config}_{dataset}.json and atlas/{config}_{dataset}.safetensors of one experiment."""
 
 from adaptive_routing.analysis.metrics import HEAD, compute_metrics
-from adaptive_routing.analysis.routing_summary import summarize_routing, write_summary
+from adaptive_routing.analysis.routing_summary import summarize_routing, write_routing_summary
 from adaptive_routing.jobs.script import job
 from adaptive_routing.system.files import blaming
 from adaptive_routing.system.json_files import read_json, write_json
@@ -13,5 +13,5 @@ with job(snakemake):
         summary = read_json(path)
         metrics = compute_metrics(summary, tensors)
         arrays, shown = summarize_routing(tensors, summary["samples"])
-    write_summary(output.atlas, {key: summary[key] for key in HEAD}, arrays, shown)
+    write_routing_summary(output.atlas, {key: summary[key] for key in HEAD}, arrays, shown)
     write_json(output.metrics, metrics)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from adaptive_routing.analysis.routing_summary import read_summary
+from adaptive_routing.analysis.routing_summary import read_routing_summary
 from adaptive_routing.analysis.study import read_study
 from adaptive_routing.figures.atlas import DPI, draw_atlas
 from adaptive_routing.figures.style import save
@@ -19,7 +19,7 @@ with job(snakemake):
     )
     summaries = {}
     for path in inputs.atlas:
-        head, arrays, _ = read_summary(path)
+        head, arrays, _ = read_routing_summary(path)
         summaries[head["config"], head["dataset"]] = arrays
     figures = draw_atlas(study, summaries)
     for path in snakemake.output:

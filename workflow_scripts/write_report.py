@@ -6,7 +6,7 @@ from adaptive_routing.analysis.difficulty import LEVEL_COLUMNS, TREND_COLUMNS
 from adaptive_routing.analysis.study import read_study, read_table
 from adaptive_routing.jobs.script import job
 from adaptive_routing.report.html import to_html
-from adaptive_routing.report.markdown import write_markdown, write_summary
+from adaptive_routing.report.markdown import plain_main_sentences, write_markdown
 from adaptive_routing.system.files import atomic_path, blaming
 from adaptive_routing.system.json_files import read_json
 
@@ -38,4 +38,4 @@ with job(snakemake):
     with atomic_path(output.html) as temporary:
         temporary.write_text(to_html(text, folder), encoding="utf-8")
     with atomic_path(output.summary) as temporary:
-        temporary.write_text(write_summary(study, params.settings), encoding="utf-8")
+        temporary.write_text(plain_main_sentences(study, params.settings), encoding="utf-8")

@@ -1,13 +1,13 @@
-"""The rules that turn the tables into answers: which configuration for which aim, and on what evidence.
+"""The rules that turn the tables into answers: which configuration for which aim, on what evidence.
 
 Pure functions on a `Study`. Tests are those of the comparisons table: paired against the baseline, corrected
-by Holm. A data set here is one with a perplexity or an accuracy; others decide nothing.
+by Holm. Only data sets with a perplexity or an accuracy count.
 
-- *Better* and *worse* are what a test shows.
-- *The same quality* is what intervals show: on every data set the 95 % interval excludes a loss beyond a
-  margin fixed in advance (non-inferiority; Piaggio et al., JAMA 308, 2012). A loss that was not shown is no
-  proof of equality: with few samples it may have gone unseen.
-- *Faster* is faster on every data set, since speeds have no standard error.
+- *Better* and *worse* mean a significant difference.
+- *The same quality* means non-inferiority: on every data set the 95 % interval excludes a loss beyond a
+  margin fixed in advance (Piaggio et al., JAMA 308, 2012). A loss that is not significant is no proof of
+  equality: with few samples the test may have missed it.
+- *Faster* means faster on every data set, since speeds have no standard error.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from adaptive_routing.analysis.statistics import smallest_attainable_p
 from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL, Study, lower_is_better
 from adaptive_routing.analysis.tables import averaged_datasets
 
-# Fewer samples prove nothing to be within a margin: an interval rests on their mean being about normal.
+# With fewer samples nothing is within a margin: the interval assumes that their mean is about normal.
 FEWEST_SAMPLES = 30
 
 QUALITY, COMPUTE, SPEED = "quality", "compute", "speed"
 
-# Why a choice is what it is. SHOWN supports a configuration; each of the others keeps the baseline.
+# The reason for a choice. SHOWN supports a configuration; every other reason keeps the baseline.
 SHOWN = "shown"
 NO_CANDIDATE = "no candidate"  # none measured better; none runs fewer experts; none was faster
-UNMEASURED = "unmeasured"  # the baseline's speed
+UNMEASURED = "unmeasured"  # the baseline's speed is unknown
 UNTESTED = "untested"  # no candidate was compared on every data set
-CONFLICT = "conflict"  # better on one data set, worse on another
-UNPROVEN = "unproven"  # a candidate shows no loss, nor that it is better or within the margin
-LOSES = "loses"  # every candidate is shown to be worse on a data set
+CONFLICT = "conflict"  # significantly better on one data set, significantly worse on another
+UNPROVEN = "unproven"  # a candidate is not worse, but neither better nor within the margin
+LOSES = "loses"  # every candidate is significantly worse on a data set
 
 
 @dataclass(frozen=True)
-class Margins:
-    """The largest losses of quality that count as none: settings `report` of the config file."""
+class QualityMargins:
+    """The largest losses of quality that still count as the same quality: the config's `report` section."""
 
     perplexity: float  # share of the baseline's perplexity
     accuracy: float  # share of samples
@@ -53,7 +53,7 @@ class Margins:
 
 @dataclass(frozen=True)
 class Choice:
-    """What to use for an aim: a configuration and why; `candidate` came closest where it is the baseline."""
+    """What to use for an aim, and why. Where that is the baseline, `candidate` came closest."""
 
     aim: str
     config: str
@@ -63,7 +63,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Decision:
-    """All that a study recommends, and its verdict on BH (see `bh_verdict`, `bh_outcomes`)."""
+    """What a study recommends for each aim, and its verdict on BH (`bh_verdict`, `bh_outcomes`)."""
 
     quality: Choice
     compute: Choice
@@ -83,11 +83,11 @@ class SameCompute:
     column: str
     better: list[str]
     worse: list[str]
-    outside: list[str]  # fewer or more experts than any top-k configuration: nothing to compare with
+    outside: list[str]  # fewer or more experts than any top-k configuration, so not comparable
 
 
 def obstacle(study: Study) -> str | None:
-    """Why nothing can be recommended: "baseline" or "comparisons" (there are none), "scores"; or None."""
+    """Why nothing can be recommended: no "baseline", "comparisons" or "scores"; None if something can."""
     if study.baseline_row is None:
         return "baseline"
     if study.comparisons.empty:
@@ -95,8 +95,8 @@ def obstacle(study: Study) -> str | None:
     return None if study.scored_datasets else "scores"
 
 
-def decide(study: Study, margins: Margins) -> Decision:
-    """Return the `Decision` of a study without an `obstacle`."""
+def decide(study: Study, margins: QualityMargins) -> Decision:
+    """Return the `Decision` for a study without an `obstacle`."""
     return Decision(
         _best_quality(study, margins),
         _at_same_quality(study, margins, COMPUTE, cheaper(study), "avg_experts", ascending=True),
@@ -107,30 +107,30 @@ def decide(study: Study, margins: Margins) -> Decision:
 
 
 def _best_quality(study, margins):
-    """Better on a data set and worse on none; of several, the one with the smallest `mean_loss`."""
-    others = [config for config in tested(study) if config != study.baseline]
+    """The configuration better on a data set and worse on none, with the smallest `mean_loss`."""
+    candidates = tested(study)
     measured_better = [
         config
-        for config in others
+        for config in candidates
         if any(measured_loss(study.comparison(config, d)) < 0 for d in study.scored_datasets)
     ]
 
     improved = [config for config in measured_better if better_on(study, config)]
     supported = [config for config in improved if not worse_on(study, config)]
-    open_ones = [config for config in measured_better if not worse_on(study, config)]
+    not_worse = [config for config in measured_better if not worse_on(study, config)]
     if supported:
         return Choice(QUALITY, _with_least_loss(study, supported, margins), SHOWN)
     if improved:
         return Choice(QUALITY, study.baseline, CONFLICT, _with_least_loss(study, improved, margins))
-    if open_ones:
-        return Choice(QUALITY, study.baseline, UNPROVEN, _with_least_loss(study, open_ones, margins))
+    if not_worse:
+        return Choice(QUALITY, study.baseline, UNPROVEN, _with_least_loss(study, not_worse, margins))
     if measured_better:
         return Choice(QUALITY, study.baseline, LOSES, _with_least_loss(study, measured_better, margins))
-    return Choice(QUALITY, study.baseline, NO_CANDIDATE if others else UNTESTED)
+    return Choice(QUALITY, study.baseline, NO_CANDIDATE if candidates else UNTESTED)
 
 
 def _at_same_quality(study, margins, aim, candidates, column, ascending):
-    """The first by `column` of the candidates that are within the margin on every data set."""
+    """Of the candidates within the margin on every data set, the first when sorted by `column`."""
     if aim == SPEED and not np.isfinite(study.baseline_value(column)):
         return Choice(aim, study.baseline, UNMEASURED)
     if not candidates:
@@ -143,9 +143,9 @@ def _at_same_quality(study, margins, aim, candidates, column, ascending):
     same = [config for config in ordered if within_margin(study, config, margins)]
     if same:
         return Choice(aim, same[0], SHOWN)
-    open_ones = [config for config in ordered if not worse_on(study, config)]
-    if open_ones:
-        return Choice(aim, study.baseline, UNPROVEN, open_ones[0])
+    not_worse = [config for config in ordered if not worse_on(study, config)]
+    if not_worse:
+        return Choice(aim, study.baseline, UNPROVEN, not_worse[0])
     return Choice(aim, study.baseline, LOSES, _with_least_loss(study, ordered, margins))
 
 
@@ -175,7 +175,7 @@ def faster(study: Study) -> list[str]:
 
 
 def speed_ratios(study: Study) -> pd.DataFrame:
-    """Tokens per second over the baseline's: a frame of configurations x data sets that averages are over."""
+    """Tokens per second over the baseline's: a frame of configurations x averaged data sets."""
     table = study.experiments
     table = table[table["dataset"].isin(averaged_datasets(study.datasets))]
     speeds = table.pivot(index="config", columns="dataset", values="tokens_per_second")
@@ -186,31 +186,31 @@ def flops_ratio(study: Study, config: str) -> float:
     """Operations of a forward pass over the baseline's, counted from the model's shapes; NaN if unknown."""
     if not study.has("flops_reduction_exact_pct"):
         return math.nan
-    # The column is what is saved against the model's own top-k, which the baseline need not be.
+    # The column is relative to the model's own top-k, which need not be the baseline.
     saved = study.configurations.set_index("config")["flops_reduction_exact_pct"]
     return float((100 - saved[config]) / (100 - saved[study.baseline]))
 
 
 def better_on(study: Study, config: str) -> list[str]:
-    """The data sets on which the configuration is shown to be better than the baseline."""
+    """The data sets on which the configuration is significantly better than the baseline."""
     return [d for d in study.scored_datasets if study.verdict(config, d) == "better"]
 
 
 def worse_on(study: Study, config: str) -> list[str]:
-    """The data sets on which the configuration is shown to be worse than the baseline."""
+    """The data sets on which the configuration is significantly worse than the baseline."""
     return [d for d in study.scored_datasets if study.verdict(config, d) == "worse"]
 
 
-def within_margin(study: Study, config: str, margins: Margins) -> bool:
-    """Whether the configuration is shown to lose no more than the margin on any data set."""
+def within_margin(study: Study, config: str, margins: QualityMargins) -> bool:
+    """Whether the intervals exclude a loss beyond the margin on every data set."""
     return all(
         study.verdict(config, d) and excludes_loss(study.comparison(config, d), margins)  # ty: ignore[invalid-argument-type]
         for d in study.scored_datasets
     )
 
 
-def excludes_loss(comparison: pd.Series, margins: Margins) -> bool:
-    """Whether the interval, of enough samples and with a width, excludes a loss beyond the margin."""
+def excludes_loss(comparison: pd.Series, margins: QualityMargins) -> bool:
+    """Whether the interval excludes a loss beyond the margin; it needs enough samples and a width above 0."""
     has_width = comparison["ci_high"] > comparison["ci_low"]
     enough = comparison["samples"] >= FEWEST_SAMPLES
     return bool(has_width and enough and largest_loss(comparison) <= margins.of(comparison))
@@ -222,7 +222,7 @@ def largest_loss(comparison: pd.Series) -> float:
 
 
 def smallest_loss(comparison: pd.Series) -> float:
-    """The smallest loss that it allows; negative where a gain is possible."""
+    """The smallest loss that the interval allows; negative where a gain is possible."""
     return comparison["ci_low"] if lower_is_better(comparison["metric"]) else -comparison["ci_high"]
 
 
@@ -232,26 +232,26 @@ def measured_loss(comparison: pd.Series) -> float:
     return difference if lower_is_better(comparison["metric"]) else -difference
 
 
-def mean_loss(study: Study, config: str, margins: Margins) -> float:
-    """The measured loss in margins, the mean over the data sets: one number to order configurations by."""
+def mean_loss(study: Study, config: str, margins: QualityMargins) -> float:
+    """The measured loss in units of the margin, mean over the data sets; it ranks configurations."""
     rows = [study.comparison(config, d) for d in study.scored_datasets]
     return float(np.mean([measured_loss(row) / margins.of(row) for row in rows]))  # ty: ignore[invalid-argument-type]
 
 
-def least_loss(study: Study, margins: Margins) -> str | None:
-    """The BH configuration with fewer experts than the baseline and the smallest `mean_loss`; or None."""
+def least_loss(study: Study, margins: QualityMargins) -> str | None:
+    """Of the BH configurations with fewer experts than the baseline, that with the smallest `mean_loss`."""
     candidates = set(cheaper(study)) & set(study.bh["config"]) & set(tested(study))
     return _with_least_loss(study, candidates, margins) if candidates else None
 
 
 def _with_least_loss(study, configs, margins):
-    """The configuration with the smallest `mean_loss`; of equal ones that with the fewest experts."""
+    """The configuration with the smallest `mean_loss`; among ties, the one with the fewest experts."""
     experts = study.configurations.set_index("config")["avg_experts"]
     return min(configs, key=lambda config: (mean_loss(study, config, margins), experts[config]))
 
 
 def scores_of(study: Study, column: str) -> list[str]:
-    """The data sets whose scores make up a column of the configurations table."""
+    """The data sets whose scores a column of the configurations table is made of."""
     return [
         dataset
         for dataset, score in study.scores.items()
@@ -260,9 +260,9 @@ def scores_of(study: Study, column: str) -> list[str]:
 
 
 def best_measured(study: Study, column: str) -> str | None:
-    """The configuration with the best value in `column`, of those with results on every data set; or None.
+    """Of the configurations with results on every data set, that with the best value in `column`; or None.
 
-    Of equal values the one with the fewest experts counts.
+    Among ties, the one with the fewest experts.
     """
     table = study.configurations[study.configurations["config"].isin(complete(study))]
     if column not in table or table[column].notna().sum() == 0:
@@ -289,12 +289,15 @@ def missing_experiments(study: Study) -> list[tuple[str, str]]:
 # BH
 
 
-def bh_outcomes(study: Study, margins: Margins) -> dict[str, list[str]]:
-    """Sort the BH configurations by what tests and intervals say; each stands in one list.
+def bh_outcomes(study: Study, margins: QualityMargins) -> dict[str, list[str]]:
+    """Sort the BH configurations by the tests and intervals: {outcome: list of names}; each is in one list.
 
-    `better` on at least one data set and worse on none; `same` quality, within the margin; `mixed`, better on
-    one data set and worse on another; `worse` on at least one; `open`, no difference shown and no equality
-    either; `untested`, not compared on every data set and not worse on one.
+    - `better`: better on at least one data set and worse on none
+    - `same`: the same quality, within the margin
+    - `mixed`: better on one data set and worse on another
+    - `worse`: worse on at least one data set
+    - `open`: no significant difference, but not within the margin either
+    - `untested`: not compared on every data set, and worse on none
     """
     outcomes = {name: [] for name in ("better", "same", "mixed", "worse", "open", "untested")}
     compared = set(tested(study))
@@ -316,12 +319,15 @@ def bh_outcomes(study: Study, margins: Margins) -> dict[str, list[str]]:
     return outcomes
 
 
-def bh_verdict(study: Study, margins: Margins) -> str:
-    """What the study says of BH, in a word.
+def bh_verdict(study: Study, margins: QualityMargins) -> str:
+    """The study's verdict on BH.
 
-    `better` than the baseline; the same quality with fewer experts, `cheaper`; the same quality without
-    fewer, `vain`; `open`; `powerless`, so few samples that nothing could be shown; `mixed`; `worse`;
-    `untested`; `absent`, there is no BH configuration.
+    - `better`: better than the baseline
+    - `cheaper`: the same quality with fewer experts
+    - `no gain`: the same quality, but not with fewer experts
+    - `powerless`: too few samples for any significant difference
+    - `absent`: there is no BH configuration
+    - `open`, `mixed`, `worse`, `untested`: as in `bh_outcomes`
     """
     outcomes = bh_outcomes(study, margins)
     if not any(outcomes.values()):
@@ -333,17 +339,14 @@ def bh_verdict(study: Study, margins: Margins) -> str:
     if outcomes["open"]:
         without_power = [d for d, (strategies, _) in powerless(study).items() if "bh" in strategies]
         return "powerless" if without_power == study.scored_datasets else "open"
-    return next(
-        word
-        for word, name in (("mixed", "mixed"), ("vain", "same"), ("worse", "worse"), ("untested", "untested"))
-        if outcomes[name]
-    )
+    verdicts = {"mixed": "mixed", "same": "no gain", "worse": "worse", "untested": "untested"}
+    return next(verdict for name, verdict in verdicts.items() if outcomes[name])
 
 
 def same_compute(study: Study, column: str) -> SameCompute | None:
-    """Set BH against the top-k curve at the same average number of experts; None without two top-k points.
+    """Compare BH with the top-k curve at the same average number of experts; None without two top-k points.
 
-    Between the k of the grid the curve's value is interpolated linearly in log k. Descriptive: no test.
+    Between the k of the grid the curve is interpolated linearly in log k. This is descriptive, not a test.
     """
     topk = study.topk.dropna(subset=[column]).sort_values("avg_experts") if column in study.topk else None
     if topk is None or len(topk) < 2:
@@ -373,11 +376,11 @@ def fixed_k_to_add(study: Study) -> list[int]:
 
 
 def setting_effects(study: Study, column: str) -> dict[str, tuple[float, float, float, float]]:
-    """What each BH setting does to `column` while the other is held: {setting: (first, last, low, high)}.
+    """How each BH setting changes `column` while the other is fixed: {setting: (first, last, low, high)}.
 
-    From the smallest value of `alpha` (or `k_or_max_k`) to the largest: the smallest and the largest change
-    of `column` over the values of the other setting, as a ratio, of an accuracy as a difference. A setting
-    with a single value is left out.
+    `first` and `last` are the smallest and largest value of `alpha` (or `k_or_max_k`); `low` and `high` the
+    smallest and largest change of `column` between the two, over the values of the other setting. A change
+    is a ratio, for an accuracy a difference. A setting with a single value is left out.
     """
     effects = {}
     for setting, other in (("alpha", "k_or_max_k"), ("k_or_max_k", "alpha")):
@@ -394,12 +397,12 @@ def setting_effects(study: Study, column: str) -> dict[str, tuple[float, float, 
 
 
 def powerless(study: Study) -> dict[str, tuple[tuple[str, ...], int]]:
-    """Where so few samples cannot show any difference, whatever they show: {data set: (strategies, samples)}.
+    """The data sets with too few samples for any significant difference: {data set: (strategies, samples)}.
 
-    There the smallest p-value that the deciding test can give, corrected by Holm for the configurations of
-    the strategy, is not below the level; or there is one sample and no test.
+    There the smallest p-value that the test can give, corrected by Holm for the configurations of the
+    strategy, is not below the level; or there is a single sample and no test.
     """
-    found = {}
+    without_power = {}
     strategies = study.configurations.set_index("config")["strategy"]
     for dataset, score in study.scores.items():
         rows = study.comparisons
@@ -411,27 +414,27 @@ def powerless(study: Study) -> dict[str, tuple[tuple[str, ...], int]]:
                 for test, samples in zip(with_test["test"], with_test["samples"], strict=True)
             ]
             if min(smallest, default=1.0) >= SIGNIFICANCE_LEVEL:
-                names, samples = found.get(dataset, ((), 0))
-                found[dataset] = (*names, strategy), max(samples, int(family["samples"].max()))
-    return found
+                names, samples = without_power.get(dataset, ((), 0))
+                without_power[dataset] = (*names, strategy), max(samples, int(family["samples"].max()))
+    return without_power
 
 
 def typical_half_width(study: Study, dataset: str) -> float:
-    """Half the width of a comparison's 95 % interval on the data set, the median over configurations."""
+    """The median over configurations of half the width of the 95 % interval on a data set."""
     rows = _score_rows(study, dataset)
     return float(((rows["ci_high"] - rows["ci_low"]) / 2).median()) if len(rows) else math.nan
 
 
-def margin_on(study: Study, dataset: str, margins: Margins) -> float:
+def margin_on(study: Study, dataset: str, margins: QualityMargins) -> float:
     """The margin on a data set, in the unit of its score."""
     return margins.of(_score_rows(study, dataset).iloc[0])
 
 
-def samples_needed(study: Study, dataset: str, margins: Margins) -> int | None:
-    """About how many samples make the typical interval's half width the margin; None where it is already.
+def samples_needed(study: Study, dataset: str, margins: QualityMargins) -> int | None:
+    """About how many samples shrink the typical half-width to the margin; None where it is small enough.
 
-    A half width shrinks with the root of the number of samples. So many would show that a configuration
-    exactly as good as the baseline is within the margin in half of all cases.
+    A half-width shrinks with the square root of the number of samples. With this many, a configuration
+    exactly as good as the baseline is within the margin with a probability of 50 %, the power of the test.
     """
     half_width, margin = typical_half_width(study, dataset), margin_on(study, dataset, margins)
     if not half_width > margin or math.isclose(half_width, margin):
@@ -442,7 +445,7 @@ def samples_needed(study: Study, dataset: str, margins: Margins) -> int | None:
 
 
 def samples(study: Study, dataset: str) -> float:
-    """How many samples a comparison on the data set rests on, the median over configurations."""
+    """The median over configurations of the number of samples compared on a data set."""
     return float(_score_rows(study, dataset)["samples"].median())
 
 

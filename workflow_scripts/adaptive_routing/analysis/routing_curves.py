@@ -1,6 +1,6 @@
-"""From a summary's sums to what is drawn: means, standard errors, correlations, ranges of counts.
+"""From a routing summary's sums to what is drawn: means, standard errors, correlations, bins of counts.
 
-`arrays` is always what `routing_summary.read_summary` gives.
+`arrays` are always those of `routing_summary.read_routing_summary`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-# The first counts of the ranges that are shown as one: each count alone up to 8, then two ranges a doubling.
+# The first counts of the bins: one bin per count up to 8, then two bins per octave.
 COUNT_STARTS = [*range(9), *(start for i in range(12) for start in ((8 << i) + 1, (12 << i) + 1))]
-# Ranges of the mean over layers, in halves: two a doubling from 1 on.
+# Bins of the mean over layers, in halves: two per octave from 1 on.
 HALF_STARTS = [0, *(start for i in range(14) for start in (2 << i, 3 << i))]
 
 
 def ranges_within(starts: Sequence[int], length: int) -> list[int]:
-    """The starts of the ranges that reach into an axis of counts from 0 to `length` − 1."""
+    """The starts of the bins on an axis of counts from 0 to `length` − 1."""
     return [start for start in starts if start < length]
 
 
@@ -27,18 +27,18 @@ def mean_count(histogram: NDArray[np.integer]) -> NDArray[np.float64]:
 
 
 def position_means(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
-    """Mean expert counts (P, L) of each range of positions; 0 where a range has no token."""
+    """Mean expert counts (P, L) in each bin of positions; 0 where a bin has no token."""
     return ratio(arrays["position_count_sums"], arrays["position_tokens"][:, None])
 
 
 def loss_curves(
     arrays: Mapping[str, NDArray[Any]], name: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Mean loss over ranges of counts: (tokens, counts, means, errors), each (2, ..., ranges).
+    """Mean loss over bins of counts: (tokens, counts, means, errors), each (2, ..., bins).
 
-    name: "loss", by a layer's count and in the ranges of `COUNT_STARTS`; or "mean_loss", by the mean over
-    layers in those of `HALF_STARTS`. `counts` is the mean count of a range's tokens; the standard errors take
-    tokens for independent. NaN: too few tokens.
+    name: "loss", by a layer's count in the bins of `COUNT_STARTS`; or "mean_loss", by the mean over layers in
+    those of `HALF_STARTS`. `counts` is the mean count of a bin's tokens. The standard errors treat tokens as
+    independent. NaN: too few tokens.
     """
     starts, unit = (COUNT_STARTS, 1.0) if name == "loss" else (HALF_STARTS, 0.5)
     by_count = arrays[f"{name}_tokens"]
@@ -58,7 +58,8 @@ def loss_curves(
 def loss_correlations(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
     """Correlate (Pearson) losses with expert counts over tokens: (2, 1 + L), NaN where either does not vary.
 
-    First axis: as in the summary. Second: the mean over layers, rounded to the nearest half, then each layer.
+    First axis: as in the routing summary. Second: the mean over layers, rounded to the nearest half, then
+    each layer.
     """
     sums = ("tokens", "sums", "square_sums")
     of_mean = _correlation(*(arrays[f"mean_loss_{name}"] for name in sums))
@@ -66,17 +67,17 @@ def loss_correlations(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]
 
 
 def ratio(numerator: ArrayLike, denominator: ArrayLike) -> NDArray[np.float64]:
-    """Divide; 0 where there is nothing to divide by."""
+    """Divide; 0 where the denominator is 0."""
     shape = np.broadcast_shapes(np.shape(numerator), np.shape(denominator))
     return np.divide(numerator, denominator, out=np.zeros(shape), where=np.asarray(denominator) > 0)
 
 
 def _correlation(tokens, sums, squares):
-    """Pearson's correlation of counts, the last axis, and values, from their sums at each count."""
+    """Pearson's correlation between counts (the last axis) and values, from their sums at each count."""
     counts = np.arange(tokens.shape[-1], dtype=float)
     total = tokens.sum(axis=-1, dtype=float)
     mean, mean_value = mean_count(tokens), ratio(sums.sum(axis=-1), total)
-    # Around the means: differences of large sums would leave rounding where nothing varies.
+    # Centred: differences of large sums would leave rounding errors where nothing varies.
     deviations = counts - mean[..., None]
     covariance = ((sums - tokens * mean_value[..., None]) * deviations).sum(axis=-1)
     variance = (tokens * deviations**2).sum(axis=-1)

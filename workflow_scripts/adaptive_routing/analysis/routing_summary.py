@@ -1,7 +1,7 @@
-"""What the atlas shows of one experiment, from its tensors: atlas/{config}_{dataset}.safetensors.
+"""What the atlas shows of one experiment, computed from its tensors: atlas/{config}_{dataset}.safetensors.
 
-Almost everything is a sum over tokens, and of the selection a block at a time is read. Names, shapes and
-dtypes: docs/architecture.md.
+Almost everything is a sum over tokens; the selection is read in blocks. Names, shapes and dtypes:
+docs/architecture.md.
 """
 
 import json
@@ -17,13 +17,13 @@ from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.files import MADE_ANEW, atomic_path
 from adaptive_routing.system.tensor_files import TensorFile, sort_metadata
 
-# Unpacked bits of the selection held at a time: few enough to stay in the processor's cache.
+# Unpacked bits of the selection in memory at a time: few enough to stay in the processor's cache.
 BLOCK_ELEMENTS = 1 << 20
 SHOWN_SAMPLES = 8
 SHOWN_TOKENS = 400  # of each sample
-FEWEST_OCCURRENCES = 5  # of a token's type: the mean of fewer says little
+FEWEST_OCCURRENCES = 5  # of a token type: a mean of fewer says little
 MOST_TYPES = 2000
-# Exact up to 4, then two bins a doubling: early positions differ most, and late ones have few tokens.
+# One bin per position up to 3, then two per octave: early positions differ most, late ones have few tokens.
 POSITION_EDGES = np.array([0, 1, 2, 3] + [edge << i for i in range(22) for edge in (4, 6)], dtype=np.int64)
 
 
@@ -32,7 +32,7 @@ def summarize_routing(
 ) -> tuple[dict[str, NDArray[Any]], list[str]]:
     """Condense an experiment's tensors (an open `TensorFile`) into a dict of arrays.
 
-    samples: those of the summary. Returns (arrays, ids of the samples whose tokens are kept).
+    samples: the summary's. Returns (arrays, ids of the samples whose tokens are kept).
     """
     num_layers, num_experts = tensors.shape("router_logits")[1:]
     counts, token_ids = tensors.read("expert_counts"), tensors.read("token_ids")  # (T, L), (T,)
@@ -59,7 +59,7 @@ def co_selection(tensors: TensorFile, num_layers: int, num_experts: int) -> NDAr
         packed = tensors.read("selected_experts", start, min(start + block, num_tokens))
         bits = np.unpackbits(packed, axis=-1, bitorder="little")  # (block, L, 8·⌈E/8⌉)
         for layer in range(num_layers):
-            # Processors are fastest with floats, which are exact here: a block has fewer than 2²⁴ tokens.
+            # Float products are the fastest, and exact here: a block has fewer than 2²⁴ tokens.
             chosen = bits[:, layer, :num_experts].astype(np.float32)
             together[layer] += (chosen.T @ chosen).astype(np.uint32)
     return together
@@ -68,7 +68,7 @@ def co_selection(tensors: TensorFile, num_layers: int, num_experts: int) -> NDAr
 def counts_by_position(
     counts: NDArray[np.integer], sequence_offsets: NDArray[np.int64]
 ) -> dict[str, NDArray[Any]]:
-    """Sum expert counts (T, L) over the tokens of each range of positions in their sequences."""
+    """Sum expert counts (T, L) over the tokens in each bin of positions in their sequences."""
     lengths = np.diff(sequence_offsets)
     position = np.arange(len(counts)) - np.repeat(sequence_offsets[:-1], lengths)
     bins = np.searchsorted(POSITION_EDGES, position, side="right") - 1
@@ -98,11 +98,11 @@ def losses_by_count(
     sequence_offsets: NDArray[np.int64],
     num_experts: int,
 ) -> dict[str, NDArray[Any]]:
-    """Sum losses, and their squares, over the tokens of each expert count.
+    """Sum losses, and their squares, over the tokens with each expert count.
 
-    First axis: the loss of the token itself, and that of the token after it, which is what the experts chosen
-    for a token work on. `loss_*` (2, L, E + 1) are by a layer's count; `mean_loss_*` (2, 2E + 1) by the
-    count's mean over the layers, rounded to the nearest half.
+    First axis: the loss of the token itself, and that of the next token, which the experts chosen for a token
+    help to predict. `loss_*` (2, L, E + 1) are by a layer's count; `mean_loss_*` (2, 2E + 1) by the mean
+    count over layers, rounded to the nearest half.
     """
     following = np.append(losses[1:], np.float32(np.nan))
     following[sequence_offsets[1:] - 1] = np.nan  # the next token is another sequence's
@@ -128,7 +128,7 @@ def losses_by_count(
 def shown_samples(samples: Sequence[Mapping[str, Any]]) -> list[int]:
     """List the samples whose tokens are kept: the longest in each of `SHOWN_SAMPLES` parts of the data set.
 
-    What was generated does not count as length, so that all configurations have the same ones.
+    Generated tokens do not count as length, so that the samples are the same for all configurations.
     """
     lengths = np.array([sample.get("num_prompt_tokens", sample["num_tokens"]) for sample in samples])
     parts = np.array_split(np.arange(len(samples)), min(SHOWN_SAMPLES, len(samples)))
@@ -143,7 +143,7 @@ def sample_tokens(
     losses: NDArray[np.float32],
     counts: NDArray[np.integer],
 ) -> dict[str, NDArray[Any]]:
-    """Keep the first `SHOWN_TOKENS` tokens of the shown samples, with what was routed and lost at each."""
+    """Keep the first `SHOWN_TOKENS` tokens of the shown samples, with their losses and expert counts."""
     kept = [(sample_offsets[i], min(sample_offsets[i + 1], sample_offsets[i] + SHOWN_TOKENS)) for i in shown]
     rows = np.concatenate([np.arange(start, stop) for start, stop in kept])
     starts = np.flatnonzero(np.isin(rows, sequence_offsets[:-1]))
@@ -157,31 +157,31 @@ def sample_tokens(
     }
 
 
-def write_summary(
+def write_routing_summary(
     path: Path | str, head: Mapping[str, Any], arrays: dict[str, NDArray[Any]], sample_ids: list[str]
 ) -> None:
-    """Write a summary with the experiment's head and the shown samples' ids as metadata."""
+    """Write a routing summary; the experiment's head and the shown samples' ids are its metadata."""
     metadata = {"head": json.dumps(head), "sample_ids": json.dumps(sample_ids)}
     with atomic_path(path) as temporary:
         save_file(arrays, temporary, metadata=metadata)
         sort_metadata(temporary)
 
 
-def read_summary(path: Path | str) -> tuple[dict[str, Any], dict[str, NDArray[Any]], list[str]]:
-    """Read a summary: (head, arrays, ids of the shown samples); `InputError` when it is none."""
+def read_routing_summary(path: Path | str) -> tuple[dict[str, Any], dict[str, NDArray[Any]], list[str]]:
+    """Read a routing summary: (head, arrays, ids of the shown samples); `InputError` if it is not one."""
     with TensorFile(path) as file:
         if "co_selection" not in file:
-            raise InputError(f"{path} is no summary of the routing atlas; {MADE_ANEW}.")
+            raise InputError(f"{path} is not a summary of the routing atlas; {MADE_ANEW}.")
         arrays = {name: file.read(name) for name in file.keys()}  # noqa: SIM118 -- not a dict
         return file.metadata_json("head"), arrays, file.metadata_json("sample_ids")
 
 
 def _sums_by_group(counts, group, num_groups):
-    """Sum counts (T, L) over the tokens of each group: (groups, L) uint32."""
+    """Sum counts (T, L) over the tokens in each group: (groups, L) uint32."""
     sums = [np.bincount(group, weights=layer, minlength=num_groups) for layer in counts.T]
     return np.stack(sums, axis=1).astype(np.uint32)
 
 
 def _moment_sums(count, moments, num_counts):
-    """Sum moments (3, N) over the tokens of each count: (3, num_counts)."""
+    """Sum moments (3, N) over the tokens with each count: (3, num_counts)."""
     return [np.bincount(count, weights=moment, minlength=num_counts) for moment in moments]

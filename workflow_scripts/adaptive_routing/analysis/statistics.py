@@ -1,10 +1,10 @@
-"""Paired comparisons with a baseline, corrections for many of them, the standard error of mean scores.
+"""Paired comparisons with a baseline, corrections for multiple comparisons, standard errors of mean scores.
 
-Comparisons are paired: both configurations score the same samples, so that how hard a sample is cancels.
+Comparisons are paired: both configurations score the same samples, so the samples' difficulty cancels.
 
-- Losses: paired t-test, and the t interval that belongs to it: p < 0.05 exactly where the 95 % interval
-  excludes 0. A total loss per word is a ratio of sums: the same with the ratio's linearised standard error
-  (Cochran, Sampling Techniques, 3rd edition 1977, section 6.4). Wilcoxon's signed-rank test beside it.
+- Losses: paired t-test with its t interval: p < 0.05 exactly where the 95 % interval excludes 0. A total loss
+  per word is a ratio of sums: the same test with the ratio's linearised standard error (Cochran, Sampling
+  Techniques, 3rd edition 1977, section 6.4). In addition, Wilcoxon's signed-rank test.
 - Accuracies: McNemar's exact test (Psychometrika 12, 1947), and Tango's score interval (Statistics in
   Medicine 17, 1998, 891-908), which has a width also where no sample differs. It inverts McNemar's
   asymptotic test, which is a little less strict than the exact one.
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy  # loads `stats` and `optimize` when they are first used: figures and report need neither
+import scipy  # loads `stats` and `optimize` on first use: figures and report need neither
 from numpy.typing import ArrayLike
 
 from adaptive_routing.data.tasks.accuracy import accuracy_with_stderr
@@ -34,12 +34,12 @@ RESAMPLES = 9_999
 CONFIDENCE = 0.95
 SEED = 0
 MCNEMAR, WILCOXON = "McNemar exact", "Wilcoxon"
-# Samples drawn at a time while resampling: few enough to stay in cache.
+# Samples drawn at a time when resampling: few enough to stay in cache.
 CHUNK_ELEMENTS = 1 << 18
 
 
 def mean_standard_error(standard_errors: Sequence[float]) -> float:
-    """Compute the standard error of the mean of independent estimates from theirs: √(Σ se²) / n."""
+    """Compute the standard error of a mean of independent estimates from theirs: √(Σ se²) / n."""
     return float(np.linalg.norm(standard_errors)) / len(standard_errors)
 
 
@@ -67,7 +67,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class LossComparison:
-    """The same losses compared three ways; `wilcoxon_p` is the rank test beside the others' p-values."""
+    """The same losses compared as losses, perplexities and a ratio; `wilcoxon_p` is the rank test's."""
 
     loss: Comparison
     perplexity: Comparison
@@ -81,11 +81,12 @@ def compare_losses(
 ) -> LossComparison:
     """Compare two lists of losses of the same samples: losses per unit, perplexities and their ratio.
 
-    sizes: what the losses are per, the number of words in each sample; without them losses are averaged.
-    With y and y0 the losses and x the sizes, the difference of losses per unit is D = Σ(y − y0) / Σx, and
-    the ratio of perplexities exp(D): the test of D is that of all three. The ratio's interval is exp of D's,
-    and that of the perplexities' difference is the baseline's perplexity · (exp(D) − 1) at its ends: how
-    much the baseline's perplexity would change. Effect size: Cohen's d of the paired differences, mean/s.
+    sizes: the units in each sample, such as its number of words; without them losses are averaged. With y and
+    y0 the losses and x the sizes, the difference of losses per unit is D = Σ(y − y0) / Σx, and the ratio of
+    perplexities is exp(D), so one test, that of D, holds for all three. The ratio's interval is exp of D's.
+    The interval of the perplexities' difference is the baseline's perplexity · (exp(D) − 1) at the ends of
+    D's: by how much the baseline's perplexity would change. Effect size: Cohen's d of the paired differences,
+    mean/s.
     """
     baseline, losses = np.asarray(baseline, dtype=float), np.asarray(losses, dtype=float)
     weighted = sizes is not None
@@ -180,14 +181,14 @@ def tango_interval(gained: int, lost: int, samples: int) -> tuple[float | None, 
 
 
 def smallest_attainable_p(test: str, samples: int) -> float:
-    """The smallest p-value that so many samples can give: all differ, and all in one direction."""
+    """The smallest p-value possible with this many samples: all differ, and all in one direction."""
     return min(1.0, 2.0 ** (1 - samples)) if test in (MCNEMAR, WILCOXON) else 0.0
 
 
 def cohens_d(differences: ArrayLike) -> float | None:
     """Compute mean / standard deviation of paired differences; 0 where all are 0.
 
-    None where they do not vary otherwise (one sample, or the same difference everywhere up to rounding).
+    None for other differences that do not vary (one sample, or the same difference up to rounding).
     """
     differences = np.asarray(differences, dtype=float)
     if not differences.any():
@@ -200,7 +201,7 @@ def cohens_d(differences: ArrayLike) -> float | None:
 def corrected_p_values(p_values: Sequence[float | None], method: str) -> list[float | None]:
     """Correct the p-values of one family: "holm" (family-wise error) or "fdr_bh" (false discovery rate).
 
-    None stays None and does not count as a comparison.
+    None stays None and is not counted as a comparison.
     """
     from statsmodels.stats.multitest import multipletests
 
@@ -214,7 +215,7 @@ def corrected_p_values(p_values: Sequence[float | None], method: str) -> list[fl
 
 
 def _t_test(difference, stderr, samples):
-    """Student's t-test of a difference; its limit where the differences do not vary."""
+    """The p-value of Student's t-test; its limit if the differences do not vary."""
     if difference == 0 and not stderr:
         return 1.0
     if stderr is None:
@@ -230,7 +231,7 @@ def _t_interval(difference, stderr, samples):
 
 
 def _perplexity_change(perplexity, difference):
-    """By how much a perplexity changes with its loss: perplexity · (exp(difference) − 1)."""
+    """The change of a perplexity for a change of its loss: perplexity · (exp(difference) − 1)."""
     if perplexity is None or difference is None:
         return None
     try:
@@ -258,7 +259,7 @@ def _bootstrap_p_value(differences):
 def _resampled_means(values):
     """Resample n values with replacement and return the means, (RESAMPLES,).
 
-    The seed is fixed: a table is the same whenever it is made.
+    The seed is fixed, so that tables are reproducible.
     """
     rng = np.random.default_rng(SEED)
     step = max(1, CHUNK_ELEMENTS // len(values))

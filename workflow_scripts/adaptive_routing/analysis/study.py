@@ -1,4 +1,4 @@
-"""The results tables as one object, the way the figure and the report read them."""
+"""The results tables as one object, which the figures and the report read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from adaptive_routing.analysis.tables import PERPLEXITIES, averaged_datasets
+from adaptive_routing.analysis.metrics import CONFIGURATION_KEYS, HEAD
+from adaptive_routing.analysis.tables import SCORE_PERPLEXITIES, averaged_datasets
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.files import MADE_ANEW
 
 SIGNIFICANCE_LEVEL = 0.05  # of Holm-corrected p-values
 
-HEAD = ("config", "strategy", "k_or_max_k", "alpha", "num_experts")
 REQUIRED_COLUMNS = {
-    "experiments": (*HEAD, "dataset"),
-    "configurations": (*HEAD, "avg_experts"),
+    "experiments": HEAD,
+    "configurations": (*CONFIGURATION_KEYS, "avg_experts"),
     "layers": ("config", "dataset", "layer", "avg_experts"),
     "comparisons": ("config", "dataset", "metric", "difference", "ci_low", "ci_high", "p_holm"),
 }
@@ -28,9 +28,10 @@ NEVER_EMPTY = {"config", "strategy", "dataset", "metric", "k_or_max_k", "num_exp
 
 @dataclass(frozen=True)
 class Study:
-    """Four tables of docs/architecture.md and the name of the configuration that all are compared with.
-    `configurations` is sorted: top-k by k, then BH by max_k and alpha, then other strategies. A value that
-    does not exist is NaN.
+    """Four tables of docs/architecture.md and the baseline, the configuration all others are compared with.
+
+    `configurations` is sorted: top-k by k, then BH by max_k and alpha, then other strategies. A missing value
+    is NaN.
     """
 
     experiments: pd.DataFrame
@@ -49,12 +50,12 @@ class Study:
 
     @property
     def beside_topk(self) -> pd.DataFrame:
-        """The configurations of BH and of every other strategy."""
+        """The configurations of BH and every other strategy except top-k."""
         return self.configurations[self.configurations["strategy"] != "topk"]
 
     @cached_property
     def max_ks(self) -> list[int]:
-        """Every max_k of a configuration beside top-k, ascending."""
+        """Every max_k of a strategy other than top-k, ascending."""
         return sorted({int(max_k) for max_k in self.beside_topk["k_or_max_k"]})
 
     @cached_property
@@ -70,11 +71,11 @@ class Study:
 
     @property
     def variants(self) -> list[float | str]:
-        """What tells configurations of one max_k apart: the alphas of BH, then `others`."""
+        """What distinguishes configurations with the same max_k: the alphas of BH, then `others`."""
         return [*self.alphas, *self.others]
 
     def variant(self, row: pd.Series) -> float | str:
-        """Which of `variants` a row is: alpha, or the end of the name, such as `topp_p030`."""
+        """A row's entry in `variants`: alpha, or the end of the name, such as `topp_p030`."""
         return float(row["alpha"]) if row["strategy"] == "bh" else row["config"].partition("experts_")[2]
 
     @cached_property
@@ -83,35 +84,37 @@ class Study:
 
     @cached_property
     def scores(self) -> dict[str, str]:
-        """Each data set's own score: `{dataset}_accuracy`, `word_perplexity` or `perplexity`.
+        """The score of each data set: `{dataset}_accuracy`, `word_perplexity` or `perplexity`.
 
-        Where the baseline's does not exist (an exp too large), the next that does; a data set with a mean
-        loss alone is missing.
+        The first of these that the baseline has: its word perplexity may be too large for a float. A data set
+        that has only a mean loss is missing.
         """
-        columns = {"avg_task_accuracy": "{}_accuracy", **{name: name for name in PERPLEXITIES}}
+        columns = {"avg_task_accuracy": "{}_accuracy", **{name: name for name in SCORE_PERPLEXITIES}}
         scores = {}
         for dataset in self.datasets:
             rows = self.experiments[self.experiments["dataset"] == dataset]
             if (rows["config"] == self.baseline).any():
                 rows = rows[rows["config"] == self.baseline]
-            held = [name for column, name in columns.items() if column in rows and rows[column].notna().any()]
-            if held:
-                scores[dataset] = held[0].format(dataset)
+            present = [
+                name for column, name in columns.items() if column in rows and rows[column].notna().any()
+            ]
+            if present:
+                scores[dataset] = present[0].format(dataset)
         return scores
 
     @property
     def scored_datasets(self) -> list[str]:
-        """The data sets with a score of their own, perplexity or accuracy; others have only a mean loss."""
+        """The data sets with a perplexity or an accuracy; the others have only a mean loss."""
         return list(self.scores)
 
     @property
     def perplexity(self) -> str | None:
-        """The perplexity that is a data set's score; None where none is."""
-        return next((score for score in self.scores.values() if score in PERPLEXITIES), None)
+        """The perplexity that is a data set's score; None if no data set has one."""
+        return next((score for score in self.scores.values() if score in SCORE_PERPLEXITIES), None)
 
     @cached_property
     def accuracies(self) -> list[str]:
-        """The columns `{dataset}_accuracy` that hold a value, in table order."""
+        """The columns `{dataset}_accuracy` that have a value, in table order."""
         return [
             column
             for column in self.configurations.columns
@@ -120,7 +123,7 @@ class Study:
 
     @property
     def baseline_row(self) -> pd.Series | None:
-        """The baseline's row of `configurations`, or None when it has no results."""
+        """The baseline's row of `configurations`, or None if it has no results."""
         rows = self.configurations[self.configurations["config"] == self.baseline]
         return None if rows.empty else rows.iloc[0]
 
@@ -129,14 +132,14 @@ class Study:
         return column in self.configurations and self.configurations[column].notna().any()
 
     def baseline_value(self, column: str) -> float:
-        """The baseline's value in `column`, NaN when there is none."""
+        """The baseline's value in `column`, NaN if there is none."""
         row = self.baseline_row
         return np.nan if row is None or column not in row else float(row[column])
 
     def range_over_datasets(self, column: str) -> tuple[pd.Series, pd.Series]:
         """Return (lowest, highest) of `column` over the data sets, each a Series indexed by configuration.
 
-        The data sets here and in `layer_means` are those that the configurations' averages are over.
+        The data sets here and in `layer_means` are those that enter the configurations' averages.
         """
         by_config = self._averaged(self.experiments).groupby("config")[column]
         return by_config.min(), by_config.max()
@@ -147,13 +150,13 @@ class Study:
         return layers.pivot_table(index="config", columns="layer", values=column, aggfunc="mean")
 
     def _averaged(self, table):
-        """The rows of the data sets that averages are over."""
+        """The rows of the data sets that enter averages."""
         return table[table["dataset"].isin(averaged_datasets(self.datasets))]
 
     def comparison(self, config: str, dataset: str) -> pd.Series | None:
         """The row that compares `config` with the baseline on a data set, or None.
 
-        It is the row of the data set's own score, or else that of the mean loss.
+        It is the row of the data set's score, or of the mean loss where it has no score.
         """
         return self._comparisons.get((config, dataset, self.scores.get(dataset, "loss")))
 
@@ -164,9 +167,9 @@ class Study:
         return {(row["config"], row["dataset"], row["metric"]): row for row in rows}
 
     def verdict(self, config: str, dataset: str) -> str | None:
-        """'better', 'worse' or 'same' than the baseline after Holm's correction; None when not compared.
+        """'better', 'worse' or 'same' compared with the baseline, after Holm's correction; None if untested.
 
-        'same' means that no difference was shown, not that there is none.
+        'same' means that the difference is not significant, not that there is none.
         """
         row = self.comparison(config, dataset)
         if row is None or pd.isna(row["p_holm"]) or pd.isna(row["difference"]):
@@ -178,7 +181,7 @@ class Study:
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether a smaller value of a score is the better one: of perplexity and loss, not of accuracy."""
+    """Whether a smaller value of a score is better: true for perplexities and losses."""
     return "perplexity" in metric or metric == "loss"
 
 
@@ -189,7 +192,7 @@ def make_study(
     comparisons: pd.DataFrame,
     baseline: str,
 ) -> Study:
-    """Check and sort four data frames into a `Study`; `InputError` when one lacks rows or columns."""
+    """Check four data frames and make a `Study` of them; `InputError` if one lacks rows or columns."""
     tables = {
         "experiments": experiments,
         "configurations": configurations,
@@ -198,7 +201,7 @@ def make_study(
     }
     for name, table in tables.items():
         _check_columns(table, REQUIRED_COLUMNS[name], f"the table of {name}")
-        # A study of the baseline alone has nothing to compare; the other tables must hold something.
+        # A study of the baseline alone has no comparisons; the other tables must have rows.
         if table.empty and name != "comparisons":
             raise InputError(f"the table of {name} is empty: there is nothing to show")
     strategies = ["topk", "bh", *sorted({*configurations["strategy"]} - {"topk", "bh"})]
@@ -230,7 +233,7 @@ def read_table(path: Path | str, required: Sequence[str]) -> pd.DataFrame:
         required: columns that it must have.
 
     Raises:
-        InputError: it is missing or no table, a column is missing, or holds a text in place of a number.
+        InputError: it is missing or not a table, a column is missing, or a cell is text instead of a number.
     """
     if not Path(path).is_file():
         raise InputError(f"{path} does not exist")
@@ -253,9 +256,11 @@ def read_table(path: Path | str, required: Sequence[str]) -> pd.DataFrame:
             allowed = "be a number"
         if fault.any():
             row = int(np.flatnonzero(fault)[0])
-            found = "empty" if pd.isna(values[row]) else repr(values[row])
+            content = "empty" if pd.isna(values[row]) else repr(values[row])
             # Line 1 holds the names.
-            raise InputError(f"{path}: line {row + 2}: {column} is {found}, but must {allowed}; {MADE_ANEW}")
+            raise InputError(
+                f"{path}: line {row + 2}: {column} is {content}, but must {allowed}; {MADE_ANEW}"
+            )
     return table
 
 

@@ -1,7 +1,7 @@
 """The results tables, as pandas data frames: experiments, configurations, layers and comparisons.
 
-Rows stand in the order of the given experiments; what does not exist is missing in a frame, empty in CSV and
-null in JSON.
+Rows keep the order of the experiments. A value that does not exist is NaN or None in a frame, empty in CSV
+and null in JSON.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from adaptive_routing.analysis import statistics
-from adaptive_routing.analysis.metrics import ALL_METRICS, HEAD, PER_LAYER_METRICS
+from adaptive_routing.analysis.metrics import ALL_METRICS, CONFIGURATION_KEYS, HEAD, PER_LAYER_METRICS
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.files import atomic_path
 from adaptive_routing.system.json_files import write_json
@@ -50,36 +50,37 @@ COMPARISON_COLUMNS = [
     "p_bootstrap_holm",
     "p_bootstrap_bh",
 ]
-# The perplexities that can be a data set's score, the first that it has: whole articles have one per word.
-PERPLEXITIES = ("word_perplexity", "perplexity")
-# Each p-value, and what the names of its two corrections start with.
+# The perplexities that can be a data set's score; the first that it has counts. Only whole articles have one
+# per word.
+SCORE_PERPLEXITIES = ("word_perplexity", "perplexity")
+# Each p-value, and the prefix of its two corrections' names.
 _P_VALUES = (("p_value", "p"), ("p_wilcoxon", "p_wilcoxon"), ("p_bootstrap", "p_bootstrap"))
-# Data sets that no average over data sets holds: a dozen prompts, continued token by token, say nothing of a
-# configuration's speed and little of its expert counts. They have rows of their own, and difficulty.py.
-_APART = {"prompts"}
+# Data sets that enter no average: a dozen prompts, continued token by token, say nothing about a
+# configuration's speed and little about its expert counts. They have their own rows, and difficulty.py.
+_NOT_AVERAGED = {"prompts"}
 # How the values of several data sets become a configuration's.
 _OVER_DATASETS = {metric.name: metric.over_datasets for metric in ALL_METRICS}
 _COMBINE = {"mean": lambda values: sum(values) / len(values), "sum": sum, "min": min, "max": max}
-# Not of a configuration, or computed from sums.
+# Not combined at all, or computed from sums.
 _UNNORMALIZED = {"accuracy_unnormalized", "accuracy_unnormalized_stderr"}
 _NOT_COMBINED = _UNNORMALIZED | {"tokens_per_second"}
 
 
 def check_distinct(paths: Sequence[Path | str], contents: Sequence[Mapping[str, Any]]) -> None:
-    """Raise InputError where two files (paths, and their contents) are of the same experiment."""
+    """Raise InputError where two files (paths, and their contents) hold the same experiment."""
     seen = {}
     for path, content in zip(paths, contents, strict=True):
         experiment = content["config"], content["dataset"]
         if experiment in seen:
             raise InputError(
-                f"{path} and {seen[experiment]} are both of {' on '.join(experiment)}; delete the one that "
-                "has another's name and run again"
+                f"{path} and {seen[experiment]} both hold {' on '.join(experiment)}; delete the one with the "
+                "wrong name and run again"
             )
         seen[experiment] = path
 
 
 def experiments_table(experiments: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Make one row an experiment: the head, the 16 metrics, the extra metrics.
+    """Make one row per experiment: the head, the 16 metrics, the extra metrics.
 
     experiments: contents of metrics/{config}_{dataset}.json.
     """
@@ -88,20 +89,19 @@ def experiments_table(experiments: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def averaged_datasets(datasets: Iterable[str]) -> list[str]:
-    """The data sets that a study's averages are over: all but `prompts`, which count where alone."""
+    """The data sets that enter averages: all but `prompts`, which count only if there are no others."""
     datasets = list(dict.fromkeys(datasets))
-    return [dataset for dataset in datasets if dataset not in _APART] or datasets
+    return [dataset for dataset in datasets if dataset not in _NOT_AVERAGED] or datasets
 
 
 def configurations_table(experiments: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Make one row a configuration: the head, each data set's accuracy, and the metrics over its data sets.
+    """Make one row per configuration: its keys, each data set's accuracy, and the metrics over its data sets.
 
-    The data sets are those of `averaged_datasets`.
-
-    A metric is the plain mean over the data sets that have it, each counting alike however many tokens it
-    has (`latency_ms_per_token` so is a mean of medians). Exceptions: `min_experts` and `max_experts` are
-    the extremes, totals and `forward_seconds` are sums, `tokens_per_second` is the sum of tokens / the
-    sum of forward time, and a standard error is √(Σ se²) / n, missing where a data set's is.
+    The data sets are those of `averaged_datasets`. A metric is the plain mean over the data sets that have
+    it, whatever their numbers of tokens; `latency_ms_per_token` is therefore a mean of medians. Exceptions:
+    `min_experts` and `max_experts` are the extremes, totals and `forward_seconds` are sums,
+    `tokens_per_second` is the sum of tokens / the sum of forward time, and a standard error is √(Σ se²) / n,
+    missing if a data set's is missing.
     """
     averaged = averaged_datasets(e["dataset"] for e in experiments)
     experiments = [e for e in experiments if e["dataset"] in averaged]
@@ -112,17 +112,16 @@ def configurations_table(experiments: Sequence[Mapping[str, Any]]) -> pd.DataFra
         dict.fromkeys(e["dataset"] for e in experiments if e["metrics"]["avg_task_accuracy"] is not None)
     )
     accuracy_columns = [f"{d}_accuracy{suffix}" for d in accuracy_datasets for suffix in ("", "_stderr")]
-    head = [key for key in HEAD if key != "dataset"]
     names = [name for name in METRIC_NAMES if name not in _UNNORMALIZED]
-    rows = [_configuration_row(head, names, group) for group in by_config.values()]
-    return pd.DataFrame(rows, columns=[*head, "datasets", *accuracy_columns, *names])
+    rows = [_configuration_row(names, group) for group in by_config.values()]
+    return pd.DataFrame(rows, columns=[*CONFIGURATION_KEYS, "datasets", *accuracy_columns, *names])
 
 
-def _configuration_row(head, names, experiments):
-    row = {key: experiments[0][key] for key in head}
+def _configuration_row(names, experiments):
+    row = {key: experiments[0][key] for key in CONFIGURATION_KEYS}
     row["datasets"] = ",".join(e["dataset"] for e in experiments)
     for name in names:
-        # A standard error belongs to a value: where that exists without it, it is unknown, not left out.
+        # A value without a standard error makes the mean's standard error unknown.
         values = [
             e["metrics"][name] for e in experiments if e["metrics"][name.removesuffix("_stderr")] is not None
         ]
@@ -144,7 +143,7 @@ def _combine(name, values):
 
 
 def layers_table(experiments: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Make one row an experiment and MoE layer, layers counted from 0, with the per-layer metrics."""
+    """Make one row per experiment and MoE layer, counted from 0, with the per-layer metrics."""
     rows = [
         {
             "config": e["config"],
@@ -162,8 +161,8 @@ def comparisons_table(summaries: Sequence[Summary], baseline: str) -> pd.DataFra
     """Compare every configuration with the baseline on each data set, over the samples both have.
 
     summaries: contents of logs/{config}_{dataset}.json; baseline: a configuration's name. A data set gives
-    a row for its own score (`{dataset}_accuracy`, `word_perplexity` of whole articles or else `perplexity`)
-    if it has one, then one for `loss`. `ratio` is the perplexity ratio. Each of the three p-values
+    a row for its score (`{dataset}_accuracy`, `word_perplexity` of whole articles or else `perplexity`) if it
+    has one, then a row for `loss`. `ratio` is the perplexity ratio. Each of the three p-values
     (`p_value` of `test`, `p_wilcoxon`, `p_bootstrap`) is corrected by Holm and by Benjamini and Hochberg
     over the configurations of one strategy on one data set and metric: the 16 BH configurations are one
     family.
@@ -200,7 +199,7 @@ def _compare(baseline, summary):
     if score is None or summary["metrics"].get(score) is None:
         return rows
     if score == "word_perplexity":
-        totals = ([-one["log_likelihood"] for one in ones] for ones in zip(*pairs, strict=True))
+        totals = ([-sample["log_likelihood"] for sample in samples] for samples in zip(*pairs, strict=True))
         words = statistics.compare_losses(*totals, sizes=[a["num_words"] for a, _ in pairs])
         row = {**vars(words.perplexity), **_of_losses(words)}
     elif score == "perplexity":
@@ -213,13 +212,13 @@ def _compare(baseline, summary):
 
 
 def _score(dataset, metrics):
-    """The name of the score that stands for a data set; None where it has only losses."""
-    names = (f"{dataset}_accuracy", *PERPLEXITIES)
+    """The name of a data set's score; None where it has only losses."""
+    names = (f"{dataset}_accuracy", *SCORE_PERPLEXITIES)
     return next((name for name in names if metrics.get(name) is not None), None)
 
 
 def _of_losses(comparison):
-    """The columns that only comparisons of losses have."""
+    """The columns that exist only for comparisons of losses."""
     low, high = comparison.perplexity_ratio_ci
     return {
         "ratio": comparison.perplexity_ratio,

@@ -1,7 +1,7 @@
-"""The page routing_atlas.html: every experiment's routing, to look at in a browser without a network.
+"""The page routing_atlas.html: every experiment's routing, to explore in a browser without a network.
 
-The page holds plotly.js, a script of its own (`page/atlas.js`) and each experiment as a compressed
-safetensors file, which the script reads when the experiment is chosen.
+The page holds plotly.js, its own script (`page/atlas.js`) and each experiment as a compressed safetensors
+file, which the script reads when the experiment is chosen.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from adaptive_routing.analysis.routing_curves import (
     position_means,
     ranges_within,
 )
-from adaptive_routing.analysis.routing_summary import read_summary
+from adaptive_routing.analysis.routing_summary import read_routing_summary
 from adaptive_routing.atlas.tokens import token_texts
 from adaptive_routing.system.errors import InputError
 
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 
     from adaptive_routing.model.description import ModelDescription
 
-EXTREME_TYPES = 15  # tokens with most experts, and as many with fewest
-# Pairs of experts in all experiments. Beyond it, the page would be too large for a mail, and slow to open.
+EXTREME_TYPES = 15  # listed tokens with the most experts, and with the fewest
+# Pairs of experts in all experiments. With more, the page would be too large to mail and slow to open.
 MOST_PAIRS = 8_000_000
-NEVER, NEUTRAL_LIFT, LIFT_STEPS = 1, 128, 10  # codes of lift; steps a doubling
-LOSS_UNITS = 1000  # a nat
+NEVER, NEUTRAL_LIFT, LIFT_STEPS = 1, 128, 10  # codes of lift; steps per octave
+LOSS_UNITS = 1000  # per nat
 NOT_SCORED = 65535
 
 
@@ -55,14 +55,14 @@ def make_page(paths: Iterable[Path | str], model: ModelDescription, baseline: st
         baseline: the configuration that is shown first.
 
     Returns:
-        the page, a string of HTML.
+        the page as an HTML string.
     """
     heads, means, experiments, used_tokens = {}, {}, {}, set()
     paths = list(paths)
     if not paths:
-        raise InputError("the routing atlas has nothing to show: there is no summary of any experiment.")
+        raise InputError("the routing atlas has nothing to show: there is no summary of an experiment.")
     for path in paths:
-        head, arrays, sample_ids = read_summary(path)
+        head, arrays, sample_ids = read_routing_summary(path)
         num_layers, num_experts, _ = arrays["co_selection"].shape
         with_pairs = len(paths) * num_layers * num_experts * (num_experts - 1) // 2 <= MOST_PAIRS
         data = page_data(arrays, with_pairs)
@@ -86,7 +86,7 @@ def make_page(paths: Iterable[Path | str], model: ModelDescription, baseline: st
         "tokens": texts,
         "experiments": experiments,
     }
-    # In a script element only "<" could end the element.
+    # Inside a script element, only "<" could end the element.
     data = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     return string.Template(_resource("atlas.html")).substitute(
         title=f"Routing atlas of {escape(model['name'])}",
@@ -100,7 +100,7 @@ def make_page(paths: Iterable[Path | str], model: ModelDescription, baseline: st
 
 
 def page_data(arrays: Mapping[str, NDArray[Any]], with_pairs: bool) -> dict[str, NDArray[Any]]:
-    """Turn a summary's arrays into what the page draws, in types that a browser reads and in few bytes."""
+    """Convert a summary's arrays to what the page draws, in compact types that a browser can read."""
     histogram, together = arrays["count_histogram"], arrays["co_selection"]
     num_tokens = int(histogram[0].sum())
     largest = int(np.flatnonzero(histogram.any(axis=0))[-1])
@@ -126,10 +126,10 @@ def page_data(arrays: Mapping[str, NDArray[Any]], with_pairs: bool) -> dict[str,
 
 
 def lift_codes(together: NDArray[np.uint32], num_tokens: int) -> NDArray[np.uint8]:
-    """Code the lift of every pair of experts, i < j, in a byte: (L, E·(E − 1)/2).
+    """Encode the lift of every pair of experts, i < j, in one byte: (L, E·(E − 1)/2).
 
     Lift is how much more often two experts are chosen together than if they were independent,
-    P(i, j) / (P(i)·P(j)) (Brin, Motwani, Ullman & Tsur, SIGMOD 1997, as interest). The code is
+    P(i, j) / (P(i)·P(j)) (Brin, Motwani, Ullman & Tsur, SIGMOD 1997, who call it interest). The code is
     128 + 10·log₂(lift); 1: never together; 0: one of the two is never chosen.
     """
     first, second = np.triu_indices(together.shape[1], k=1)
@@ -144,15 +144,15 @@ def lift_codes(together: NDArray[np.uint32], num_tokens: int) -> NDArray[np.uint
 def extreme_types(
     ids: NDArray[np.integer], tokens: NDArray[np.integer], count_sums: NDArray[np.integer]
 ) -> dict[str, NDArray[Any]]:
-    """Find the token types with most and with fewest experts: rows for the mean over layers, then each layer.
+    """Find the token types with the most and the fewest experts.
 
-    Each row lists up to `EXTREME_TYPES` with most experts, most first, then as many with fewest, fewest
-    first.
+    The first row is for the mean over layers, the others for one layer each. A row lists up to
+    `EXTREME_TYPES` with the most experts, most first, then as many with the fewest, fewest first.
     """
     by_layer = count_sums / tokens[:, None]
     means = np.column_stack([by_layer.mean(axis=1), by_layer])  # (M, 1 + L)
     listed = min(EXTREME_TYPES, len(ids) // 2)
-    # Of equal means the more frequent type counts, which stands first.
+    # Ties go to the more frequent type, which comes first.
     most, fewest = (np.argsort(sign * means, axis=0, kind="stable")[:listed].T for sign in (-1, 1))
     rows = np.concatenate([most, fewest], axis=1)  # (1 + L, 2 · listed)
     shown = np.take_along_axis(means.T, rows, axis=1)
@@ -166,9 +166,9 @@ def extreme_types(
 def chosen_first(
     configurations: Sequence[Mapping[str, Any]], means: Mapping[str, Sequence[float]], baseline: str
 ) -> tuple[str, str | None]:
-    """Choose the two configurations that the page shows first: the baseline and the BH that is most like it.
+    """Choose the two configurations that the page shows first: the baseline and the most similar BH.
 
-    That is the one whose mean count is closest to the baseline's. None where there is no second one.
+    The similar one has the mean count closest to the baseline's. None if there is no second configuration.
     """
     names = [one["config"] for one in configurations]
     first = baseline if baseline in names else names[0]
@@ -183,19 +183,21 @@ def chosen_first(
 
 
 def _scope(content):
-    """Say in a few words what there is to choose from."""
+    """How many configurations, data sets, layers and experts there are, in words."""
     parts = {
         "configuration": len(content["configurations"]),
         "data set": len(content["datasets"]),
         "MoE layer": content["num_layers"],
         "expert": content["num_experts"],
     }
-    one, two, three, four = (f"{n} {name}{'' if n == 1 else 's'}" for name, n in parts.items())
-    return f"{one}, {two}; {three} of {four}"
+    configurations, datasets, layers, experts = (
+        f"{n} {name}{'' if n == 1 else 's'}" for name, n in parts.items()
+    )
+    return f"{configurations}, {datasets}; {layers} of {experts}"
 
 
 def label(head: Mapping[str, Any]) -> str:
-    """Name a configuration as a reader would."""
+    """Name a configuration for readers."""
     if head["strategy"] == "topk":
         return f"top-{head['k_or_max_k']}"
     if head["strategy"] != "bh":
@@ -204,19 +206,19 @@ def label(head: Mapping[str, Any]) -> str:
 
 
 def _place(head):
-    """Top-k first, by k; then by max_k and alpha."""
+    """The sort key of a configuration: top-k first, by k; then others by max_k and alpha."""
     return head["strategy"] != "topk", head["strategy"], head["k_or_max_k"], head["alpha"] or 0.0
 
 
 def _loss_units(losses):
-    """Losses in thousandths of a nat as uint16, the largest of them for "not scored"."""
+    """Losses in thousandths of a nat as uint16; the largest value means "not scored"."""
     units = np.clip(np.rint(LOSS_UNITS * np.nan_to_num(losses)), 0, NOT_SCORED - 1)
     return np.where(np.isfinite(losses), units, NOT_SCORED).astype(np.uint16)
 
 
 def _pack(data, sample_ids):
-    """A compressed safetensors file as text."""
-    # safetensors writes a buffer as it lies.
+    """Encode arrays as a compressed safetensors file in base64."""
+    # safetensors writes the buffer as it is in memory.
     arrays = {name: np.ascontiguousarray(array) for name, array in data.items()}
     file = save(arrays, metadata={"sample_ids": json.dumps(sample_ids)})
     return base64.b64encode(zlib.compress(file, 6)).decode("ascii")

@@ -1,4 +1,4 @@
-"""The text of single tokens, from the tokenizer in the model's folder; transformers would take seconds."""
+"""The text of single tokens, from the model's tokenizer.json: importing transformers takes seconds."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-_REPLACEMENT = "\ufffd"  # what stands for bytes that are no whole character
+_REPLACEMENT = "\ufffd"  # the decoder's output for incomplete characters
 _SHOWN_BY_PAGE = "\n\t\r"
 
 
 def token_texts(model_folder: Path | str, token_ids: Iterable[int]) -> dict[int, str]:
-    """Map token ids to text in which every character can be seen or is white space.
+    """Map token ids to text in which every character is visible or white space.
 
-    Bytes that are a part of a character are written ⟨E2 80⟩, characters without a look ⟨U+200B⟩. Where the
-    folder has no tokenizer.json, or the vocabulary no such token, a token is its number, ⟨#17⟩.
+    Bytes that are part of a character are written ⟨E2 80⟩, invisible characters ⟨U+200B⟩. If the folder has
+    no tokenizer.json, or the vocabulary no such token, a token is written as its number, ⟨#17⟩.
     """
     path = Path(model_folder) / "tokenizer.json"
     if not path.is_file():
@@ -34,7 +34,7 @@ def _text(tokenizer, token_id):
     piece = tokenizer.id_to_token(token_id)
     if piece is None:
         return f"⟨#{token_id}⟩"
-    # Some decoders drop the space before a text's first token, so a token's text is what it adds to another.
+    # Some decoders drop the space before the first token, so decode the token twice and take the second.
     once, twice = (tokenizer.decode([token_id] * n, skip_special_tokens=False) for n in (1, 2))
     text = twice.removeprefix(once) if once and twice.startswith(once) else once
     if not text or _REPLACEMENT in text:
@@ -43,7 +43,7 @@ def _text(tokenizer, token_id):
 
 
 def _bytes(piece):
-    """Write a piece that is a part of a character, <0xE2> or of a byte-level vocabulary, as its bytes."""
+    """Write a piece that is part of a character, <0xE2> or from a byte-level vocabulary, as its bytes."""
     if byte := re.fullmatch("<0x([0-9A-F]{2})>", piece):
         return f"⟨{byte[1]}⟩"
     try:
@@ -59,7 +59,7 @@ def _visible(character):
 
 
 def _byte_alphabet():
-    """The characters that stand for bytes in byte-level vocabularies (`encoder.py` of GPT-2, 2019)."""
+    """The characters that represent bytes in byte-level vocabularies (`encoder.py` of GPT-2, 2019)."""
     themselves = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in themselves]
     return {chr(b): b for b in themselves} | {chr(256 + i): b for i, b in enumerate(others)}

@@ -1,4 +1,4 @@
-"""Two results folders compared: `python -m adaptive_routing.compare RESULTS OTHER`.
+"""Compares two results folders: `python -m adaptive_routing.compare RESULTS OTHER`.
 
 Imports `analysis` and `system`.
 """

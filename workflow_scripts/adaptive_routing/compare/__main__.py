@@ -1,8 +1,9 @@
 """Compares two results folders: python -m adaptive_routing.compare RESULTS OTHER
 
-Files are first compared by their bytes, and only what differs is read (`differences`). What depends on the
-time or the machine is no difference of results: timings, the metrics made of them, device, package versions
-and `provenance.run`. Figures and the report show timings too; they are compared by bytes and named.
+Files are first compared by their bytes; only those that differ are read (`differences`). What depends on the
+time or the machine does not count as a difference of results: timings and the metrics based on them, device,
+package versions and `provenance.run`. Figures and the report show timings, so they are compared by bytes and
+only listed.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ if TYPE_CHECKING:
 
     from adaptive_routing.compare.differences import Difference
 
-# What an experiment was made from, in the head of its files, and what it was made with.
+# Keys of an experiment's files: what it was made from, what it was made with, and its times.
 SETTINGS = ("config", "strategy", "k_or_max_k", "alpha", "num_experts", "dataset", "routing", "provenance")
 ENVIRONMENT = ("provenance.device", "provenance.versions", "provenance.run", "folder")
 TIMINGS = ("timings", "provenance.run.started")
 
-# The files of an experiment and of the study, each with what finds their differences.
+# The files of an experiment and of the study, each with the function that finds their differences.
 OF_EXPERIMENT = (
     ("metrics", "metrics/{}.json", json_differences),
     ("tensors", "logs/{}_internal_routing.safetensors", tensor_differences),
@@ -61,22 +62,22 @@ BY_BYTES = (
     "routing_atlas.html",
 )
 
-# A text stays short; JSON holds everything.
+# The text is kept short; JSON holds everything.
 SHOWN_EXPERIMENTS, SHOWN_LINES = 8, 12
 
 
 @dataclass
-class Comparison:
+class FolderComparison:
     """What differs between two results folders.
 
     Attributes:
-        num_experiments: those that both have.
+        num_experiments: how many experiments are in both folders.
         with_tensors: those of them whose selections could be compared.
-        only: experiments and files that one folder has, by "first" and "second".
-        settings, environment: the experiments, by (name, first value, second value) of what they were made
-            from, and of what they were made with; the values are JSON.
-        results, timings: {file: `Difference`s} by experiment, and by file for those of the study.
-        bytes: figures and reports that differ, or that one folder lacks.
+        only: experiments and files that are in one folder only, by "first" and "second".
+        settings, environment: {(name, first value, second value): experiments} for what the experiments were
+            made from, and what they were made with; the values are JSON.
+        results, timings: {file: `Difference`s} by experiment, and by file for the files of the study.
+        bytes: figures and reports that differ, or that are missing in one folder.
     """
 
     num_experiments: int = 0
@@ -91,18 +92,23 @@ class Comparison:
     @property
     def differences(self) -> list[Difference]:
         """All differences of results."""
-        return [one for files in self.results.values() for own in files.values() for one in own]
+        return [
+            difference
+            for files in self.results.values()
+            for of_file in files.values()
+            for difference in of_file
+        ]
 
     @property
     def largest(self) -> float:
         """The largest difference of numbers, relative where they exceed 1."""
-        return max((one.relative for one in self.differences if not one.is_decision), default=0.0)
+        return max((d.relative for d in self.differences if not d.is_decision), default=0.0)
 
     @property
     def only_numbers(self) -> bool:
-        """Whether nothing but numbers differs: no decision, setting or file."""
+        """Whether only numbers differ: no decision, setting or file."""
         is_whole = not (any(self.only.values()) or self.settings)
-        return is_whole and not any(one.is_decision for one in self.differences)
+        return is_whole and not any(difference.is_decision for difference in self.differences)
 
     def verdict(self, tolerance: float = 0.0) -> str:
         """`identical`, `equal to rounding` (no number differs by more than the tolerance) or `different`."""
@@ -122,16 +128,16 @@ def experiments_of(folder: Path) -> list[str]:
     return names
 
 
-def compare(first: Path, second: Path) -> Comparison:
+def compare(first: Path, second: Path) -> FolderComparison:
     """Compare two results folders.
 
     Raises:
-        InputError: one of them is no results folder, or a file is damaged.
+        InputError: one of them is not a results folder, or a file is damaged.
     """
     first, second = Path(first), Path(second)
     names, other_names = experiments_of(first), experiments_of(second)
     shared = [name for name in names if name in other_names]
-    found = Comparison(len(shared))
+    found = FolderComparison(len(shared))
     found.only["first"] += [name for name in names if name not in shared]
     found.only["second"] += [name for name in other_names if name not in shared]
     for name in shared:
@@ -151,13 +157,13 @@ def compare(first: Path, second: Path) -> Comparison:
 
 
 def _matching(pattern, *folders):
-    """Paths in either folder, relative to it; none that a job is still writing."""
+    """Paths in either folder, relative to it, without those that a job is still writing."""
     paths = {path.relative_to(folder) for folder in folders for path in folder.glob(pattern)}
     return sorted(path.as_posix() for path in paths if not path.name.startswith("."))
 
 
 def _compare_file(found, subject, kind, first, second, path, find):
-    """Compare a file that either folder may have, and put what differs where it belongs."""
+    """Compare a file that either folder may have, and sort its differences into `found`."""
     one, other = first / path, second / path
     if one.exists() != other.exists():
         found.only["first" if one.exists() else "second"].append(path)
@@ -180,15 +186,15 @@ def _is_below(name, roots):
 
 def _note(group, difference, subject):
     subjects = group[difference.name, json.dumps(difference.first), json.dumps(difference.second)]
-    if subject not in subjects:  # an experiment's three logs say the same
+    if subject not in subjects:  # an experiment's three logs repeat it
         subjects.append(subject)
 
 
-# What is said
+# As text and as JSON
 
 
-def describe(found: Comparison, tolerance: float = 0.0, timings: bool = False) -> Iterator[str]:
-    """The comparison as lines of text; the first is the verdict."""
+def describe(found: FolderComparison, tolerance: float = 0.0, timings: bool = False) -> Iterator[str]:
+    """Yield the comparison as lines of text; the first is the verdict."""
     yield headline(found, tolerance)
     for side, names in found.only.items():
         if names:
@@ -202,15 +208,15 @@ def describe(found: Comparison, tolerance: float = 0.0, timings: bool = False) -
     if timings:
         yield from _described(found, found.timings, ", timings")
     if found.environment:
-        yield "machine and software (does not count):"
+        yield "machine and software (not counted):"
         for name, first, second in found.environment:
             yield f"  {name}: {_cut(first)} | {_cut(second)}"
     if found.bytes:
-        yield f"other figures and reports (do not count; they show timings): {_listed(found.bytes)}"
+        yield f"different figures and reports (not counted, since they show timings): {_listed(found.bytes)}"
 
 
-def headline(found: Comparison, tolerance: float = 0.0) -> str:
-    """The verdict, and what it comes from."""
+def headline(found: FolderComparison, tolerance: float = 0.0) -> str:
+    """The verdict and the reason for it."""
     verdict = found.verdict(tolerance)
     rounding = f"no decision differs, and no number by more than {found.largest:.2g}"
     if verdict == "identical":
@@ -237,7 +243,7 @@ def headline(found: Comparison, tolerance: float = 0.0) -> str:
 
 
 def _described(found, group, title=""):
-    """The differences of the first experiments and of all files of the study, and the names of the rest."""
+    """The differences of the first experiments and all files of the study, and the names of the others."""
     experiments = [subject for subject, files in group.items() if "" not in files]
     left_out = experiments[SHOWN_EXPERIMENTS:]
     for subject, files in group.items():
@@ -258,7 +264,7 @@ def _flat(files):
 
 
 def _unchanged_decisions(files):
-    """What is the same in an experiment that differs: the selected experts, the answers."""
+    """What is identical in an experiment that differs: the selected experts, the answers."""
     if not any(one.is_decision for one in files.get("tensors", ())):
         yield "selections: identical"
     if not any(one.is_decision for one in files.get("summary", ())):
@@ -298,8 +304,8 @@ def _plural(count, noun):
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def as_json(found: Comparison, tolerance: float = 0.0, timings: bool = False) -> dict[str, Any]:
-    """The whole comparison as a JSON value; a difference that is no number's is null."""
+def as_json(found: FolderComparison, tolerance: float = 0.0, timings: bool = False) -> dict[str, Any]:
+    """The whole comparison as a JSON value; a difference between values that are not numbers is null."""
 
     def noted(group):
         return [
@@ -343,12 +349,12 @@ def _tolerance(text):
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 on")
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
     return value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status: 0 equal within the tolerance, 1 different, 2 bad input."""
+    """Run the command; return the exit status: 0 equal within the tolerance, 1 different, 2 bad input."""
     parser = argparse.ArgumentParser(
         prog="python -m adaptive_routing.compare",
         description="Compare two results folders. Exit status: 0 equal, 1 different, 2 bad input.",
@@ -360,10 +366,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=_tolerance,
         default=0.0,
         metavar="T",
-        help="let numbers differ by T, and by T times the number where that exceeds 1; never whole numbers, "
-        "answers and selected experts (default: 0)",
+        help="let numbers differ by T, or by T times the number where it exceeds 1; integers, answers and "
+        "selected experts must be equal (default: 0)",
     )
-    parser.add_argument("--timings", action="store_true", help="show timings too; they do not count")
+    parser.add_argument("--timings", action="store_true", help="show timings too, though they do not count")
     parser.add_argument("--json", action="store_true", help="print everything that differs as JSON")
     options = parser.parse_args(arguments)
     try:
@@ -379,5 +385,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader that wants no more, as `head`, ends it quietly
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a closed pipe, as by `head`, ends it quietly
     sys.exit(main())

@@ -1,7 +1,7 @@
 """What differs between two files of the same kind: JSON, routing logs, tables and tensors.
 
-Values are summed up by name, so that a file with a million values gives few differences. Routing logs are
-read by samples and tensors in slices, however large they are.
+Differences are aggregated by name, so a file with a million values gives few of them. Routing logs are read
+sample by sample and tensors in slices, so their size does not matter.
 """
 
 import csv
@@ -19,7 +19,7 @@ from adaptive_routing.system.tensor_files import TensorFile
 MISSING = "missing"
 # Tensors that hold expert sets: a row of bytes is one token's selection in one layer.
 SELECTIONS = ("selected_experts", "second_pass_selected_experts")
-# Columns that name a row of a table; a table has some of them.
+# Columns that identify a row of a table; each table has some of them.
 _ROW_NAMES = ("config", "dataset", "metric", "layer", "difficulty")
 # Elements of a tensor, or bytes of a file, held in memory at a time.
 _SLICE = 1 << 20
@@ -27,11 +27,11 @@ _SLICE = 1 << 20
 
 @dataclass
 class Difference:
-    """Values of one name that differ between two files.
+    """How the values of one name differ between two files.
 
     Attributes:
         name: such as "metrics.perplexity", or "samples[].loss" of all samples.
-        count, total: how many values differ, of how many that were read.
+        count, total: how many values differ, and how many were read.
         first, second: the two values where they differ most.
         largest: the largest absolute difference; infinite where neither value is a float.
         relative: the largest |difference| / max(1, |first|, |second|), which a tolerance bounds.
@@ -46,7 +46,7 @@ class Difference:
     relative: float = -1.0
 
     def add(self, first: object, second: object, count: int = 1) -> None:
-        """Take up `count` pairs that differ, of which this one differs most."""
+        """Add `count` pairs that differ; this pair differs most."""
         self.count += count
         distance, relative = _distance(first, second)
         self.largest = max(self.largest, distance)
@@ -55,17 +55,18 @@ class Difference:
 
     @property
     def is_decision(self) -> bool:
-        """Whether more than the size of a number differs: an answer, an expert, a count, a name."""
+        """Whether the difference is more than numeric: an answer, an expert, a count, a name."""
         return math.isinf(self.relative)
 
 
 def _distance(first, second):
-    """Absolute difference of two values, and that relative to the larger where it exceeds 1.
+    """The absolute difference of two values, and the same relative to the larger where that exceeds 1.
 
-    Both are infinite unless the values are numbers and one is a float: whole numbers are counts and indices.
+    Both are infinite unless the values are numbers and one is a float: integers are counts and indices.
     """
-    is_number = all(isinstance(one, int | float) and not isinstance(one, bool) for one in (first, second))
-    if not is_number or not any(isinstance(one, float) for one in (first, second)):
+    pair = first, second
+    is_number = all(isinstance(value, int | float) and not isinstance(value, bool) for value in pair)
+    if not is_number or not any(isinstance(value, float) for value in pair):
         return math.inf, math.inf
     distance = abs(first - second)
     if not math.isfinite(distance):
@@ -95,7 +96,7 @@ def json_differences(first: Path, second: Path) -> list[Difference]:
 
 
 def routing_log_differences(first: Path, second: Path) -> list[Difference]:
-    """Differences of two routing logs in JSON, which hold a sample a line; equal lines are not parsed."""
+    """Differences of two routing logs in JSON, which hold one sample per line; equal lines are not parsed."""
     found = {}
     with open(first, "rb") as one, open(second, "rb") as other:
         for number, lines in enumerate(itertools.zip_longest(one, other, fillvalue=b"")):
@@ -106,7 +107,7 @@ def routing_log_differences(first: Path, second: Path) -> list[Difference]:
 
 
 def table_differences(first: Path, second: Path) -> list[Difference]:
-    """Differences of two tables in CSV by columns, rows matched by what names them."""
+    """Differences of two tables in CSV, by column; rows are matched by their identifying columns."""
     found, rows, other_rows = {}, _rows(first), _rows(second)
     for key in [*rows, *(key for key in other_rows if key not in rows)]:
         if key in rows and key in other_rows:
@@ -118,7 +119,7 @@ def table_differences(first: Path, second: Path) -> list[Difference]:
 
 
 def _collect(first, second, name, found):
-    """Add up in `found`, a `Difference` a name, the leaves of two JSON values; list indices are left out."""
+    """Add the leaves of two JSON values to `found`, a `Difference` per name; list indices are left out."""
     if isinstance(first, dict) and isinstance(second, dict):
         for key in [*first, *(key for key in second if key not in first)]:
             inner = f"{name}.{key}" if name else key
@@ -131,7 +132,7 @@ def _collect(first, second, name, found):
         for one, other in zip(first, second, strict=False):
             if isinstance(one, dict | list):
                 _collect(one, other, inner, found)
-            else:  # the most common by far: numbers
+            else:  # by far the most common case: numbers
                 of_elements.total += 1
                 if one != other:
                     of_elements.add(one, other)
@@ -143,18 +144,18 @@ def _collect(first, second, name, found):
 
 
 def _differing(found):
-    return [one for one in found.values() if one.count]
+    return [difference for difference in found.values() if difference.count]
 
 
 def _parsed(text, path):
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise InputError(f"{path} is not a whole JSON file: {error}.") from error
+        raise InputError(f"{path} is not a complete JSON file: {error}.") from error
 
 
 def _routing_part(line, number, path):
-    """A line of a routing log as JSON: the head, a sample, or what follows the samples."""
+    """A line of a routing log as JSON: the head, a sample, or the part after the samples."""
     if number == 0:
         return _parsed(line.removesuffix(b'"samples":[\n').rstrip(b",\n") + b"}", path)
     if line.startswith(b"]"):
@@ -163,7 +164,7 @@ def _routing_part(line, number, path):
 
 
 def _rows(path):
-    """A table's rows, by what names them."""
+    """A table's rows by the values of their identifying columns."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file, restkey="more cells", restval=MISSING))
@@ -178,7 +179,7 @@ def _rows(path):
 
 
 def _cell(text):
-    """A cell as the whole number, the number or the text that it holds; None where it is empty."""
+    """A cell as an integer, a float or text; None where it is empty."""
     if text == "":
         return None
     for number in (int, float):
@@ -196,7 +197,7 @@ def _cell(text):
 def tensor_differences(first: Path, second: Path) -> list[Difference]:
     """Differences of two safetensors files and of their metadata.
 
-    Of selections token-layers are counted, of other tensors elements, of survival functions layers.
+    Selections are counted by token-layers, survival functions by layers, other tensors by elements.
     """
     with TensorFile(first) as one, TensorFile(second) as other:
         by_name = {}
@@ -218,7 +219,7 @@ def _layout(file, name):
 
 
 def _metadata(file):
-    """Metadata as JSON values; what is in a routing log's `head` stands for itself."""
+    """Metadata as JSON values; the entries of a routing log's `head` are put on the top level."""
     values = {}
     for key, text in file.metadata.items():
         try:
@@ -247,7 +248,7 @@ def _tensor_difference(one, other, name):
 
 
 def _add_elements(found, values, others):
-    """Take up two arrays of elements that all differ."""
+    """Add two arrays of elements that all differ."""
     if values.dtype.kind != "f":
         found.add(int(values[0]), int(others[0]), len(values))
         return
@@ -261,7 +262,7 @@ def _add_elements(found, values, others):
 
 
 def _survival_difference(one, other):
-    """The largest difference of two null distributions' survival functions, at the points of both grids."""
+    """The largest difference of two null distributions' survival functions over the points of both grids."""
     tables = [[file.read(name) for name in ("x0", "dx", "survival")] for file in (one, other)]
     found = Difference("survival functions")
     for layer in range(min(len(x0) for x0, _, _ in tables)):

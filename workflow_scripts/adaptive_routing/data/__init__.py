@@ -1,4 +1,4 @@
-"""Data sets: their rows, token sequences and prepared samples; `tasks` holds one module a data set.
+"""Data sets: their rows, token sequences and prepared samples; `tasks` holds one module per data set.
 
 Imports `system`.
 """

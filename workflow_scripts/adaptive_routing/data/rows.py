@@ -17,7 +17,7 @@ def load_rows(
     revision: str | None = None,
     name: str = "dataset",
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a hub data set or a local JSONL/parquet file, in order, as dicts.
+    """Yield the rows of a hub data set or a local JSONL/parquet file, in order, as dicts.
 
     Raises:
         InputError: the source cannot be read.
@@ -28,7 +28,7 @@ def load_rows(
     suffix = Path(source).suffix
     try:
         if suffix in LOCAL_FORMATS:
-            # A local file is read anew each time: a cache would only be a second copy of it.
+            # A local file is read each time: a cache would only be a second copy of it.
             with tempfile.TemporaryDirectory() as cache:
                 rows = datasets.load_dataset(
                     LOCAL_FORMATS[suffix], data_files=str(source), split="train", cache_dir=cache
@@ -37,7 +37,7 @@ def load_rows(
         else:
             yield from datasets.load_dataset(source, subset, split=split, revision=revision)  # ty: ignore[invalid-yield]
     except Exception as error:
-        # `datasets` wraps what is wrong with a file in "An error occurred while generating the dataset".
+        # `datasets` wraps the actual error in "An error occurred while generating the dataset".
         cause = error.__cause__ or error
         reason = " ".join(str(cause).split()) or "it holds no rows"
         raise InputError(f"{name}: cannot read {source!r} ({reason})") from error

@@ -1,7 +1,7 @@
 """Rows of a data set as samples that are ready to score, and the file that holds them.
 
-The prepared file of a data set holds everything an experiment needs of it, so that text is read and
-tokenised once a study.
+The prepared file holds everything that experiments need of a data set, so that text is read and tokenised
+once per study.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PreparedSample:
-    """A sample with its token sequences: one a request, or one a window of a rolling request.
+    """A sample with its token sequences: one per request, or one per window of a rolling request.
 
-    Its id is the data set's name and the row's number; every row counts, from 0.
+    Its id is the data set's name and the row's number. All rows are numbered, from 0.
     """
 
     sample_id: str
@@ -34,7 +34,7 @@ class PreparedSample:
 
     @property
     def num_inputs(self) -> int:
-        """Tokens that the model reads of it."""
+        """The number of tokens that the model reads."""
         return sum(sequence.num_inputs for sequence in self.sequences)
 
 
@@ -53,9 +53,9 @@ def prepare_samples(
         dataset: name of the data set.
         rows: its rows, as dicts.
         tokenizer: a `PreTrainedTokenizerBase`.
-        max_samples: how many; all where there are fewer.
+        max_samples: how many; all rows where there are fewer.
         max_length, model_max_length: see `encode_request`.
-        protocol: of the data set's settings, where it has more than one.
+        protocol: the protocol of the data set's settings, where there are several.
 
     Raises:
         InputError: a column is missing, a row is malformed, or no row can be scored.
@@ -83,26 +83,26 @@ def prepare_samples(
 
 
 def _checked(dataset, columns, rows):
-    """The rows, each with every column that it needs."""
+    """Yield the rows, after checking their columns."""
     for number, row in enumerate(rows):
         for column, needed in columns.items():
-            found = needed.alternative if column not in row and needed.alternative in row else column
-            if found not in row:
+            present = needed.alternative if column not in row and needed.alternative in row else column
+            if present not in row:
                 either = [repr(name) for name in (column, needed.alternative) if name]
                 raise InputError(
                     f"datasets.{dataset}: column {' or '.join(either)} is missing; "
                     f"found {', '.join(map(repr, row))}, needed {', '.join(map(repr, columns))}"
                 )
-            if not needed.holds(row[found]):
+            if not needed.holds(row[present]):
                 raise InputError(
-                    f"datasets.{dataset}: row {number}: column {found!r} holds {_shorten(row[found])}; "
+                    f"datasets.{dataset}: row {number}: column {present!r} holds {_shorten(row[present])}; "
                     f"needed is {needed.description}"
                 )
         yield row
 
 
 def skipped_rows(prepared: Sequence[PreparedSample]) -> int:
-    """How many rows before the last of the samples hold nothing to score."""
+    """How many rows before the last sample were skipped because they hold no text to score."""
     last_row = int(prepared[-1].sample_id.rpartition("_")[2])
     return last_row + 1 - len(prepared)
 
@@ -137,7 +137,7 @@ def read_prepared(path: Path | str) -> tuple[dict[str, Any], list[PreparedSample
     """Read a prepared data set: (settings, list of `PreparedSample`).
 
     Raises:
-        InputError: the file is not one that `prepared_to_json` made.
+        InputError: the file was not made by `prepared_to_json`.
     """
     content = read_json(path)
     try:
@@ -162,12 +162,12 @@ def read_prepared(path: Path | str) -> tuple[dict[str, Any], list[PreparedSample
         raise InputError(f"{path} is not a prepared data set: it has no samples or settings; {MADE_ANEW}")
     for one in samples:
         if not one.sequences or not all(map(_is_whole, one.sequences)):
-            raise InputError(f"{path}: the token sequences of {one.sample_id} do not fit; {MADE_ANEW}")
+            raise InputError(f"{path}: the token sequences of {one.sample_id} are inconsistent; {MADE_ANEW}")
     return settings, samples
 
 
 def _is_whole(sequence):
-    """Whether a sequence that was read from a file has token ids, and as many as it says."""
+    """Whether a sequence that was read from a file has token ids, in the numbers that it states."""
     token_ids, context, inputs = sequence.token_ids, sequence.num_context_tokens, sequence.num_inputs
     return (
         isinstance(token_ids, list)
@@ -178,9 +178,9 @@ def _is_whole(sequence):
 
 
 def check_vocabulary(samples: Iterable[PreparedSample], vocab_size: int, name: str) -> None:
-    """Raise InputError where `PreparedSample`s hold a token that the model does not know.
+    """Raise InputError if `PreparedSample`s hold a token that is not in the model's vocabulary.
 
-    On a GPU such a token would end the process, and with it the work of others.
+    On a GPU such a token would end the process, and with it other jobs' work.
     """
     for one in samples:
         for sequence in one.sequences:

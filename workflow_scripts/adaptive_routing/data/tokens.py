@@ -23,8 +23,8 @@ class EncodedSequence:
     Attributes:
         token_ids: context and continuation.
         num_context_tokens: tokens before the first scored one, at least 1.
-        num_inputs: tokens that the model reads; the last one is only predicted where the sequence
-            was cut to the model's length.
+        num_inputs: tokens that the model reads: all, except that the last token is only predicted where the
+            sequence was cut to the model's length.
         truncated: whether tokens were cut off.
     """
 
@@ -35,24 +35,24 @@ class EncodedSequence:
 
     @property
     def num_predicted_tokens(self) -> int:
-        """Scored tokens."""
+        """The number of scored tokens."""
         return len(self.token_ids) - self.num_context_tokens
 
 
 def encode_request(
     tokenizer: PreTrainedTokenizerBase, request: Request, max_length: int | None, model_max_length: int
 ) -> list[EncodedSequence]:
-    """A request as a list of `EncodedSequence`: one, or as many as a rolling request has windows.
+    """Encode a request as a list of `EncodedSequence`: one, or one per window of a rolling request.
 
-    The list is empty where fewer than two tokens leave nothing to predict.
+    The list is empty if there are fewer than two tokens, so that there is nothing to predict.
 
     Args:
         tokenizer: a `PreTrainedTokenizerBase`.
         request: `tasks.Request`.
-        max_length: a text without context keeps its first `max_length` tokens, one with `keep_end` excepted;
-            None where the data set has no such texts.
-        model_max_length: a context keeps its last tokens, so that the model reads at most this many; so does
-            a text with `keep_end`.
+        max_length: a text without context is cut to its first `max_length` tokens, unless it has `keep_end`;
+            None if the data set has no such texts.
+        model_max_length: the most tokens that the model reads. Contexts, and texts with `keep_end`, that are
+            too long lose their first tokens.
     """
     if request.rolling:
         token_ids = encode_text(tokenizer, request.continuation)
@@ -86,30 +86,31 @@ def encode_request(
 
 
 def _windows(prefix_token, token_ids, model_max_length):
-    """Every token of a text scored once (`lm_eval.utils.get_rolling_token_windows`, context_len = 1).
+    """Windows that score every token of a text once.
 
-    The first window starts with the prefix token; the last one reaches back, so that it is full too.
+    They are those of `lm_eval.utils.get_rolling_token_windows` with context_len = 1. The first window starts
+    with the prefix token. The last one starts early enough to be full too.
     """
     whole = [prefix_token, *token_ids]
     sequences = []
     for first in range(1, len(whole), model_max_length):
         end = min(first + model_max_length, len(whole))
         start = max(0, end - model_max_length - 1)
-        # The first token of a window is read and not scored, and so are those that a window before scored.
+        # The first token of a window, and those scored by the window before, are read but not scored.
         sequences.append(_cut(whole[start:end], first - start, model_max_length, end - start))
     return sequences
 
 
 def _cut(token_ids, num_context_tokens, model_max_length, num_tokens):
-    """A sequence of at most one token more than the model reads, out of a text of `num_tokens`."""
+    """A sequence from a text of `num_tokens`, with at most one token more than the model reads."""
     num_inputs = min(len(token_ids), model_max_length)
     return EncodedSequence(token_ids, num_context_tokens, num_inputs, len(token_ids) < num_tokens)
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Tokens with the special ones that the tokenizer adds, as the harness encodes.
+    """Encode a text with the special tokens that the tokenizer adds, as the harness does.
 
-    None are added to a text that starts with the start token itself.
+    None are added to a text that already starts with the start token.
     """
     prefix = _prefix_token(tokenizer, required=False)
     if prefix is not None and text.startswith(tokenizer.decode(prefix)):  # ty: ignore[invalid-argument-type]

@@ -1,4 +1,4 @@
-"""Passes of the model over text: one experiment, the calibration, and what both are made of.
+"""Passes of the model over text: an experiment, the calibration, and what both share.
 
 Imports `model`, `routing_log`, `routing`, `data` and `system`.
 """

@@ -1,4 +1,4 @@
-"""Samples grouped into batches, which become smaller once one does not fit into the device's memory."""
+"""Samples grouped into batches, which get smaller when one does not fit into the device's memory."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def make_batches(
 ) -> list[list[int]]:
     """Group sample indices into batches of at most `batch_tokens` tokens.
 
-    Samples are sorted by their longest sequence, longest first: the sequences of a batch are alike, and a
-    batch that is too large shows at once. A sample's sequences stay together; one that is too large on its
-    own is a batch of its own. `indices` are those of the samples to group; all by default.
+    Samples are sorted by their longest sequence, longest first: the sequences of a batch have similar
+    lengths, and a batch that is too large fails early. A sample's sequences stay together; a sample larger
+    than `batch_tokens` is a batch by itself. `indices` are the samples to group; all by default.
     """
 
     def longest(index):
@@ -42,39 +42,39 @@ def make_batches(
     if indices is None:
         indices = range(len(samples))
     for index in sorted(indices, key=lambda index: (-longest(index), index)):
-        own = samples[index].num_inputs
-        if not batches or tokens + own > batch_tokens:
+        size = samples[index].num_inputs
+        if not batches or tokens + size > batch_tokens:
             batches.append([])
             tokens = 0
         batches[-1].append(index)
-        tokens += own
+        tokens += size
     return batches
 
 
 def _for_two_workers(samples, batch_tokens):
-    """Tokens in a batch for an even number of about equal batches, so that two workers end together."""
-    total = sum(one.num_inputs for one in samples)
+    """The batch size for an even number of similar batches, so that two workers finish together."""
+    total = sum(sample.num_inputs for sample in samples)
     pairs = math.ceil(total / (2 * batch_tokens))
-    largest = max(one.num_inputs for one in samples)
+    largest = max(sample.num_inputs for sample in samples)
     return min(batch_tokens, math.ceil(total / (2 * pairs)) + largest)
 
 
 class BatchQueue:
     """The batches of a data set that are still to be done, in the order of `make_batches`.
 
-    On a CPU several passes run side by side, each in one thread: a thread that shares a layer's many small
-    products with others waits for them at each, and for ever longer where other programs use the cores. What
-    a batch holds does not depend on their number, so results do not either, to the bit.
+    On a CPU several passes run side by side, each in one thread: threads that share a layer's many small
+    products wait for each other at each of them, longer still when other programs use the cores. The batches
+    do not depend on the number of passes, so results are the same to the bit.
 
-    Where the device's memory runs out, this batch and all after it are grouped anew for half its tokens:
-    what one failed attempt has shown is not tried again.
+    When the device's memory runs out, the failed batch and all remaining ones are regrouped with half its
+    tokens, so that a size that failed is not tried again.
 
     Args:
-        model: the model that does them.
+        model: the model that runs them.
         samples: list of `samples.PreparedSample`.
-        batch_tokens: tokens in a batch, at first.
-        shorter: the keys that make samples shorter, and of which; for the sentence that says so.
-        workers: passes side by side, by default `devices.passes_at_once`.
+        batch_tokens: the largest number of tokens in a batch, at first.
+        shorter: which settings make samples shorter, for the error message.
+        workers: number of passes side by side, by default `devices.passes_at_once`.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class BatchQueue:
         self._is_tried_alone = False
 
     def warm_up(self, work: Callable[[list[int]], T]) -> T:
-        """Do the first batch, which stays the first to be done; smaller ones where memory runs out."""
+        """Do the first batch, or smaller ones if memory runs out; it stays in the queue."""
         while True:
             result, said = unless_out_of_memory(functools.partial(work, self._batches[0]))
             if not said:
@@ -101,13 +101,14 @@ class BatchQueue:
             self._put_back(self._batches.pop(0), said, was_alone=True)
 
     def last_sample(self) -> PreparedSample:
-        """The last sample of all, which is a short one."""
+        """The last sample of the queue, which is a short one."""
         return self._samples[self._batches[-1][-1]]
 
     def results(self, work: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
         """Do `work` of every batch, a list of sample indices: yield (batch, what it returned).
 
-        A batch is begun before the one before it is handed over, so that a GPU always has work.
+        The next batch is started before the result of the previous one is yielded, so that a GPU always has
+        work.
 
         Raises:
             InputError: a single sample does not fit.
@@ -134,7 +135,7 @@ class BatchQueue:
                 yield batch, result
 
     def _put_back(self, batch, said, was_alone):
-        """Have a batch that did not fit done again: in parts, or alone."""
+        """Requeue a batch that did not fit: in parts, or to run alone."""
         if len(batch) > 1:
             tokens = sum(self._samples[index].num_inputs for index in batch)
             print(
@@ -142,7 +143,7 @@ class BatchQueue:
                 f"tokens ({said}); going on with at most {tokens // 2:,} tokens in a batch",
                 file=sys.stderr,
             )
-            left = [index for one in (batch, *self._batches) for index in one]
+            left = [index for remaining in (batch, *self._batches) for index in remaining]
             self._batches = make_batches(self._samples, tokens // 2, left)
         elif was_alone:
             raise too_little_memory(self._model, self._samples[batch[0]], said, self._shorter)
@@ -152,7 +153,7 @@ class BatchQueue:
 
 
 class _Inline(Executor):
-    """Does what is submitted at once, in the caller's thread."""
+    """Runs what is submitted immediately, in the caller's thread."""
 
     def submit(self, function, *arguments):  # ty: ignore[incompatible-method-override]
         future = Future()
@@ -165,11 +166,11 @@ class _Inline(Executor):
 
 @contextlib.contextmanager
 def _executor(workers):
-    """Workers in threads of their own, or the caller's; what has not begun when it is left never does."""
+    """Workers in their own threads, or the caller's; on exit, what has not started is cancelled."""
     if workers == 1:
         yield _Inline()
         return
-    # A new thread would compute with OpenMP's own number of threads, not with torch's.
+    # A new thread would use OpenMP's default number of threads, not torch's.
     pool = ThreadPoolExecutor(workers, "forward pass", torch.set_num_threads, (torch.get_num_threads(),))
     try:
         yield pool

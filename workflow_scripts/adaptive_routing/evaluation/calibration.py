@@ -1,4 +1,4 @@
-"""Router logits of calibration text under the model's own routing: what null distributions are fitted to."""
+"""Router logits of calibration text under the model's own routing, to which null distributions are fitted."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def encode_calibration_text(
     max_tokens: int,
     max_length: int,
 ) -> list[PreparedSample]:
-    """The first rows' tokens, up to `max_tokens` in all, each row cut to `max_length`.
+    """Encode the first rows, up to `max_tokens` tokens in total, each row cut to `max_length`.
 
     Returns:
         list of `samples.PreparedSample` with one sequence each.
@@ -70,9 +70,9 @@ def encode_calibration_text(
 def collect_router_logits(
     loaded: LoadedModel, samples: Sequence[PreparedSample], batch_tokens: int
 ) -> torch.Tensor:
-    """Router logits of every token and layer under native routing: (T, L, E) in the model's dtype.
+    """Compute router logits of every token and layer under native routing: (T, L, E) in the model's dtype.
 
-    Tokens stand in the order of the samples, whatever the batches.
+    Tokens are in the order of the samples, however they are batched.
 
     Raises:
         InputError: a single sample does not fit into the device's memory, or router logits are not finite.
@@ -82,7 +82,7 @@ def collect_router_logits(
     queue = BatchQueue(model, samples, batch_tokens, "a smaller null_distribution.calibration.max_length")
     per_sample: list[Any] = [None] * len(samples)
 
-    @torch.inference_mode()  # holds in one thread only
+    @torch.inference_mode()  # applies to the current thread only
     def forward(batch):
         sequences = [samples[index].sequences[0] for index in batch]
         packing = Packing.of([sequence.num_inputs for sequence in sequences], model.device)
@@ -94,13 +94,13 @@ def collect_router_logits(
     with RouterPatcher(model, native) as patcher, packed_attention(model):
         for batch, (logits, lengths) in queue.results(forward):
             check_finite([samples[index] for index in batch], logits, finite_total(logits))
-            for index, own in zip(batch, logits.split(lengths), strict=True):
-                per_sample[index] = own
+            for index, of_sample in zip(batch, logits.split(lengths), strict=True):
+                per_sample[index] = of_sample
     return torch.cat(per_sample)
 
 
 def save_router_logits(path: Path | str, router_logits: torch.Tensor, metadata: Mapping[str, Any]) -> None:
-    """Write (T, L, E) router logits as safetensors, with what made them as metadata of JSON values."""
+    """Write (T, L, E) router logits as safetensors; the metadata, in JSON, tells how they were made."""
     with atomic_path(path) as temporary:
         save_file(
             {"router_logits": router_logits.contiguous()},

@@ -68,7 +68,7 @@ class Summary(Head):
 
 @dataclass(frozen=True)
 class ExperimentFiles:
-    """Where an experiment writes."""
+    """The paths that an experiment writes to."""
 
     summary: str
     internal_routing: str
@@ -96,12 +96,12 @@ def run_experiment(
         strategy: its routing strategy.
         dataset: name of the data set.
         prepared: list of `samples.PreparedSample`.
-        batch_tokens: tokens in a batch.
-        second_pass_samples: how many first samples run again one by one.
-        settings: what decides the result, recorded as it is; `routing.weights` and the data set's
+        batch_tokens: the largest number of tokens in a batch.
+        second_pass_samples: how many of the first samples run again, one at a time.
+        settings: what determines the result, recorded unchanged; `routing.weights` and the data set's
             `max_samples`, `protocol` and `max_new_tokens` are used here.
         files: `ExperimentFiles`.
-        log_workers: `LogWorkers` that make the routing log's text; by default this process does.
+        log_workers: `LogWorkers` that encode the routing log's text; by default this process does.
         code_version: `version.code_version`'s result, recorded in the summary.
 
     Returns:
@@ -118,7 +118,7 @@ def run_experiment(
     with patcher:
         max_new_tokens = settings["dataset"].get("max_new_tokens")
         if max_new_tokens:
-            # How long the texts are is known once they are written, and the logs need it from the start.
+            # The logs need the lengths of the texts from the start, and generation determines them.
             tokenizer = load_tokenizer(loaded.info)
             generated = list(generate_samples(model, patcher, tokenizer, prepared, max_new_tokens))
             prepared = [one for one, _ in generated]
@@ -180,7 +180,7 @@ def run_experiment(
 
 
 def _run(model, batch_tokens, code_version):
-    """What may differ between two runs of the same experiment; the routing logs hold none of it."""
+    """What may differ between two runs of the same experiment; it is left out of the routing logs."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": platform.node(),
@@ -232,11 +232,11 @@ def _sample_record(one, outcome, result):
 
 
 def _second_pass(model, patcher, writer, prepared, greedy_tokens):
-    """The first samples again, one at a time: latency, and whether the result is the same."""
+    """Run the first samples again, one at a time, for the latency and the stability metrics."""
     seconds, tokens = [], []
     for index, one in enumerate(prepared):
         if index == 0:
-            score_alone(model, one, patcher)  # new shapes are slower the first time
+            score_alone(model, one, patcher)  # the first pass with new shapes is slower
         scored, routing = score_alone(model, one, patcher, with_greedy_tokens=True)
         writer.write_second_pass(
             index,
@@ -250,6 +250,6 @@ def _second_pass(model, patcher, writer, prepared, greedy_tokens):
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that decide results."""
+    """Versions of the packages that determine results."""
     names = ("torch", "transformers", "numpy", "safetensors", "datasets", "snakemake")
     return {name: importlib.metadata.version(name) for name in names}

@@ -1,4 +1,4 @@
-"""NaN and infinity in what a model computes: found without waiting for the device."""
+"""Detects NaN and infinity in what a model computes, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _REMEDIES = {
 
 
 def finite_total(router_logits: torch.Tensor) -> torch.Tensor:
-    """A number that is NaN or infinite if any router logit is: their sum, float32, on their device.
+    """The sum of the router logits, float32, on their device: not finite if any of them is not.
 
-    One reduction, for which nobody waits. It may overflow where all logits are finite.
+    This is one asynchronous reduction. The sum may overflow even where all logits are finite.
     """
     return router_logits.sum(dtype=torch.float32)
 
 
 def check_finite(samples: Sequence[PreparedSample], router_logits: torch.Tensor, total: torch.Tensor) -> None:
-    """Raise InputError where router logits are NaN or infinite; tensors are on the CPU.
+    """Raise InputError if router logits are NaN or infinite; tensors are on the CPU.
 
     Args:
         samples: list of `samples.PreparedSample`.
         router_logits: (N, L, E) of all their N tokens, one sample after another.
-        total: their `finite_total`; the logits are only looked at where it is not finite.
+        total: their `finite_total`; the logits are read only if it is not finite.
     """
     if torch.isfinite(total):
         return
@@ -45,16 +45,16 @@ def check_finite(samples: Sequence[PreparedSample], router_logits: torch.Tensor,
     layers = is_fault.any(2).any(0).nonzero()
     if not len(layers):
         return
-    layer = int(layers[0])  # later layers compute with what this one gave
+    layer = int(layers[0])  # later layers use this one's output
     token, expert = is_fault[:, layer].nonzero()[0].tolist()
     kind = "NaN" if router_logits[token, layer, expert].isnan() else "infinity"
-    ends = torch.tensor([one.num_inputs for one in samples]).cumsum(0)
+    ends = torch.tensor([sample.num_inputs for sample in samples]).cumsum(0)
     sample = samples[int(torch.searchsorted(ends, token, right=True))]
     raise _error(sample, f"the router logits of layer {layer} hold {kind}", router_logits.dtype)
 
 
 def check_scores(sample: PreparedSample, scores: Sequence[SequenceScore], dtype: torch.dtype) -> None:
-    """Raise InputError where a sample's log-likelihoods (`SequenceScore`s) are NaN or infinite."""
+    """Raise InputError if a sample's log-likelihoods (`SequenceScore`s) are NaN or infinite."""
     for score in scores:
         if not math.isfinite(score.log_likelihood):
             raise _error(sample, f"the log-likelihood is {score.log_likelihood}", dtype)

@@ -1,7 +1,7 @@
-"""Greedy generation with the key-value cache under a routing strategy: the text, and how it was routed.
+"""Greedy generation with the key-value cache under a routing strategy, with its text and routing.
 
-transformers' own `generate`, one prompt at a time: a batch would go on computing prompts that have ended.
-The last new token is never read by the model, so it has no routing.
+It uses transformers' `generate`, one prompt at a time: a batch would keep computing prompts that have ended.
+The model never reads the last new token, so that token has no routing.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def generate_samples(
     samples: Sequence[PreparedSample],
     max_new_tokens: int,
 ) -> Iterator[tuple[PreparedSample, BatchResult]]:
-    """Continue each sample's one sequence greedily, under a patcher in force.
+    """Continue each sample's only sequence greedily, under an active patcher.
 
     Args:
         model: a causal language model of transformers.
-        patcher: a `RouterPatcher` in force on it.
+        patcher: an active `RouterPatcher` on it.
         tokenizer: turns new tokens into text.
         samples: list of `samples.PreparedSample` with one sequence each, the prompt.
-        max_new_tokens: fewer are generated where the model ends the text.
+        max_new_tokens: fewer are generated if the model ends the text.
 
     Yields:
         (the sample with prompt and new tokens as its sequence, `BatchResult` of it alone). The score is the
@@ -67,9 +67,9 @@ def generate_samples(
 
 
 def _continue(model, patcher, tokenizer, index, one, config):
-    """Continue one prompt: what `generate_samples` yields of it."""
+    """Continue one prompt; return what `generate_samples` yields for it."""
     prompt = torch.tensor([one.sequences[0].token_ids], device=model.device)
-    if index == 0:  # the first pass of a process loads code; that is not the configuration's speed
+    if index == 0:  # a process's first pass loads code, which must not count as the configuration's time
         _generate(model, patcher, prompt, config)
     clock = Clock(model.device)
     token_ids, passes = _generate(model, patcher, prompt, config)
@@ -91,7 +91,7 @@ def _generate(model, patcher, prompt, config):
     def collect(module, args, output):
         passes.append((output.last_hidden_state[0], patcher.take_batch()))
 
-    # Registered after the patcher's own hook, whose record of the pass it takes.
+    # Registered after the patcher's hook, so that the patcher has already recorded the pass.
     handle = model.base_model.register_forward_hook(collect)
     try:
         with _generation_config(model, config):
@@ -103,13 +103,13 @@ def _generate(model, patcher, prompt, config):
 
 @contextmanager
 def _generation_config(model, config):
-    """`config` in the place of the model's own, from which `generate` fills what a config leaves open."""
-    own = model.generation_config
+    """Replace the model's generation config, from which `generate` fills what `config` leaves open."""
+    replaced = model.generation_config
     model.generation_config = config
     try:
         yield
     finally:
-        model.generation_config = own
+        model.generation_config = replaced
 
 
 def _sample_result(model, tokenizer, index, one, token_ids, hidden, routing):

@@ -1,7 +1,7 @@
-"""Batches of token sequences through the model: log-likelihoods of the scored tokens.
+"""Runs batches of token sequences through the model and computes log-likelihoods of the scored tokens.
 
-The language-model head runs at scored positions only. Scores do not depend on how samples are batched,
-beyond float rounding: a batch is packed, and no sequence sees another.
+The language-model head runs at scored positions only. Batches are packed and no sequence attends to another,
+so scores do not depend on how samples are batched, apart from float rounding.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class BatchScores:
         token_losses: per sequence, (tokens read,) float32: −ln p of each token given those before it,
             NaN where it was not scored.
         greedy_tokens: per sequence, (tokens read,) int64: the most likely next token at each position;
-            None unless asked for.
+            None unless requested.
         seconds: synchronised time of the forward pass and the head.
     """
 
@@ -57,14 +57,14 @@ class BatchScores:
 
 @dataclass(frozen=True)
 class SampleResult:
-    """What a run gave for one sample, its sequences one after another.
+    """The results of one sample, its sequences one after another.
 
     Attributes:
-        index: of the sample in its data set.
+        index: the sample's index in its data set.
         scores: `SequenceScore` per sequence.
-        greedy_tokens: (tokens read,) int64, or None where nobody asked.
+        greedy_tokens: (tokens read,) int64, or None if not requested.
         lengths: tokens read, per sequence.
-        details: what else the summary says of it.
+        details: further entries of the sample in the summary.
     """
 
     index: int
@@ -76,11 +76,11 @@ class SampleResult:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """What a run gave for a batch of samples, one after another, on the CPU.
+    """The results of a batch of samples, one after another, on the CPU.
 
     Attributes:
-        seconds: of the forward pass and the head; where several run side by side, their sum is the time in
-            which any did.
+        seconds: time of the forward pass and the head. Where passes run side by side, overlapping time counts
+            once.
         samples: `SampleResult`s.
         routing: `BatchRouting` of all N tokens.
         token_ids: (N,) int64, as read.
@@ -102,17 +102,17 @@ def score_samples(
     num_with_greedy_tokens: int,
     workers: int | None = None,
 ) -> Iterator[BatchResult]:
-    """Score samples batch by batch under a patcher in force.
+    """Score samples batch by batch under an active patcher.
 
-    A batch for which the device has too little memory is done in smaller ones.
+    A batch that does not fit into the device's memory is split into smaller ones.
 
     Args:
         model: a causal language model of transformers.
-        patcher: a `RouterPatcher` in force on it.
+        patcher: an active `RouterPatcher` on it.
         samples: list of `samples.PreparedSample`.
-        batch_tokens: tokens in a batch.
-        num_with_greedy_tokens: the first samples of the data set, whose greedy tokens are asked for.
-        workers: passes side by side, as in `BatchQueue`.
+        batch_tokens: the largest number of tokens in a batch.
+        num_with_greedy_tokens: for how many of the first samples greedy tokens are returned.
+        workers: number of passes side by side, as in `BatchQueue`.
 
     Yields:
         `BatchResult`, batch by batch.
@@ -128,10 +128,10 @@ def score_samples(
 
     with packed_attention(model):
         if model not in _warm:
-            # The first pass of a process loads code and claims memory; that is not the configuration's speed.
+            # A process's first pass loads code and allocates memory, which must not count as forward time.
             queue.warm_up(lambda batch: begin(batch).finish())
             _warm.add(model)
-        # Nor is what a strategy finds once, such as thresholds.
+        # Nor must what a strategy computes only once, such as thresholds.
         score_alone(model, queue.last_sample(), patcher)
         covered = 0.0
         for batch, forward_pass in queue.results(begin):
@@ -145,7 +145,7 @@ def score_samples(
 def score_alone(
     model: PreTrainedModel, sample: PreparedSample, patcher: RouterPatcher, with_greedy_tokens: bool = False
 ) -> tuple[BatchScores, BatchRouting]:
-    """`score_patched_batch` of one `PreparedSample`; InputError where memory does not suffice for it."""
+    """`score_patched_batch` of one `PreparedSample`; InputError if it does not fit into memory."""
 
     def score():
         return score_patched_batch(model, sample.sequences, patcher, with_greedy_tokens)
@@ -160,10 +160,11 @@ def _sequences(samples, batch):
 def _batch_result(batch, forward_pass, scored, routing, seconds, samples, num_with_greedy_tokens):
     results, first = [], 0
     for index in batch:
-        own = slice(first, first + len(samples[index].sequences))
-        greedy_tokens = torch.cat(scored.greedy_tokens[own]) if index < num_with_greedy_tokens else None
-        results.append(SampleResult(index, scored.scores[own], greedy_tokens, routing.lengths[own], {}))
-        first = own.stop
+        of_sample = slice(first, first + len(samples[index].sequences))
+        greedy_tokens = torch.cat(scored.greedy_tokens[of_sample]) if index < num_with_greedy_tokens else None
+        lengths = routing.lengths[of_sample]
+        results.append(SampleResult(index, scored.scores[of_sample], greedy_tokens, lengths, {}))
+        first = of_sample.stop
     check_finite([samples[index] for index in batch], routing.router_logits, forward_pass.logits_total)
     for result in results:
         check_scores(samples[result.index], result.scores, routing.router_logits.dtype)
@@ -179,7 +180,7 @@ def score_batch(
     Args:
         model: a causal language model of transformers.
         sequences: the batch.
-        with_greedy_tokens: also the most likely next token at every position.
+        with_greedy_tokens: whether to return the most likely next token at every position.
     """
     return _Pass(model, sequences, None, with_greedy_tokens).finish()[0]
 
@@ -190,12 +191,12 @@ def score_patched_batch(
     patcher: RouterPatcher,
     with_greedy_tokens: bool = False,
 ) -> tuple[BatchScores, BatchRouting]:
-    """`score_batch` under a patcher in force: (`BatchScores`, the tokens' `BatchRouting` on the CPU)."""
+    """`score_batch` under an active patcher: (`BatchScores`, the tokens' `BatchRouting` on the CPU)."""
     return _Pass(model, sequences, patcher, with_greedy_tokens).finish()
 
 
 class _Pass:
-    """A forward pass that is under way: begun when it is made, waited for by `finish`."""
+    """An asynchronous forward pass: the constructor starts it, `finish` waits for it."""
 
     @torch.inference_mode()
     def __init__(self, model, sequences, patcher, with_greedy_tokens):
@@ -237,9 +238,9 @@ class _Pass:
 
 
 def _scored_positions(sequences):
-    """Positions in the row whose next token is scored, those tokens, and whether they are read: (P,) each.
+    """Positions whose next token is scored, those tokens, and whether the model reads them: (P,) each.
 
-    Where a sequence was cut to the model's length, its last target is not read.
+    The last target of a sequence that was cut to the model's length is not read.
     """
     positions, targets, was_read, start = [], [], [], 0
     for one in sequences:
@@ -255,7 +256,7 @@ def _scored_positions(sequences):
 def score_positions(
     model: PreTrainedModel, hidden: torch.Tensor, positions: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Score targets (P,) after the hidden states (N, H) at positions (P,).
+    """Score the targets (P,) that follow positions (P,) of the hidden states (N, H).
 
     Returns ln p of the targets (float32) and whether each is the most likely token, both (P,).
     """
@@ -270,6 +271,6 @@ def score_positions(
 
 
 def most_likely_tokens(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    """The likeliest next token after each of N hidden states (N, H): (N,) int64."""
+    """The most likely next token after each of N hidden states (N, H): (N,) int64."""
     head = model.get_output_embeddings()
     return torch.cat([head(rows).argmax(-1) for rows in hidden.split(_HEAD_ROWS)])

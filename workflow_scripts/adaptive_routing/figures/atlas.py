@@ -53,7 +53,7 @@ def draw_atlas(
 ) -> dict[str, Figure]:
     """Draw the figures of the atlas: a dict of name to matplotlib figure.
 
-    summaries: arrays of `routing_summary.read_summary` by (configuration, data set); those of the baseline
+    summaries: arrays of `read_routing_summary` by (configuration, data set); those of the baseline
     and of `shown_configurations`, where there are any.
     """
     rows = shown_configurations(study)

@@ -1,4 +1,4 @@
-"""The report in words: `markdown` puts the sections together, `html` makes a page of them.
+"""The report in words: `markdown` assembles the sections, `html` turns them into a page.
 
 Imports the figures' list of panels and the numbers of `analysis`.
 """

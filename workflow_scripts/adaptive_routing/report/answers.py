@@ -1,7 +1,7 @@
-"""The report's answers: what to use for which aim, and the tests behind it.
+"""The report's answers: which configuration to use for which aim, and the tests behind it.
 
-The rules are in `recommendations.py`; every sentence is chosen by the study's numbers, and none says
-more than the tests and intervals do.
+The rules are in `analysis/recommendations.py`. The study's numbers choose every sentence, and none says more
+than the tests and intervals do.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 from adaptive_routing.analysis import recommendations as rules
 from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL
 from adaptive_routing.report import words
-from adaptive_routing.report.costs import costs
-from adaptive_routing.report.limits import certainty, same_compute, where_not
+from adaptive_routing.report.costs import cost_section
+from adaptive_routing.report.limits import same_compute_text, uncertainty_section, where_bh_does_not_help
 from adaptive_routing.report.sentences import MARGIN, margin_definition, subject, why_kept
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from adaptive_routing.analysis.recommendations import Margins
+    from adaptive_routing.analysis.recommendations import QualityMargins
     from adaptive_routing.analysis.study import Study
 
 
-def answers(study: Study, margins: Margins) -> Iterator[str]:
+def answer_sections(study: Study, margins: QualityMargins) -> Iterator[str]:
     """Yield the parts after the main sentences; nothing where nothing can be recommended."""
     if rules.obstacle(study):
         return
@@ -31,17 +31,17 @@ def answers(study: Study, margins: Margins) -> Iterator[str]:
         yield _too_few_samples(powerless)
     yield "### What to use"
     yield _what_to_use(study, decision)
-    yield f"*Same quality*: {margin_definition(study, margins)} (the margin, fixed in the settings)."
+    yield f"*Same quality*: {margin_definition(study, margins)}. This margin is set in the config file."
     yield "### What it costs"
-    yield from costs(study, decision, margins)
+    yield from cost_section(study, decision, margins)
     yield "### The tests behind these answers"
-    yield from _evidence(study, decision, margins)
+    yield _evidence(study, decision, margins)
     yield "### Against fixed top-k at the same compute"
-    yield same_compute(study)
+    yield same_compute_text(study)
     yield "### Where BH does not help"
-    yield where_not(study)
-    yield "### How sure one can be"
-    yield from certainty(study, margins)
+    yield where_bh_does_not_help(study)
+    yield "### Uncertainty"
+    yield from uncertainty_section(study, margins)
 
 
 def _too_few_samples(powerless):
@@ -51,9 +51,9 @@ def _too_few_samples(powerless):
         for dataset, (strategies, samples) in powerless.items()
     ]
     return (
-        f"**So few samples cannot show any difference** {words.joined(parts)}: if all samples differed in "
-        "the same direction, the test's p, corrected by Holm, would still not be below "
-        f"{SIGNIFICANCE_LEVEL}. That no loss is shown there says nothing."
+        f"**Too few samples for any significant difference** {words.joined(parts)}: even if all samples "
+        "differed in the same direction, the Holm-corrected p would not be below "
+        f"{SIGNIFICANCE_LEVEL}. The lack of a significant loss there is no evidence of equal quality."
     )
 
 
@@ -67,88 +67,65 @@ def _what_to_use(study, decision):
             if choice.candidate and choice.reason != rules.CONFLICT:
                 why += f"; closest: {words.code(choice.candidate)}"
         rows.append((words.AIMS[choice.aim], use, why))
-    rows.append(("adapt the number of experts, or fix it", *_adapt_or_fix(study)))
+    rows.append(("adaptive or fixed number of experts", *_adaptive_or_fixed(study)))
     return words.table(["aim", "use", "why"], rows)
 
 
 def _why_shown(study, choice):
     config = choice.config
     if choice.aim == rules.QUALITY:
-        return f"shown to be better on {words.joined(rules.better_on(study, config))}, worse on no data set"
+        better = words.joined(rules.better_on(study, config))
+        return f"significantly better on {better}, significantly worse on no data set"
     row = study.configurations.set_index("config").loc[config]
     if choice.aim == rules.COMPUTE:
-        what = f"{row['avg_experts']:.2f} experts instead of {study.baseline_value('avg_experts'):.2f}"
+        gain = f"{row['avg_experts']:.2f} experts instead of {study.baseline_value('avg_experts'):.2f}"
     else:
         ratios = rules.speed_ratios(study).loc[config]
-        what = f"{words.span_of(ratios, '.2f')} times the baseline's tokens/s, by data set"
+        gain = f"{words.span_of(ratios, '.2f')} times the baseline's tokens/s, by data set"
     worse = rules.worse_on(study, config)
-    small = f"; the loss on {words.joined(worse)} is shown, but smaller than the margin" if worse else ""
-    return f"{what}; a loss beyond the margin is excluded on every data set{small}"
+    small_loss = (
+        f"; the loss on {words.joined(worse)} is significant, but smaller than the margin" if worse else ""
+    )
+    return f"{gain}; a loss beyond the margin is excluded on every data set{small_loss}"
 
 
-def _adapt_or_fix(study):
-    """Whether BH or a fixed k is better at the same compute, in a cell or two."""
+def _adaptive_or_fixed(study):
+    """Two cells: whether BH or a fixed k is better at the same compute, and why."""
     if study.bh.empty:
         return "not answered", "no BH configuration"
     results = [r for r in (rules.same_compute(study, column) for column in words.measures(study)) if r]
-    inside = sum(len(result.better) + len(result.worse) for result in results)
-    if not inside:
+    compared = sum(len(result.better) + len(result.worse) for result in results)
+    if not compared:
         return "not answered", "no fixed top-k of this study runs as many experts as a BH configuration"
     better = sum(len(result.better) for result in results)
-    why = (
-        f"BH measured better than the line through top-k in {words.of(better, inside)} comparisons, untested"
-    )
+    why = f"BH measured better than the line through top-k in {words.of(better, compared, 'comparison')}"
     if outside := len(results[0].outside):
-        why += f"; {words.of(outside, len(study.bh))} BH configurations not comparable"
+        why += f"; not comparable: {words.of(outside, len(study.bh), 'BH configuration')}"
     return "measured, not tested", why
 
 
 def _evidence(study, decision, margins):
+    """The tests of the configurations that the answers name, as a table."""
     configs = [choice.config for choice in decision.choices if choice.reason == rules.SHOWN]
     configs += [choice.candidate for choice in decision.choices if choice.candidate]
     configs += [subject(study, decision, margins)[0]]
     configs = [config for config in dict.fromkeys(configs) if config is not None]
     if not configs:
-        yield "No other configuration came near: the tables below hold every test."
-        return
-    rows = []
-    for config in configs:
-        for dataset in study.scored_datasets:
-            c = study.comparison(config, dataset)
-            if c is None:
-                rows.append((words.code(config), dataset, *[words.NOTHING] * 6))
-                continue
-            digits = words.digits_of(study, dataset)
-            rows.append(
-                (
-                    words.code(config),
-                    words.score_of(study, dataset),
-                    words.with_error(c, "value", digits),
-                    words.with_error(c, "baseline_value", digits),
-                    words.number(c["difference"], "+z" + digits)
-                    + words.MARKS.get(study.verdict(config, dataset), ""),
-                    words.interval(c, "+z" + digits),
-                    words.p_value(c["p_holm"]),
-                    _beyond_margin(c, margins),
-                )
-            )
-    yield words.table(
-        [
-            "configuration",
-            "score",
-            "value",
-            "baseline",
-            "difference",
-            "95 % interval",
-            "p (Holm)",
-            "loss beyond the margin",
-        ],
-        rows,
-    )
+        return "No other configuration came close. The tables below hold every test."
+    rows = [
+        words.comparison_cells(study, config, dataset)
+        | {"loss beyond the margin": _beyond_margin(study.comparison(config, dataset), margins)}
+        for config in configs
+        for dataset in study.scored_datasets
+    ]
+    headings = ["configuration", "score", "value", "baseline", "difference", "95 % interval", "p (Holm)"]
+    return words.table_of_cells([*headings, "loss beyond the margin"], rows)
 
 
 def _beyond_margin(comparison, margins):
-    """What the interval says of a loss beyond the margin."""
+    """What the interval says about a loss beyond the margin."""
+    if comparison is None:
+        return words.NOTHING
     if rules.excludes_loss(comparison, margins):
         return "excluded"
-    return "shown" if rules.smallest_loss(comparison) > margins.of(comparison) else "possible"
+    return "confirmed" if rules.smallest_loss(comparison) > margins.of(comparison) else "possible"

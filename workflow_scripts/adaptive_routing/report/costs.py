@@ -1,4 +1,4 @@
-"""The report's table of prices: what the configurations worth a look save and lose against the baseline."""
+"""The report's section on costs: what notable configurations save and lose against the baseline."""
 
 from __future__ import annotations
 
@@ -9,14 +9,32 @@ from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL
 from adaptive_routing.report import words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
-    from adaptive_routing.analysis.recommendations import Decision, Margins
-    from adaptive_routing.analysis.study import Study
+
+def cost_section(study, decision, margins):
+    """Yield a table of the notable configurations, its caption, and what alpha and max_k do."""
+    rows = [
+        ("<br>".join([words.named(study, config), *roles]), *_against_baseline(study, config))
+        for config, roles in _roles(study, decision, margins).items()
+    ]
+    headings = ["configuration", "experts", "FLOPs", "tokens/s"]
+    yield words.table([*headings, *(words.score_of(study, d) for d in study.scored_datasets)], rows)
+    yield (
+        "Experts are per token and layer. The baseline's row holds values ± one standard error. The other "
+        "rows hold changes against it, with 95 % intervals of the paired differences. ▲ significantly "
+        "better, ▼ significantly worse than the baseline (Holm-corrected p < "
+        f"{SIGNIFICANCE_LEVEL}), ○ no significant difference. The intervals are not corrected, so one beside "
+        "○ may exclude 0. Tokens/s are over all data sets; the range over the data sets is in brackets."
+    )
+    effects = list(filter(None, (_setting_effect(study, setting) for setting in ("alpha", "k_or_max_k"))))
+    if effects:
+        remark = "These compare the two ends of the grid; in between, the change need not be monotone."
+        yield " ".join([*effects, remark])
 
 
 def _roles(study, decision, margins):
-    """The configurations worth a look, with what each is: {config: [role, ...]}, the baseline first."""
+    """The notable configurations and why each is listed: {config: [role, ...]}, the baseline first."""
     roles = {study.baseline: []}
     for choice in decision.choices:
         if choice.reason == rules.SHOWN:
@@ -28,7 +46,7 @@ def _roles(study, decision, margins):
             roles.setdefault(config, []).append(role)
 
     if decision.compute.reason == rules.UNPROVEN:
-        add(decision.compute.candidate, "cheapest, no loss shown")
+        add(decision.compute.candidate, "cheapest without significant loss")
     if decision.quality.reason == rules.CONFLICT:
         add(decision.quality.candidate, "better and worse")
     add(rules.least_loss(study, margins), "fewer experts, least loss")
@@ -40,26 +58,6 @@ def _roles(study, decision, margins):
     for column, name in words.measures(study).items():
         add(rules.best_measured(study, column), f"best {name} measured")
     return roles
-
-
-def costs(study: Study, decision: Decision, margins: Margins) -> Iterator[str]:
-    rows = [
-        ("<br>".join([words.named(study, config), *roles]), *_against_baseline(study, config))
-        for config, roles in _roles(study, decision, margins).items()
-    ]
-    headings = ["configuration", "experts", "FLOPs", "tokens/s"]
-    yield words.table([*headings, *(words.score_of(study, d) for d in study.scored_datasets)], rows)
-    yield (
-        "Experts per token and layer. The baseline's row holds values ± one standard error, the others "
-        "changes against it with 95 % intervals of the paired differences. ▲ better, ▼ worse than the "
-        f"baseline (corrected by Holm, p < {SIGNIFICANCE_LEVEL}), ○ no difference shown. Intervals are not "
-        "corrected, so one beside ○ may exclude 0. Tokens/s: over all data sets, in brackets the range over "
-        "the data sets."
-    )
-    effects = [_setting_effect(study, setting) for setting in ("alpha", "k_or_max_k")]
-    if any(effects):
-        remark = "These are changes from end to end; the steps between need not go the same way."
-        yield " ".join(filter(None, [*effects, remark]))
 
 
 def _against_baseline(study, config):
@@ -76,29 +74,26 @@ def _against_baseline(study, config):
     speeds = 100 * (rules.speed_ratios(study).loc[config].dropna() - 1)
     ends = f"<br>({words.span_of(speeds, '+z.0f')} %)" if len(speeds) > 1 else ""
     cells.append(words.percent(speed / study.baseline_value("tokens_per_second"), ".0f") + ends)
-    for dataset in study.scored_datasets:
-        comparison = study.comparison(config, dataset)
-        if comparison is None:
-            cells.append(words.NOTHING)
-            continue
-        value, interval = words.change(comparison)
-        cells.append(f"{value}{words.MARKS.get(study.verdict(config, dataset), '')}<br>({interval})")
-    return cells
+    changes = (words.comparison_cells(study, config, d)["change"] for d in study.scored_datasets)
+    return [*cells, *changes]
 
 
 def _setting_effect(study, setting):
     """What alpha or max_k does to experts and quality, the other held; empty where it has one value."""
     name, other = {"alpha": ("α", "max_k"), "k_or_max_k": ("max_k", "α")}[setting]
-    found = rules.setting_effects(study, "avg_experts").get(setting)
-    if not found:
+    effect_on_experts = rules.setting_effects(study, "avg_experts").get(setting)
+    if not effect_on_experts:
         return ""
-    first, last, low, high = found
+    first, last, low, high = effect_on_experts
     parts = [f"multiplies experts by {words.span_of((low, high), '.2f')}"]
     for column, measure in words.measures(study).items():
         if effect := rules.setting_effects(study, column).get(setting):
             _, _, low, high = effect
-            ends = (low, high) if "accuracy" in column else (100 * (low - 1), 100 * (high - 1))
-            unit = "" if "accuracy" in column else " %"
-            digits = "+z.3f" if "accuracy" in column else "+z.1f"
-            parts.append(f"changes {measure} by {words.span_of(ends, digits)}{unit}")
+            if "accuracy" in column:
+                parts.append(f"changes {measure} by {words.span_of((low, high), '+z.3f')}")
+            elif high < words.TIMES:
+                ends = 100 * (low - 1), 100 * (high - 1)
+                parts.append(f"changes {measure} by {words.span_of(ends, '+z.1f')} %")
+            else:
+                parts.append(f"multiplies {measure} by {words.span_of((low, high), ',.2f')}")
     return f"Raising {name} from {first:g} to {last:g} at the same {other} {words.joined(parts)}."

@@ -1,4 +1,4 @@
-"""The report's section on the prompts: what expert counts do with difficulty, the figure and the numbers."""
+"""The report's section on the prompts: how expert counts change with difficulty."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def by_difficulty(
+def difficulty_section(
     difficulty: tuple[pd.DataFrame, pd.DataFrame, Path | str] | None, folder: Path | str
 ) -> Iterator[str]:
     """Yield the section's parts; nothing where the study has no prompts.
 
-    difficulty: None, or (table, trend, path of the figure): of `difficulty.difficulty_table` and
-    `difficulty_trend`. The figure is linked relative to `folder`.
+    difficulty: None, or (table, trend, path of the figure), where the first two are the results of
+    `analysis.difficulty.difficulty_table` and `difficulty_trend`. The figure is linked relative to `folder`.
     """
     if difficulty is None:
         return
@@ -31,9 +31,9 @@ def by_difficulty(
     yield describe_difficulty(table, trend)
     yield f"![Experts by difficulty of the prompt]({quote(os.path.relpath(figure, folder))})"
     yield (
-        "Experts per token and layer over the prompts' tokens of each level, ± standard error over its "
-        "prompts; ρ: Spearman's rank correlation with difficulty, p by permutation. Beside other data sets "
-        "the prompts enter no average, no panel and no answer of this report."
+        "Experts per token and layer, averaged over the prompts of each level, ± their standard error. ρ is "
+        "Spearman's rank correlation with difficulty; p comes from a permutation test. Where the study has "
+        "other data sets, the averages, panels and answers of this report leave the prompts out."
     )
     yield _table(table, trend)
 
@@ -41,8 +41,8 @@ def by_difficulty(
 def _table(table, trend):
     levels = sorted(table["difficulty"].unique())
     rows = []
-    for _, own in trend.iterrows():
-        of_config = table[table["config"] == own["config"]].set_index("difficulty")
+    for _, correlation in trend.iterrows():
+        of_config = table[table["config"] == correlation["config"]].set_index("difficulty")
         cells = [
             words.with_error(of_config.loc[level], "avg_experts_prompt", ".2f")
             if level in of_config.index
@@ -51,11 +51,11 @@ def _table(table, trend):
         ]
         rows.append(
             [
-                words.code(own["config"]),
+                words.code(correlation["config"]),
                 *cells,
-                words.number(own["avg_experts_prompt_rho"], "+z.2f"),
-                words.p_value(own["avg_experts_prompt_p_value"]),
-                words.p_value(own["avg_experts_prompt_p_holm"]),
+                words.number(correlation["avg_experts_prompt_rho"], "+z.2f"),
+                words.p_value(correlation["avg_experts_prompt_p_value"]),
+                words.p_value(correlation["avg_experts_prompt_p_holm"]),
             ]
         )
     headings = ["configuration", *(f"level {level}" for level in levels), "ρ", "p", "p (Holm)"]

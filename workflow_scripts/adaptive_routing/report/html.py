@@ -109,9 +109,9 @@ MARKED = {mark.strip(): name for name, mark in words.MARKS.items()}
 
 
 def to_html(text: str, folder: Path | str) -> str:
-    """Turn the report's Markdown into one HTML file that needs nothing else: images inside, no request.
+    """Turn the report's Markdown into one self-contained HTML file: images are embedded, nothing is loaded.
 
-    folder: where the Markdown's relative image links start.
+    folder: what the Markdown's image links are relative to.
     """
     converter = markdown.Markdown(
         extensions=["tables", "toc", "fenced_code", "sane_lists", "md_in_html"],
@@ -131,7 +131,7 @@ def to_html(text: str, folder: Path | str) -> str:
 
 
 class _Layout(Treeprocessor):
-    """What Markdown cannot say: tables that scroll, numbers, the baseline's row, panels side by side."""
+    """What Markdown cannot express: scrolling tables, aligned numbers, the baseline's row, panel columns."""
 
     def run(self, root):
         heading = ""
@@ -162,7 +162,7 @@ def _style(table):
 
 
 def _set_panels_side_by_side(root):
-    """Group headings whose text ends with an image, where several follow one another."""
+    """Lay out consecutive sections in columns where each is a heading, text and an image."""
     groups, start = [], None
     for i, child in enumerate(root):
         if child.tag in (*HEADINGS, "h1"):

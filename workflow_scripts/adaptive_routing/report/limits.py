@@ -1,4 +1,4 @@
-"""What the report's answers do not say: same compute, where BH does not help, how sure one can be."""
+"""What limits the report's answers: comparison at the same compute, where BH does not help, uncertainty."""
 
 from __future__ import annotations
 
@@ -13,66 +13,70 @@ from adaptive_routing.report import words
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from adaptive_routing.analysis.recommendations import Margins
+    from adaptive_routing.analysis.recommendations import QualityMargins
     from adaptive_routing.analysis.study import Study
 
 
-def same_compute(study: Study) -> str:
+def same_compute_text(study: Study) -> str:
+    """BH against the line through top-k at the same average number of experts, in words."""
     if study.bh.empty:
-        return "This study holds no BH configuration to compare."
+        return "This study has no BH configuration to compare."
     items = []
     for column, name in words.measures(study).items():
         result = rules.same_compute(study, column)
         compared = len(result.better) + len(result.worse) if result else 0
-        if compared:
-            items.append(
-                f"{name.capitalize()}: BH better than the line at its own average number of experts in "
-                f"{_counted(result.better, compared)}."  # ty: ignore[missing-union-attribute]
-            )
+        if result and compared:
+            items.append(f"{name.capitalize()}: BH measured better in {_counted(result.better, compared)}.")
     text = []
     if items:
         text.append(
-            "BH against the line through the top-k configurations, interpolated in log k. This describes the "
-            "measured values; it is no test."
+            "Each BH configuration is compared with the line through the top-k configurations, interpolated "
+            "in log k, at BH's average number of experts. This describes the measured values; it is not a "
+            "test."
         )
         text.append("\n".join(f"- {item}" for item in items))
     if missing := rules.fixed_k_to_add(study):
-        count = words.of(len(rules.below_every_topk(study)), len(study.bh))
+        below = len(rules.below_every_topk(study))
+        verb = "runs" if below == 1 else "run"
+        count = words.of(below, len(study.bh), "BH configuration")
         text.append(
-            f"{count} BH configurations run fewer experts than any top-k configuration of this study. "
-            "Whether a fixed top-k with as few experts would lose as much is **not answered here**: to "
-            f"ask it, add k = {words.joined(missing)} to `strategies.topk.k` in the settings; only what is "
-            "new will run."
+            f"{count[0].upper()}{count[1:]} {verb} fewer experts than any top-k configuration of this study. "
+            "Whether a fixed top-k with as few experts would lose as much is **not answered here**. To find "
+            f"out, add k = {words.joined(missing)} to `strategies.topk.k` in the settings; only the new "
+            "experiments will run."
         )
     elif not items:
         text.append("With fewer than two top-k configurations there is no line to compare with.")
     return "\n\n".join(text)
 
 
-def where_not(study: Study) -> str:
+def where_bh_does_not_help(study: Study) -> str:
+    """The BH configurations that lose quality, save nothing or are slower, as a list."""
     table = study.bh[study.bh["config"] != study.baseline].set_index("config")
     if table.empty:
-        return "This study holds no BH configuration to compare."
+        return "This study has no BH configuration to compare."
     items = []
     for dataset in study.scored_datasets:
         worse = [config for config in table.index if study.verdict(config, dataset) == "worse"]
         if worse:
-            items.append(f"Shown to be worse than the baseline on {dataset}: {_counted(worse, len(table))}.")
-    dear = table.index[table["avg_experts"] >= study.baseline_value("avg_experts")]
-    vain = [c for c in dear if not rules.better_on(study, c) or rules.worse_on(study, c)]
-    if vain:
+            items.append(
+                f"Significantly worse than the baseline on {dataset}: {_counted(worse, len(table))}."
+            )
+    no_saving = table.index[table["avg_experts"] >= study.baseline_value("avg_experts")]
+    no_gain = [c for c in no_saving if not rules.better_on(study, c) or rules.worse_on(study, c)]
+    if no_gain:
         items.append(
-            "As many experts as the baseline or more, without being shown to be better: "
-            f"{_counted(vain, len(table))}."
+            "At least as many experts as the baseline without a clear gain in quality: "
+            f"{_counted(no_gain, len(table))}."
         )
     slow = table.index[table["tokens_per_second"] < study.baseline_value("tokens_per_second")]
     if len(slow):
         items.append(f"Slower than the baseline over all data sets: {_counted(slow, len(table))}.")
     if not items:
         return (
-            "No loss was shown: every BH configuration runs fewer experts than the baseline, none was "
-            "slower, and none is shown to be worse on a data set it was compared on. Which losses remain "
-            "possible, the intervals say."
+            "No loss was found: every BH configuration runs fewer experts than the baseline, none was "
+            "slower, and none is significantly worse on a data set it was compared on. The intervals say "
+            "which losses remain possible."
         )
     return "\n".join(f"- {item}" for item in items)
 
@@ -83,24 +87,25 @@ def _counted(configs, total):
     return f"{words.of(len(configs), total)}{names}"
 
 
-def certainty(study: Study, margins: Margins) -> Iterator[str]:
+def uncertainty_section(study: Study, margins: QualityMargins) -> Iterator[str]:
+    """Yield what the tests, intervals and speeds do not show, and how many samples would be enough."""
     yield (
-        f"- **Differences.** A difference is shown where Holm's corrected p is below {SIGNIFICANCE_LEVEL}: "
-        f"among {_family_sizes(study)} on one data set, the chance of even one false one is at most "
-        f"{100 * SIGNIFICANCE_LEVEL:g} %. What is not shown may still exist.\n- **Same quality.** The "
-        "intervals are not corrected for how many configurations were looked at: the choice with least "
-        f"compute is one of {words.plural(len(rules.cheaper(study)), 'candidate')}. Confirm a choice on "
-        "new samples.\n- **Speed** was measured once, on the machine named below, which may have been "
-        "doing other work, and has no standard error: only what was faster on every data set counts as "
-        "faster, and differences of some percent mean nothing."
+        f"- **Differences.** A difference is significant where the Holm-corrected p is below "
+        f"{SIGNIFICANCE_LEVEL}. Among {_family_sizes(study)} on one data set, the chance of any false "
+        f"positive is at most {100 * SIGNIFICANCE_LEVEL:g} %. A difference that is not significant may still "
+        "exist.\n- **Same quality.** The intervals are not corrected for the number of configurations: the "
+        f"choice with least compute is one of {words.plural(len(rules.cheaper(study)), 'candidate')}. "
+        "Confirm a choice on new samples.\n- **Speed** was measured once, on the machine named below, which "
+        "may have been doing other work, and has no standard error. Only a configuration that was faster on "
+        "every data set counts as faster. Differences of a few percent mean nothing."
     )
     yield from _precision(study, margins)
     if unscored := [dataset for dataset in study.datasets if dataset not in study.scored_datasets]:
-        yield f"Left out of the answers, without a perplexity or an accuracy: {words.joined(unscored)}."
+        yield f"Left out of the answers (no perplexity or accuracy): {words.joined(unscored)}."
 
 
 def _precision(study, margins):
-    """How wide intervals are against the margin, and how many samples would do."""
+    """How wide the intervals are compared with the margin, and how many samples would be enough."""
     rows, powerless = [], rules.powerless(study)
     for dataset in study.scored_datasets:
         half_width = rules.typical_half_width(study, dataset)
@@ -118,12 +123,13 @@ def _precision(study, margins):
         )
     if not rows:
         return
-    headings = ["score", "half a 95 % interval", "margin", "samples", "samples for even odds"]
+    headings = ["score", "half-width of the 95 % interval", "margin", "samples", "samples for 50 % power"]
     yield words.table(headings, rows)
     yield (
-        "Half the typical interval is the smallest difference that can be told from none. Where it "
-        "exceeds the margin, a configuration exactly as good as the baseline is shown to be so in fewer "
-        "than half of all studies; the last column says with how many samples the odds are even."
+        "The half-width is the median over the configurations; a smaller difference cannot be told from "
+        "zero. Where the half-width exceeds the margin, the power is below 50 %: a configuration exactly as "
+        "good as the baseline is confirmed to be within the margin in fewer than half of all studies. The "
+        "last column is the number of samples for a power of 50 %."
     )
 
 

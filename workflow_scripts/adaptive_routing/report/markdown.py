@@ -1,4 +1,4 @@
-"""The report in Markdown: answers first, then the evidence, the method and where the numbers come from."""
+"""The report in Markdown: the answers, then the evidence, the method and the provenance."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from urllib.parse import quote
 from adaptive_routing.analysis import recommendations as rules
 from adaptive_routing.figures.panels import PANELS, TITLES, describe_panel
 from adaptive_routing.report import words
-from adaptive_routing.report.answers import answers
-from adaptive_routing.report.difficulty import by_difficulty
-from adaptive_routing.report.method import method
-from adaptive_routing.report.provenance import gaps, provenance, reproduction
+from adaptive_routing.report.answers import answer_sections
+from adaptive_routing.report.difficulty import difficulty_section
+from adaptive_routing.report.method import method_sections
+from adaptive_routing.report.provenance import gap_section, provenance_section, reproduction_section
 from adaptive_routing.report.sentences import main_sentences
-from adaptive_routing.report.tables import tables
+from adaptive_routing.report.tables import table_sections
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,14 +29,16 @@ if TYPE_CHECKING:
 TITLE = "Adaptive expert routing: Benjamini–Hochberg against fixed top-k"
 
 
-def margins_of(settings: Settings) -> rules.Margins:
-    """The margins that the settings fix."""
-    return rules.Margins(settings["report"]["perplexity_margin"], settings["report"]["accuracy_margin"])
+def margins_of(settings: Settings) -> rules.QualityMargins:
+    """The margins of the settings."""
+    return rules.QualityMargins(
+        settings["report"]["perplexity_margin"], settings["report"]["accuracy_margin"]
+    )
 
 
-def write_summary(study: Study, settings: Settings) -> str:
-    """Return the three main sentences as plain text, a line each."""
-    return "".join(f"{words.plain(one)}\n" for one in main_sentences(study, margins_of(settings)))
+def plain_main_sentences(study: Study, settings: Settings) -> str:
+    """Return the three main sentences as plain text, one per line."""
+    return "".join(f"{words.plain(sentence)}\n" for sentence in main_sentences(study, margins_of(settings)))
 
 
 def write_markdown(
@@ -53,7 +55,7 @@ def write_markdown(
 
     summaries: contents of logs/{config}_{dataset}.json. settings: the complete config of the run. figure:
     path of the PNG of all panels; panels: paths of the panels' PNGs in the order of `PANELS`; both are linked
-    relative to `folder`, where the report will lie. difficulty: see `difficulty.by_difficulty`. atlas: path
+    relative to `folder`, where the report is written. difficulty: see `difficulty_section`. atlas: path
     of the routing atlas, linked in the same way.
     """
     figure, *panels = (quote(os.path.relpath(path, folder)) for path in (figure, *panels))
@@ -64,22 +66,22 @@ def write_markdown(
         "## Answers",
         "\n".join(f"{i}. {sentence}" for i, sentence in enumerate(sentences, start=1)),
         _setting(study, summaries),
-        *answers(study, margins),
+        *answer_sections(study, margins),
         "### Missing, skipped and shortened",
-        *gaps(study, summaries),
+        *gap_section(study, summaries),
         "## Panels",
-        f"![All panels on a page; each follows alone]({figure})",
+        f"![All panels on one page; each also follows by itself]({figure})",
         _atlas(atlas, folder),
         *_panels(study, panels),
-        *by_difficulty(difficulty, folder),
+        *difficulty_section(difficulty, folder),
         "## Tables",
-        *tables(study),
+        *table_sections(study),
         "## Method",
-        *method(study, settings),
+        *method_sections(study, settings),
         "## Settings and versions",
-        *provenance(summaries),
+        *provenance_section(summaries),
         "## How to reproduce",
-        *reproduction(settings),
+        *reproduction_section(settings),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -89,12 +91,12 @@ def _atlas(path, folder):
         return ""
     return (
         f"The [routing atlas]({quote(os.path.relpath(path, folder))}) shows which experts each configuration "
-        "chose, how many in which layer, and on which tokens of the text."
+        "chose, how many in each layer, and on which tokens of the text."
     )
 
 
 def _setting(study, summaries):
-    """What was run, and against what."""
+    """What was run, and what it was compared with."""
     models = sorted({s["provenance"]["model"]["name"] for s in summaries})
     totals = {
         d: [s["summary"]["total_samples"] for s in summaries if s["dataset"] == d] for d in study.datasets
@@ -107,15 +109,15 @@ def _setting(study, summaries):
         for strategy in dict.fromkeys(("topk", "bh", *counted.index))
     ]
     native = sorted({s["routing"]["native_top_k"] for s in summaries})
-    own = [f"{k}experts_topk_baseline" for k in native]
+    native_names = [f"{k}experts_topk_baseline" for k in native]
     return (
         f"Model {', '.join(map(words.code, models))}; {words.plural(len(study.experiments), 'experiment')}: "
         f"{words.joined(kinds)} on {samples}."
         + (f" **{words.plural(missing, 'experiment')} missing** (listed below)." if missing else "")
-        + f" Everything is compared with the baseline, {words.code(study.baseline)}, sample by sample."
+        + f" All are compared with the baseline, {words.code(study.baseline)}, sample by sample."
         + (
             f" It is not the model's own routing, which is top-{words.joined(native)}."
-            if native and study.baseline not in own
+            if native and study.baseline not in native_names
             else ""
         )
     )

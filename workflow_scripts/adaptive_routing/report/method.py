@@ -1,4 +1,4 @@
-"""The report's method: how experts were selected, scored and compared, and what each metric is."""
+"""The report's method: how experts were selected, results scored and compared, and metrics defined."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ if TYPE_CHECKING:
 
 SCORES = {
     "wikitext": (
-        "the mean negative log-likelihood per predicted token of each row with text; perplexity is exp of "
+        "each row with text has its mean negative log-likelihood per predicted token; perplexity is exp of "
         "the mean over rows"
     ),
     "wikitext documents": (
-        "whole articles in windows of the model's length; word perplexity is exp of all articles' loss by "
-        "all their words"
+        "whole articles in windows of the model's length; word perplexity is exp of the total loss divided "
+        "by the number of words"
     ),
-    "lambada": "the last word given all before it; right if each of its tokens is the greedy choice",
-    "hellaswag": "the ending with the largest log-likelihood by length in characters, of four",
-    "arc_challenge": "the choice with the largest log-likelihood by length in characters",
-    "prompts": "no score: prompts are continued greedily, for their expert counts",
+    "lambada": "the last word, given all text before it; correct if each of its tokens is the greedy choice",
+    "hellaswag": "of four endings, the one with the largest log-likelihood per character",
+    "arc_challenge": "the choice with the largest log-likelihood per character",
+    "prompts": "no score; prompts are continued greedily for their expert counts",
 }
 
 
-def method(study: Study, settings: Settings) -> Iterator[str]:
+def method_sections(study: Study, settings: Settings) -> Iterator[str]:
+    """Yield how experts were routed, scores computed and configurations compared, and what each metric is."""
     yield "### Routing"
     yield _routing(settings)
     yield "### Scores"
@@ -40,8 +41,8 @@ def method(study: Study, settings: Settings) -> Iterator[str]:
     yield _statistics(study, settings)
     yield "### The 16 metrics"
     yield _definitions(METRICS)
-    beside = [metric for metric in EXTRA_METRICS if not metric.name.endswith("_stderr")]
-    yield words.folded("What stands beside them in the tables", _definitions(beside))
+    extra = [metric for metric in EXTRA_METRICS if not metric.name.endswith("_stderr")]
+    yield words.folded("Further columns of the tables", _definitions(extra))
 
 
 def _routing(settings):
@@ -53,8 +54,8 @@ def _routing(settings):
     return "\n".join(
         f"- {item}"
         for item in (
-            "**Top-k** selects the k experts with the largest router logits of a token. With k as in the "
-            "model, routing is the model's own.",
+            "**Top-k** selects the k experts with the largest router logits of a token. With the model's own "
+            "k, routing is the model's own.",
             "**BH** turns a token's E router logits z into p-values p = S(z), with S the survival "
             "function of the layer's null distribution, and sorts them. It selects the k* experts with "
             "the smallest p-values, where k* is the largest k with p₍ₖ₎ ≤ k·α/E (Benjamini and Hochberg, "
@@ -62,7 +63,7 @@ def _routing(settings):
             "that are not selected are not run.",
             f"**Null distribution** of each layer: {_null_distribution(null)}",
             *(
-                f"**{strategy}** selects as its module `routing/{strategy}.py` says."
+                f"**{strategy}** is defined in its module, `routing/{strategy}.py`."
                 for strategy in settings["strategies"]
                 if strategy not in words.STRATEGIES
             ),
@@ -99,8 +100,8 @@ def _scores(study, settings):
     for dataset in study.datasets:
         documents = settings["datasets"].get(dataset, {}).get("protocol") == "documents"
         name = f"{dataset} documents" if documents else dataset
-        items.append(f"- **{dataset}**: {SCORES.get(name, f'as its module `data/tasks/{dataset}.py` says')}.")
-    return "As lm-evaluation-harness scores them, zero-shot:\n\n" + "\n".join(items)
+        items.append(f"- **{dataset}**: {SCORES.get(name, f'see its module, `data/tasks/{dataset}.py`')}.")
+    return "Zero-shot, as in lm-evaluation-harness:\n\n" + "\n".join(items)
 
 
 def _statistics(study, settings):
@@ -108,32 +109,32 @@ def _statistics(study, settings):
     margins = settings["report"]
     items = [
         "Every configuration is compared with the baseline over the same samples. Standard errors and "
-        "tests take samples as independent, also where texts repeat or belong together.",
+        "tests treat samples as independent, even where texts repeat or belong together.",
     ]
     if True in kinds or not kinds:
         items.append(
             "**Losses** (perplexities): paired t-test and its 95 % interval"
             + (", per word as a linearised ratio of sums" if study.perplexity == "word_perplexity" else "")
-            + ". Wilcoxon's signed-rank test stands beside it."
+            + ". Wilcoxon's signed-rank test is reported as well."
         )
     if False in kinds:
         items.append(
             "**Accuracies**: McNemar's exact test and Tango's 95 % score interval, which belongs to "
-            "McNemar's asymptotic test and is a little less strict."
+            "McNemar's asymptotic test and is slightly less strict."
         )
     items += [
         "**Correction**: Holm's, over the configurations of one strategy on one data set, at "
-        f"{SIGNIFICANCE_LEVEL}. Corrections by Benjamini and Hochberg and a paired bootstrap stand in the "
-        "tables and decide nothing.",
+        f"{SIGNIFICANCE_LEVEL}. The tables also hold Benjamini and Hochberg's correction and a paired "
+        "bootstrap, for information only.",
         "**Same quality** (non-inferiority): on every data set the 95 % interval excludes a loss of more "
         f"than {100 * margins['perplexity_margin']:g} % of the baseline's perplexity or "
         f"{margins['accuracy_margin']:g} of accuracy. An interval of fewer than {rules.FEWEST_SAMPLES} "
-        "samples, or without width, proves nothing. The margins are settings (`report`), to be fixed "
-        "before looking at results.",
-        "**Order of quality** where one configuration has to be named: the mean over the data sets of the "
-        "measured loss in units of the margin.",
-        "**FLOPs** are those of one token's forward pass, counted from the model's shapes; “FLOPs” "
-        "against the baseline, “FLOPs saved” against the model's own top-k.",
+        "samples, or of zero width, proves nothing. The margins are settings (`report`); fix them before "
+        "looking at results.",
+        "**Ranking** where one configuration has to be named: the measured loss in units of the margin, "
+        "averaged over the data sets.",
+        "**FLOPs** are those of one token's forward pass, counted from the model's shapes. “FLOPs” is "
+        "relative to the baseline, “FLOPs saved” to the model's own top-k.",
     ]
     return "\n".join(f"- {item}" for item in items)
 

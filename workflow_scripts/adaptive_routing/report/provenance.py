@@ -1,4 +1,4 @@
-"""Where the report's numbers come from: settings, versions, what is missing, how to reproduce them."""
+"""Where the report's numbers come from: settings, versions, gaps, and how to reproduce them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from adaptive_routing.evaluation.experiment import Summary
     from adaptive_routing.settings.load import Settings
 
-# Perplexities by data set, each with a metric that exists wherever it was computed.
-PERPLEXITIES_OF = {
+# Perplexities by data set, each with a metric that exists wherever the perplexity was computed.
+COMPUTED_WITH = {
     "wikitext": {
         "perplexity": "total_tokens",
         "token_perplexity": "total_tokens",
@@ -29,7 +29,8 @@ PERPLEXITIES_OF = {
 }
 
 
-def provenance(summaries: Sequence[Summary]) -> Iterator[str]:
+def provenance_section(summaries: Sequence[Summary]) -> Iterator[str]:
+    """Yield a table of the model, device and versions, and which of them differ between experiments."""
     if not summaries:
         yield "No summary of an experiment was given."
         return
@@ -46,15 +47,15 @@ def provenance(summaries: Sequence[Summary]) -> Iterator[str]:
     ):
         rows.append((name, words.distinct(values)))
     versions = [s["provenance"].get("versions", {}) for s in summaries]
-    for package in sorted({package for one in versions for package in one}):
-        rows.append((package, words.distinct([one.get(package) for one in versions])))
+    for package in sorted(set().union(*versions)):
+        rows.append((package, words.distinct([of_experiment.get(package) for of_experiment in versions])))
     rows.append(
         ("forward time, all experiments", f"{sum(s['timings']['forward_seconds'] for s in summaries):,.1f} s")
     )
     yield words.table(["what", "value"], rows)
     varying = [name for name, value in rows if "; " in value]
     if varying:
-        yield f"Not the same in all experiments: {', '.join(varying)}. Differences may have this cause."
+        yield f"Different between experiments: {', '.join(varying)}. This may explain differences in results."
 
 
 def _code_version(code):
@@ -65,31 +66,31 @@ def _code_version(code):
     return f"{code['version']}{commit}{', with local changes' if code['local_changes'] else ''}"
 
 
-def gaps(study: Study, summaries: Sequence[Summary]) -> Iterator[str]:
+def gap_section(study: Study, summaries: Sequence[Summary]) -> Iterator[str]:
+    """Yield what is missing, skipped or truncated, as a list."""
     items = []
     missing = rules.missing_experiments(study)
     if missing:
         names = [f"{words.code(config)} on {dataset}" for config, dataset in missing]
-        items.append(f"Without results: {', '.join(names[:20])}{words.more(names, 20)}.")
+        items.append(f"No results: {', '.join(names[:20])}{words.more(names, 20)}.")
     if study.baseline_row is None:
         items.append(f"The baseline {words.code(study.baseline)} has no results.")
     for dataset in study.datasets:
         of_dataset = [s for s in summaries if s["dataset"] == dataset]
-        own = [s["summary"] for s in of_dataset]
-        short = [one for one in own if one["total_samples"] < (one.get("requested_samples") or 0)]
+        sizes = [s["summary"] for s in of_dataset]
+        short = [size for size in sizes if size["total_samples"] < (size.get("requested_samples") or 0)]
         if short and not any(map(_small_by_nature, of_dataset)):
             items.append(
-                f"{dataset}: {words.span([one['total_samples'] for one in short])} of "
-                f"{words.span([one['requested_samples'] for one in short])} samples asked for were scored."
+                f"{dataset}: scored {words.span([size['total_samples'] for size in short])} of "
+                f"{words.span([size['requested_samples'] for size in short])} requested samples."
             )
-        skipped = [one["skipped_rows"] for one in own if one.get("skipped_rows")]
+        skipped = [size["skipped_rows"] for size in sizes if size.get("skipped_rows")]
         if skipped:
-            rows = words.plural(words.span(skipped), "row")
-            items.append(f"{dataset}: {rows} with nothing to score passed over.")
-        truncated = [one["truncated_samples"] for one in own if one.get("truncated_samples")]
+            items.append(f"{dataset}: skipped {words.plural(words.span(skipped), 'empty row')}.")
+        truncated = [size["truncated_samples"] for size in sizes if size.get("truncated_samples")]
         if truncated:
             samples = words.plural(words.span(truncated), "sample")
-            items.append(f"{dataset}: {samples} cut to the longest length allowed.")
+            items.append(f"{dataset}: truncated {samples} to the maximum length.")
         items += _too_large(study, dataset)
     uncompared = [
         dataset
@@ -97,44 +98,45 @@ def gaps(study: Study, summaries: Sequence[Summary]) -> Iterator[str]:
         if not (study.comparisons["dataset"] == dataset).any() and len(study.configurations) > 1
     ]
     if uncompared:
-        items.append(f"Without comparisons: {', '.join(uncompared)}.")
+        items.append(f"No comparisons: {', '.join(uncompared)}.")
     for column, name in (("latency_ms_per_token", "latency"), ("expert_overlap_score", "stability")):
         if not study.has(column):
-            items.append(f"There are no figures of {name}: no second pass was run.")
+            items.append(f"No {name}: it needs a second pass, and none was run.")
     if not items:
-        yield "Nothing: every configuration ran on every data set, with every sample asked for, uncut."
+        yield "Nothing: every configuration ran on every requested sample of every data set, none truncated."
         return
     yield "\n".join(f"- {item}" for item in items)
 
 
 def _small_by_nature(summary):
-    """Whether a data set holds fewer samples than `max_samples` usually asks for: prompts, whole articles."""
+    """Whether a data set usually has fewer samples than `max_samples`: prompts, whole articles."""
     settings = summary["provenance"].get("settings", {})
     return summary["dataset"] == "prompts" or settings.get("dataset", {}).get("protocol") == "documents"
 
 
 def _too_large(study, dataset):
-    """The perplexities of a data set that exceed the largest float, by metric."""
+    """Yield a sentence for each perplexity of a data set that exceeds the largest float."""
     rows = study.experiments[study.experiments["dataset"] == dataset]
-    for column, beside in PERPLEXITIES_OF.get(dataset, {}).items():
-        if column in rows and beside in rows:
-            missing = rows.loc[rows[column].isna() & rows[beside].notna(), "config"]
+    for column, witness in COMPUTED_WITH.get(dataset, {}).items():
+        if column in rows and witness in rows:
+            missing = rows.loc[rows[column].isna() & rows[witness].notna(), "config"]
             if len(missing):
                 yield (
-                    f"{dataset}: {words.score_name(column)} is too large for a number (over 1e308; "
-                    f"“{words.NOTHING}” in the tables) in {', '.join(words.listed(missing))}."
+                    f"{dataset}: {words.score_name(column)} is too large for a float (over 1e308; "
+                    f"“{words.NOTHING}” in the tables) for {', '.join(words.listed(missing))}."
                 )
 
 
-def reproduction(settings: Settings) -> Iterator[str]:
-    yield "Save these settings as `study.yaml`, then run from the top of the project:"
+def reproduction_section(settings: Settings) -> Iterator[str]:
+    """Yield the command and the settings that repeat the study."""
+    yield "Save these settings as `study.yaml`, then run this in the project's root:"
     yield "```\nsnakemake --configfile study.yaml\n```"
     dumped = yaml.safe_dump(plain_settings(settings), sort_keys=False, allow_unicode=True)
     yield words.folded("study.yaml", f"```yaml\n{dumped}```")
 
 
 def plain_settings(settings: Any) -> Any:
-    """The settings as a config file holds them: without what the workflow has found out by itself."""
+    """The settings as a config file holds them, without the keys that the workflow adds."""
     if isinstance(settings, dict):
         return {key: plain_settings(value) for key, value in settings.items() if key != "local"}
     return [plain_settings(value) for value in settings] if isinstance(settings, list | tuple) else settings

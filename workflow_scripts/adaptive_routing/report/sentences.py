@@ -1,6 +1,6 @@
 """The three sentences that open the report: does BH help, what to use, what it costs.
 
-Each is chosen by the study's `Decision`, and none says more than the tests and intervals do.
+The study's `Decision` chooses each of them, and none says more than the tests and intervals do.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL, lower_is_better
 from adaptive_routing.report import words
 
 if TYPE_CHECKING:
-    from adaptive_routing.analysis.recommendations import Choice, Decision, Margins
+    from adaptive_routing.analysis.recommendations import Choice, Decision, QualityMargins
     from adaptive_routing.analysis.study import Study
 
-# Stands after each mention of the margin; the first becomes its definition.
+# Follows "within the margin". The first is replaced by its definition, the others are removed.
 MARGIN = "{margin}"
+# Follows "a loss beyond the margin" and is replaced by the margin's size; no definition is needed then.
+MARGIN_SIZE = "{margin size}"
 
 OBSTACLES = {
     "baseline": "the baseline {baseline} has no results",
@@ -30,49 +32,65 @@ KEPT = {
     rules.QUALITY: {
         rules.NO_CANDIDATE: "no configuration measured better on any data set",
         rules.UNTESTED: "no other configuration was compared on every data set",
-        rules.UNPROVEN: "no configuration is shown to be better",
-        rules.CONFLICT: "{candidate} is better on {better} but worse on {worse}",
-        rules.LOSES: "those that measured better on one data set are shown to be worse on another",
+        rules.UNPROVEN: "no configuration is significantly better",
+        rules.CONFLICT: "{candidate} is significantly better on {better} but worse on {worse}",
+        rules.LOSES: (
+            "every configuration that measured better on one data set is significantly worse on another"
+        ),
     },
     rules.COMPUTE: {
-        rules.NO_CANDIDATE: "none runs fewer experts",
-        rules.UNTESTED: "none with fewer experts was compared on every data set",
-        rules.UNPROVEN: f"none with fewer experts is shown to stay within the margin{MARGIN}",
-        rules.LOSES: "every tested one with fewer experts is shown to be worse on at least one data set",
+        rules.NO_CANDIDATE: "no configuration runs fewer experts",
+        rules.UNTESTED: "no configuration with fewer experts was compared on every data set",
+        rules.UNPROVEN: f"no configuration with fewer experts is confirmed to be within the margin{MARGIN}",
+        rules.LOSES: (
+            "every tested configuration with fewer experts is significantly worse on at least one data set"
+        ),
     },
     rules.SPEED: {
-        rules.NO_CANDIDATE: "none was faster on every data set",
+        rules.NO_CANDIDATE: "no configuration was faster on every data set",
         rules.UNMEASURED: "the baseline's speed was not measured",
-        rules.UNTESTED: "none that was faster was compared on every data set",
-        rules.UNPROVEN: f"none that was faster is shown to stay within the margin{MARGIN}",
-        rules.LOSES: "every tested one that was faster is shown to be worse on at least one data set",
+        rules.UNTESTED: "no faster configuration was compared on every data set",
+        rules.UNPROVEN: f"no faster configuration is confirmed to be within the margin{MARGIN}",
+        rules.LOSES: (
+            "every tested configuration that was faster is significantly worse on at least one data set"
+        ),
     },
 }
 
 
-def main_sentences(study: Study, margins: Margins) -> list[str]:
-    """Return the report's three main sentences, in Markdown (`words.plain` takes its marks away)."""
+def main_sentences(study: Study, margins: QualityMargins) -> list[str]:
+    """Return the report's three main sentences, in Markdown (`words.plain` strips it)."""
     if name := rules.obstacle(study):
         return _without_answer(study, name)
     decision = rules.decide(study, margins)
     sentences = "\n".join(
-        [verdict_on_bh(study, decision), _what_to_use(study, decision), _price(study, decision, margins)]
+        [verdict_on_bh(study, decision), _what_to_use(study, decision), _cost(study, decision, margins)]
     )
-    sentences = sentences.replace(MARGIN, f" ({margin_definition(study, margins)})", 1)
+    if MARGIN_SIZE in sentences:
+        sentences = sentences.replace(MARGIN_SIZE, f" ({_margin_size(study, margins)})")
+    else:
+        sentences = sentences.replace(MARGIN, f" ({margin_definition(study, margins)})", 1)
     return sentences.replace(MARGIN, "").split("\n")
 
 
 def why_kept(study: Study, choice: Choice) -> str:
-    """Why an aim keeps the baseline."""
+    """Why the baseline is kept for an aim."""
     text, candidate = KEPT[choice.aim][choice.reason], choice.candidate
-    if choice.reason == rules.CONFLICT:
-        better, worse = (words.joined(on(study, candidate)) for on in (rules.better_on, rules.worse_on))  # ty: ignore[invalid-argument-type]
+    if choice.reason == rules.CONFLICT and candidate:
+        better = words.joined(rules.better_on(study, candidate))
+        worse = words.joined(rules.worse_on(study, candidate))
         text = text.format(candidate=words.code(candidate), better=better, worse=worse)
     return text
 
 
-def margin_definition(study: Study, margins: Margins) -> str:
-    """The margin in words: on every data set at most so much of what the study measures."""
+def margin_definition(study: Study, margins: QualityMargins) -> str:
+    """What "within the margin" means, for the kinds of scores that the study has."""
+    size = _margin_size(study, margins)
+    return f"the 95 % interval excludes a loss of more than {size} on every data set"
+
+
+def _margin_size(study, margins):
+    """The margin of each kind of score that the study has: 2 % of perplexity or 0.02 of accuracy."""
     kinds = {lower_is_better(score) for score in study.scores.values()}
     parts = [
         text
@@ -82,18 +100,22 @@ def margin_definition(study: Study, margins: Margins) -> str:
         )
         if kind in kinds
     ]
-    return f"95 % intervals exclude a loss of more than {words.joined(parts)} on every data set"
+    return " or ".join(parts)
 
 
 def _without_answer(study, name):
     what = OBSTACLES[name].format(baseline=words.code(study.baseline))
     missing = len(rules.missing_experiments(study))
-    held = words.plural(len(study.experiments), "experiment")
+    experiments = words.plural(len(study.experiments), "experiment")
     return [
-        f"Whether BH helps cannot be said: {what}.",
+        f"This study cannot tell whether BH helps: {what}.",
         "No configuration can be recommended for any aim.",
-        f"The tables hold what was measured: {held} on {words.joined(study.datasets)}"
-        + (f"; {missing} more have no result." if missing else "."),
+        f"The tables hold what was measured: {experiments} on {words.joined(study.datasets)}"
+        + (
+            f"; {words.plural(missing, 'more experiment')} {'has' if missing == 1 else 'have'} no result."
+            if missing
+            else "."
+        ),
     ]
 
 
@@ -103,49 +125,50 @@ def verdict_on_bh(study: Study, decision: Decision) -> str:
     total = sum(map(len, outcomes.values()))
     experts = words.number(study.baseline_value("avg_experts"), ".2f")
     baseline = f"the baseline {words.code(study.baseline)} ({experts} experts per token and layer)"
-    cheap = set(rules.cheaper(study))
+    fewer_experts = set(rules.cheaper(study))
 
     def count(configs, verb):
-        """So many BH configurations are ..., or show ..."""
+        """So many BH configurations are ..., show ... or stay ..."""
         verb = {"are": "is", "show": "shows", "stay": "stays"}[verb] if len(configs) == 1 else verb
-        return (
-            f"{words.of(len(configs), total)} BH {'configuration' if total == 1 else 'configurations'} {verb}"
-        )
+        return f"{words.of(len(configs), total, 'BH configuration')} {verb}"
 
     match decision.bh:
         case "absent":
             return (
-                f"This study does not say whether BH helps: it holds no BH configuration beside {baseline}."
+                "This study does not say whether BH helps: it has no BH configuration to compare with "
+                f"{baseline}."
             )
         case "better":
-            fewer = len(cheap & set(outcomes["better"]))
+            fewer = len(fewer_experts & set(outcomes["better"]))
             return (
-                f"BH beats {baseline}: {count(outcomes['better'], 'are')} shown to be better on at least one "
-                f"data set and worse on none, {fewer or 'none'} of them with fewer experts."
+                f"BH beats {baseline}: {count(outcomes['better'], 'are')} significantly better on at least "
+                f"one data set and significantly worse on none; {fewer or 'none'} of them "
+                f"{'run' if fewer > 1 else 'runs'} fewer experts."
             )
         case "cheaper":
-            fewer = cheap & set(outcomes["same"])
+            fewer = fewer_experts & set(outcomes["same"])
             return (
                 f"BH saves compute at the same quality: {count(fewer, 'stay')} within the margin{MARGIN} of "
-                f"{baseline} with fewer experts; none is shown to be better."
+                f"{baseline} with fewer experts; no BH configuration is significantly better."
             )
-        case "vain":
+        case "no gain":
             return (
                 f"BH gains nothing here: {count(outcomes['same'], 'stay')} within the margin{MARGIN} of "
-                f"{baseline}, but not with fewer experts, and none is shown to be better."
+                f"{baseline}, but not with fewer experts, and no BH configuration is significantly better."
             )
         case "open":
             lost = outcomes["worse"] + outcomes["mixed"]
             return (
-                f"Whether BH helps is open: against {baseline}, {count(outcomes['open'], 'show')} neither a "
-                f"gain nor a loss, yet a loss beyond the margin{MARGIN} is not excluded"
-                + (f"; {count(lost, 'are')} shown to be worse on a data set." if lost else ".")
+                f"Whether BH helps is open: compared with {baseline}, {count(outcomes['open'], 'show')} no "
+                f"significant difference, but a loss beyond the margin{MARGIN_SIZE} is not excluded"
+                + (f"; {count(lost, 'are')} significantly worse on at least one data set." if lost else ".")
             )
         case "powerless":
             samples = words.span([samples for _, samples in rules.powerless(study).values()])
             return (
-                f"Nothing can be said about BH against {baseline}: {words.plural(samples, 'sample')} a data "
-                f"set cannot show any difference at the {100 * SIGNIFICANCE_LEVEL:g} % level."
+                f"Nothing can be said about BH compared with {baseline}: with "
+                f"{words.plural(samples, 'sample')} per data set, no difference can be significant at the "
+                f"{100 * SIGNIFICANCE_LEVEL:g} % level."
             )
         case "mixed":
             gains, losses = (
@@ -155,15 +178,20 @@ def verdict_on_bh(study: Study, decision: Decision) -> str:
                 for on in (rules.better_on, rules.worse_on)
             )
             return (
-                f"BH helps on one data set and hurts on another: against {baseline}, "
-                f"{count(outcomes['mixed'], 'are')} shown to be better on {gains} but worse on {losses}."
+                f"BH helps on one data set and hurts on another: compared with {baseline}, "
+                f"{count(outcomes['mixed'], 'are')} significantly better on {gains} but significantly worse "
+                f"on {losses}."
             )
         case "worse":
             return (
-                f"BH does not help here: against {baseline}, {count(outcomes['worse'], 'are')} shown to be "
-                f"worse on at least one data set, and none to be better{_without_equal(study)}."
+                f"BH does not help here: compared with {baseline}, {count(outcomes['worse'], 'are')} "
+                "significantly worse on at least one data set, and none is significantly better"
+                f"{_without_equal(study)}."
             )
-    return f"The data support no verdict on BH: none was compared with {baseline} on every data set."
+    return (
+        "The data support no verdict on BH: no BH configuration was compared with "
+        f"{baseline} on every data set."
+    )
 
 
 def _without_equal(study):
@@ -172,8 +200,8 @@ def _without_equal(study):
     if not below:
         return ""
     return (
-        f"; whether a top-k with as few experts would lose as much is open for "
-        f"{words.of(below, len(study.bh))}, since the study has none"
+        "; whether a fixed top-k with as few experts would lose as much is open for "
+        f"{words.of(below, len(study.bh))}, because the study has no such top-k"
     )
 
 
@@ -185,17 +213,17 @@ def _what_to_use(study, decision):
         return f"Keep {words.code(study.baseline)} for every aim: {reasons}."
     if len(shown) == len(choices) and len({choice.config for choice in shown}) == 1:
         return (
-            f"Use {words.code(shown[0].config)} for every aim: it is shown to be better, and it runs fewest "
-            f"experts and was fastest within the margin{MARGIN}."
+            f"Use {words.code(shown[0].config)} for every aim: it is significantly better, and of the "
+            f"configurations within the margin{MARGIN} it runs the fewest experts and was the fastest."
         )
     by_config = {}
     for choice in shown:
         by_config.setdefault(choice.config, []).append(choice.aim)
-    parts = [f"for {_aims(aims)} use {words.code(config)}" for config, aims in by_config.items()]
+    parts = [f"for {_aims(aims)}, use {words.code(config)}" for config, aims in by_config.items()]
     for choice in choices:
         if choice.reason != rules.SHOWN:
             name, why = words.code(study.baseline), why_kept(study, choice)
-            parts.append(f"for {_aims([choice.aim])} keep {name}, since {why}")
+            parts.append(f"for {_aims([choice.aim])}, keep {name}, because {why}")
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}."
 
@@ -209,46 +237,47 @@ def _aims(aims):
     return ", and for ".join(parts)
 
 
-def subject(study: Study, decision: Decision, margins: Margins) -> tuple[str | None, str | None]:
-    """The configuration whose price the report states first and how it is introduced, or (None, None)."""
+def subject(study: Study, decision: Decision, margins: QualityMargins) -> tuple[str | None, str | None]:
+    """The configuration whose cost the report states, and how its sentence begins; or (None, None)."""
     quality, compute, speed = decision.choices
     for choice in (compute, quality, speed):
         if choice.reason == rules.SHOWN:
             return choice.config, f"{words.code(choice.config)}"
     if compute.reason == rules.UNPROVEN:
-        return compute.candidate, f"The cheapest without a shown loss, {words.code(compute.candidate)},"
+        name = words.code(compute.candidate)
+        return compute.candidate, f"The cheapest configuration without a significant loss, {name},"
     if quality.reason == rules.CONFLICT:
         return quality.candidate, words.code(quality.candidate)
     config = rules.least_loss(study, margins)
     if config:
-        return config, f"Of the BH configurations with fewer experts {words.code(config)} loses least: it"
+        return config, f"Of the BH configurations with fewer experts, {words.code(config)} loses least: it"
     return None, None
 
 
-def _price(study, decision, margins):
+def _cost(study, decision, margins):
     config, opening = subject(study, decision, margins)
     if config is None:
-        return (
-            "There is no saving to price: no BH configuration compared with the baseline runs fewer experts."
-        )
+        return "BH saves no experts: no BH configuration compared with the baseline runs fewer."
     worse = rules.worse_on(study, config)
     better = rules.better_on(study, config)
-    shown = [
+    significant = [
         f"{word} on {words.joined(datasets)}"
         for word, datasets in (("better", better), ("worse", worse))
         if datasets
     ]
     verdict = (
-        f"it is shown to be {' and '.join(shown)}" if shown else "no difference is shown on any data set"
+        f"it is significantly {' and significantly '.join(significant)}"
+        if significant
+        else "no difference is significant on any data set"
     )
     if worse and rules.within_margin(study, config, margins):
-        verdict += ", by less than the margin"
+        verdict += ", but by less than the margin"
     runs = compute_against_baseline(study, config)
     return f"{opening} {runs} and changes {changes(study, config)}; {verdict}."
 
 
 def compute_against_baseline(study: Study, config: str) -> str:
-    """What a configuration runs, in words: experts, FLOPs and speed against the baseline's."""
+    """A configuration's experts, FLOPs and speed against the baseline's, in words."""
     row = study.configurations.set_index("config").loc[config]
     beside = []
     flops = rules.flops_ratio(study, config)
@@ -264,12 +293,13 @@ def compute_against_baseline(study: Study, config: str) -> str:
 
 
 def changes(study: Study, config: str) -> str:
-    """A configuration's change of score on each data set, with intervals; the first says what they are."""
+    """A configuration's change of score on each data set; the first interval says that it is one."""
     parts = []
     for dataset in study.scored_datasets:
         comparison = study.comparison(config, dataset)
         if comparison is not None:
             value, interval = words.change(comparison)
-            what = "" if parts else "95 % interval "
-            parts.append(f"{words.score_of(study, dataset)} by {value} ({what}{interval})")
+            label = "" if parts else "95 % interval "
+            by = f"to {value} the baseline's" if value.endswith("times") else f"by {value}"
+            parts.append(f"{words.score_of(study, dataset)} {by} ({label}{interval})")
     return words.joined(parts)

@@ -1,4 +1,4 @@
-"""The report's tables: quality, compute, expert counts and the tests on each data set."""
+"""The report's tables: quality, compute, expert counts, and the tests on each data set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from adaptive_routing.analysis.study import Study
 
 # Columns of the tables: name, heading, format.
-PERPLEXITIES = (
+PERPLEXITY_COLUMNS = (
     ("perplexity", "perplexity", ".2f"),
     ("token_perplexity", "token perplexity", ".2f"),
     ("word_perplexity", "word perplexity", ".2f"),
@@ -26,8 +26,8 @@ PERPLEXITIES = (
     ("bits_per_byte", "bits per byte", ".3f"),
     ("target_perplexity", "lambada target perplexity", ".2f"),
 )
-# What decides, of every configuration; its scores follow.
-AT_A_GLANCE = (
+# The first columns of the overview; the scores that decide follow.
+OVERVIEW = (
     ("avg_experts", "experts", ".2f"),
     ("flops_reduction_exact_pct", "FLOPs saved (%)", ".1f"),
     ("tokens_per_second", "tokens/s", ",.0f"),
@@ -61,26 +61,27 @@ EXPERTS = (
     ("output_determinism", "same greedy token (%)", ".2f"),
 )
 BETTER = {metric.name: metric.better for metric in ALL_METRICS}
-# How a sentence names a test of the comparisons table.
+# Names of tests in a sentence, where they differ from those in the comparisons table.
 TEST_NAMES = {"McNemar exact": "McNemar's exact test"}
 
 
-def tables(study: Study) -> Iterator[str]:
+def table_sections(study: Study) -> Iterator[str]:
+    """Yield the overview, the tables of all metrics and the tests, with their headings."""
     yield (
-        f"{words.NOTHING}: does not exist for this strategy or data set, or is too large for a number. "
-        "Over several data sets a metric is the plain mean. A score stands with ± one standard error. ▲ "
-        f"better, ▼ worse than the baseline (corrected by Holm, p < {SIGNIFICANCE_LEVEL}); ○ tested, no "
-        "difference shown; no sign: not tested. Bold: the best value of its column, whether or not it "
-        "differs from the others. Experts are per token and layer."
+        f"{words.NOTHING}: not defined for this strategy or data set, or too large for a float. A metric "
+        "is the plain mean over the data sets, a score has ± one standard error. ▲ significantly better, ▼ "
+        f"significantly worse than the baseline (Holm-corrected p < {SIGNIFICANCE_LEVEL}); ○ no significant "
+        "difference; no mark: not tested. Bold: the best value of its column, whether or not it differs "
+        "significantly. Experts are per token and layer."
     )
-    perplexities = [(*column, rules.scores_of(study, column[0])) for column in PERPLEXITIES]
+    perplexities = [(*column, rules.scores_of(study, column[0])) for column in PERPLEXITY_COLUMNS]
     accuracies = [
         *((c, words.score_name(c), ".3f", [c.removesuffix("_accuracy")]) for c in study.accuracies),
         ("avg_task_accuracy", "mean accuracy", ".3f", []),
     ]
-    own = [score for score in perplexities if score[0] == study.perplexity] + accuracies
+    scores = [column for column in perplexities if column[0] == study.perplexity] + accuracies
     yield "### All configurations"
-    yield _table(study, [*AT_A_GLANCE, *(score for score in own if study.has(score[0]))])
+    yield _table(study, [*OVERVIEW, *(score for score in scores if study.has(score[0]))])
     perplexities = [score for score in perplexities if study.has(score[0])]
     complete = [
         ("Every perplexity", perplexities),
@@ -109,7 +110,10 @@ def _comparisons_on(study, dataset):
 
 
 def _table(study, columns):
-    """A row a configuration. columns: name, heading, format; of scores also the data sets that mark it."""
+    """A table with one row per configuration.
+
+    columns: (name, heading, format); a score has a fourth item, the data sets whose verdicts mark it.
+    """
     columns = [column for column in columns if column[0] in study.configurations]
     best = {name: _best(study, name) for name, *_ in columns}
     rows = []
@@ -134,10 +138,10 @@ def _best(study, name):
 
 
 def _summary_of_tests(study, dataset, comparisons):
-    """How many configurations of each strategy are better, worse or not shown to differ."""
+    """How many configurations of each strategy are significantly better or worse, or neither."""
     strategies = study.configurations.set_index("config")["strategy"]
     parts = []
-    # BH first, then top-k, then what else there is.
+    # BH first, then top-k, then other strategies.
     for strategy in dict.fromkeys((*words.STRATEGIES, *strategies)):
         verdicts = [
             study.verdict(config, dataset) for config, _ in comparisons if strategies[config] == strategy
@@ -148,7 +152,7 @@ def _summary_of_tests(study, dataset, comparisons):
                 for verdict, text in (
                     ("better", "better"),
                     ("worse", "worse"),
-                    ("same", "not shown to differ"),
+                    ("same", "not significantly different"),
                 )
                 if verdicts.count(verdict)
             ]
@@ -157,34 +161,19 @@ def _summary_of_tests(study, dataset, comparisons):
 
 
 def _test_table(study, dataset, comparisons):
-    """The tests on one data set: a caption, a row a configuration, and where the tests disagree."""
-    digits = words.digits_of(study, dataset)
+    """The tests on one data set: a caption, one row per configuration, and where the tests disagree."""
     first = comparisons[0][1]
     accuracy = not lower_is_better(first["metric"])
     corrected = {"p_holm": TEST_NAMES.get(first["test"], f"the {first['test']}")}
     if not accuracy:
         corrected["p_wilcoxon_holm"] = "Wilcoxon's test"
     corrected["p_bootstrap_holm"] = "the bootstrap"
-    beside = [column for column in corrected if column != "p_holm"]
-    cells = []
-    for config, c in comparisons:
-        cells.append(
-            (
-                words.code(config),
-                words.with_error(c, "value", digits),
-                words.number(c["difference"], "+z" + digits)
-                + words.MARKS.get(study.verdict(config, dataset), ""),
-                words.interval(c, "+z" + digits),
-                *(words.p_value(c.get(column)) for column in ("p_value", "p_holm", "p_bh", *beside)),
-                words.number(c.get("effect_size"), ".2f"),
-            )
-        )
-    effect = "odds ratio of the samples that differ" if accuracy else "Cohen's d of the paired losses"
+    effect = "odds ratio of the discordant samples" if accuracy else "Cohen's d of the paired losses"
     interval = "Tango's score interval" if accuracy else "t interval"
     samples = words.span([c["samples"] for _, c in comparisons])
     caption = (
         f"Score: {words.score_name(first['metric'])}; baseline "
-        f"{words.with_error(first, 'baseline_value', digits)}; {first['test']}, "
+        f"{words.with_error(first, 'baseline_value', words.digits_of(study, dataset))}; {first['test']}, "
         f"{words.plural(samples, 'sample')}; effect size: {effect}; interval: "
         f"{interval}."
     )
@@ -202,7 +191,9 @@ def _test_table(study, dataset, comparisons):
     ]
     parts = [
         caption,
-        words.table(headings, cells),
+        words.table_of_cells(
+            headings, [words.comparison_cells(study, config, dataset) for config, _ in comparisons]
+        ),
         "" if accuracy else _too_few_for_ranks(study, comparisons),
         _disagreements(corrected, comparisons),
     ]
@@ -210,34 +201,34 @@ def _test_table(study, dataset, comparisons):
 
 
 def _too_few_for_ranks(study, comparisons):
-    """Say where the rank test cannot show a difference of any configuration; empty where it can."""
+    """A sentence where the rank test cannot be significant for any configuration; empty where it can."""
     strategies = study.configurations.set_index("config")["strategy"]
     sizes = strategies.loc[[config for config, _ in comparisons]].value_counts()
     samples = max(c["samples"] for _, c in comparisons)
     if sizes.min() * statistics.smallest_attainable_p(statistics.WILCOXON, samples) < SIGNIFICANCE_LEVEL:
         return ""
-    return "So few samples cannot show any difference by Wilcoxon's test, whatever their losses."
+    return "With so few samples, Wilcoxon's test cannot be significant, whatever the losses."
 
 
 def _disagreements(tests, comparisons):
-    """Say for which configurations one test shows a difference and another does not; empty without one.
+    """For which configurations one test is significant and another is not, in words; empty where none.
 
-    tests: column of corrected p-values to the test's name.
+    tests: {column of corrected p-values: the test's name}.
     """
     groups = {}
     for config, c in comparisons:
         p_values = {name: c.get(column) for column, name in tests.items() if pd.notna(c.get(column))}
-        shown = [name for name, p in p_values.items() if p < SIGNIFICANCE_LEVEL]
-        others = [name for name in p_values if name not in shown]
-        if shown and others:
-            groups.setdefault((words.joined(shown), words.joined(others)), []).append(config)
+        significant = [name for name, p in p_values.items() if p < SIGNIFICANCE_LEVEL]
+        others = [name for name in p_values if name not in significant]
+        if significant and others:
+            groups.setdefault((words.joined(significant), words.joined(others)), []).append(config)
     if not groups:
         return ""
     parts = [
-        f"by {shown}, not by {others}, for {', '.join(words.listed(configs, most=20))}"
-        for (shown, others), configs in groups.items()
+        f"by {significant}, but not by {others}, for {', '.join(words.listed(configs, most=20))}"
+        for (significant, others), configs in groups.items()
     ]
     return (
-        f"Corrected by Holm, the tests disagree at the {100 * SIGNIFICANCE_LEVEL:g} % level: a difference is "
-        f"shown {'; '.join(parts)}."
+        f"After Holm's correction the tests disagree at the {100 * SIGNIFICANCE_LEVEL:g} % level: the "
+        f"difference is significant {'; '.join(parts)}."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -21,16 +22,17 @@ AIMS = {
     "compute": "same quality, least compute",
     "speed": "same quality, fastest",
 }
-LARGE = 1e6  # from here on numbers are written with an exponent: a perplexity can have hundreds of digits
+LARGE = 1e6  # from here on numbers get an exponent: a perplexity can have hundreds of digits
+TIMES = 10  # from this ratio on, a changed perplexity is "170 times" the baseline's, not "+16900 %"
 
 
 def strategy(name: str) -> str:
-    """What to call a strategy."""
+    """A strategy's name in text."""
     return STRATEGIES.get(name, name)
 
 
 def number(value: float | None, digits: str) -> str:
-    """Format a number, a dash where there is none."""
+    """Format a number; a dash where there is none."""
     if value is None or pd.isna(value):
         return NOTHING
     return f"{value:{'.2e' if abs(value) >= LARGE else digits}}".replace("-", "−")
@@ -44,7 +46,7 @@ def p_value(value: float | None) -> str:
 
 
 def code(text: object) -> str:
-    """A name as a Markdown code span that also holds inside a table."""
+    """A name as a Markdown code span that is also safe inside a table."""
     return f"`{str(text).replace('`', chr(39)).replace('|', '∣')}`"
 
 
@@ -54,13 +56,14 @@ def named(study: Study, config: str) -> str:
 
 
 def with_error(row: pd.Series, column: str, digits: str) -> str:
+    """A value, ± its standard error where there is one."""
     value, error = row.get(column), row.get(f"{column}_stderr")
     text = number(value, digits)
     return text if text == NOTHING or error is None or pd.isna(error) else f"{text} ± {number(error, digits)}"
 
 
 def interval(row: Mapping[str, Any] | pd.Series, digits: str) -> str:
-    """The ends of a comparison's interval; an end can be missing alone, where an exp is too large."""
+    """The ends of a comparison's interval; a dash for an end that is missing because an exp is too large."""
     if pd.isna(row["ci_low"]) and pd.isna(row["ci_high"]):
         return NOTHING
     return f"{number(row['ci_low'], digits)} to {number(row['ci_high'], digits)}"
@@ -73,21 +76,60 @@ def percent(ratio: float, digits: str = ".1f") -> str:
 
 
 def change(comparison: pd.Series) -> tuple[str, str]:
-    """A comparison's change against the baseline and its interval: of a perplexity in percent.
+    """A comparison's change against the baseline and its interval, as two texts.
 
-    Returns two texts; the second is a dash where there is no interval.
+    A perplexity changes in percent, or to a multiple of the baseline's from `TIMES` on. The second text is a
+    dash where there is no interval.
     """
-    ends = comparison["difference"], comparison["ci_low"], comparison["ci_high"]
-    if "perplexity" not in comparison["metric"]:
-        low_high = interval(comparison, "+z.3f")
-        return number(ends[0], "+z.3f"), low_high
-    value, low, high = (100 * end / comparison["baseline_value"] for end in ends)
-    low_high = interval({"ci_low": low, "ci_high": high}, "+z.1f")
-    return f"{number(value, '+z.1f')} %", low_high if low_high == NOTHING else f"{low_high} %"
+    ends = {name: comparison[name] for name in ("difference", "ci_low", "ci_high")}
+    unit, digits = "", "+z.3f"
+    if "perplexity" in comparison["metric"]:
+        baseline = comparison["baseline_value"]
+        ratio = 1 + ends["difference"] / baseline
+        if ratio >= TIMES:
+            ends = {name: 1 + end / baseline for name, end in ends.items()}
+            unit, digits = " times", ",.1f" if ratio < 100 else ",.0f"
+        else:
+            ends = {name: 100 * end / baseline for name, end in ends.items()}
+            unit, digits = " %", "+z.1f"
+    low_high = interval(ends, digits)
+    return f"{number(ends['difference'], digits)}{unit}", (
+        low_high if low_high == NOTHING else f"{low_high}{unit}"
+    )
+
+
+def comparison_cells(study, config, dataset):
+    """The cells of a configuration's comparison with the baseline on a data set, by column heading.
+
+    Every table of comparisons picks its columns from these. Dashes where the two were not compared.
+    """
+    names = {"configuration": code(config), "score": score_of(study, dataset)}
+    row = study.comparison(config, dataset)
+    if row is None:
+        return defaultdict(lambda: NOTHING, names)
+    digits, mark = digits_of(study, dataset), MARKS.get(study.verdict(config, dataset), "")
+    changed, change_interval = change(row)
+    p_values = {
+        "p": "p_value",
+        "p (Holm)": "p_holm",
+        "p (BH)": "p_bh",
+        "Wilcoxon p (Holm)": "p_wilcoxon_holm",
+        "bootstrap p (Holm)": "p_bootstrap_holm",
+    }
+    return {
+        **names,
+        "value": with_error(row, "value", digits),
+        "baseline": with_error(row, "baseline_value", digits),
+        "difference": number(row["difference"], f"+z{digits}") + mark,
+        "95 % interval": interval(row, f"+z{digits}"),
+        "change": f"{changed}{mark}<br>({change_interval})",
+        **{heading: p_value(row.get(column)) for heading, column in p_values.items()},
+        "effect size": number(row.get("effect_size"), ".2f"),
+    }
 
 
 def plain(text: str) -> str:
-    """Markdown as plain text: without code marks and emphasis."""
+    """Markdown as plain text, without code marks and emphasis."""
     return text.replace("`", "").replace("**", "")
 
 
@@ -97,30 +139,36 @@ def digits_of(study: Study, dataset: str) -> str:
 
 
 def score_name(metric: str) -> str:
-    """A score's name in words; a data set keeps its own."""
+    """A score's name in words; a data set's name stays as it is."""
     if metric.endswith("_accuracy") and metric != "avg_task_accuracy":
         return f"{metric.removesuffix('_accuracy')} accuracy"
     return metric.replace("_", " ")
 
 
 def score_of(study: Study, dataset: str) -> str:
-    """A data set's score, named with its data set: wikitext perplexity, lambada accuracy."""
-    name = score_name(study.scores[dataset])
+    """A data set's score with the data set's name: wikitext perplexity, lambada accuracy."""
+    name = score_name(study.scores.get(dataset, "loss"))
     return name if name.startswith(dataset) else f"{dataset} {name}"
 
 
 def score(study: Study, dataset: str, value: float | None) -> str:
+    """Format a value of a data set's score."""
     return number(value, digits_of(study, dataset))
 
 
 def folded(summary: str, *parts: str) -> str:
-    """Parts that a reader opens: they stay Markdown inside the element."""
+    """Parts that a reader can unfold; they stay Markdown inside the element."""
     return "\n\n".join([f'<details markdown="1"><summary>{summary}</summary>', *parts, "</details>"])
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def table_of_cells(headings, rows):
+    """A table of the headings' columns; rows: {heading: cell}."""
+    return table(headings, [[cells[heading] for heading in headings] for cells in rows])
 
 
 def listed(configs: Sequence[str], most: int = 8) -> list[str]:
@@ -130,17 +178,22 @@ def listed(configs: Sequence[str], most: int = 8) -> list[str]:
 
 
 def more(names: Sequence[str], most: int) -> str:
+    """How many names are left out after the first `most`."""
     return f" and {len(names) - most} more" if len(names) > most else ""
 
 
 def joined(words: Iterable[object]) -> str:
-    """a, b and c."""
+    """Write "a, b and c"."""
     *first, last = map(str, words)
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def of(count: int, total: int) -> str:
-    return f"all {total}" if count == total > 1 else f"{count} of {total}"
+def of(count: int, total: int, noun: str = "") -> str:
+    """How many of a total: "all 16", "both", "3 of 16", with the noun in the number that fits."""
+    if noun and count == total == 1:
+        return f"the only {noun}"
+    counted = {2: "both"}.get(total, f"all {total}") if count == total > 1 else f"{count} of {total}"
+    return f"{counted} {noun}s" if noun else counted
 
 
 def plural(count: int | str, noun: str) -> str:
@@ -149,22 +202,24 @@ def plural(count: int | str, noun: str) -> str:
 
 
 def span(values: Iterable[float]) -> str:
+    """The smallest and the largest of some counts: 3 to 5; a single number where they are equal."""
     low, high = min(values, default=0), max(values, default=0)
     return f"{low}" if low == high else f"{low} to {high}"
 
 
 def distinct(values: Iterable[Any]) -> str:
+    """The different values, as code spans."""
     values = list(dict.fromkeys(NOTHING if value is None else str(value) for value in values))
     return "; ".join(value if value == NOTHING else code(value) for value in values)
 
 
 def span_of(values: Iterable[float], digits: str) -> str:
-    """The smallest and the largest of some values: 0.94 to 1.17; one alone where they look the same."""
+    """The smallest and the largest of some values: 0.94 to 1.17; a single number where they look the same."""
     low, high = number(min(values), digits), number(max(values), digits)
     return low if low == high else f"{low} to {high}"
 
 
 def measures(study: Study) -> dict[str, str]:
-    """What quality is measured by: column of the configurations table to its name."""
+    """The measures of quality: {column of the configurations table: its name in text}."""
     perplexity = {study.perplexity: score_name(study.perplexity)} if study.perplexity else {}
     return perplexity | ({"avg_task_accuracy": "mean accuracy"} if study.accuracies else {})

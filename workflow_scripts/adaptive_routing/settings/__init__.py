@@ -1,4 +1,4 @@
-"""The config file: its schema, the configurations that its grids describe, and the checks on loading it.
+"""The config file: its schema, the configurations that its grids describe, and the checks when it is loaded.
 
 Imports `system`.
 """

@@ -1,6 +1,6 @@
-"""Routing configurations: every combination of a strategy's grid values, and the name of each.
+"""Routing configurations: every combination of a strategy's grid values, and their names.
 
-Names are computed from the decimal that the config file holds, never from binary fractions: 0.57 is `a057`.
+Names are computed from the decimals in the config file, never from binary fractions: 0.57 is `a057`.
 """
 
 import itertools
@@ -10,15 +10,15 @@ from decimal import Decimal
 
 from adaptive_routing.system.errors import InputError
 
-EXPERT_COUNTS = ("k", "max_k")  # the grid list, one of these in every strategy, that bounds the experts
+EXPERT_COUNTS = ("k", "max_k")  # every strategy has one of these grid lists, which bounds its experts
 
 
 @dataclass(frozen=True)
 class Configuration:
     """One way to choose experts.
 
-    `max_experts` is the k of top-k and the max_k of every other strategy; `parameters` holds one value for
-    each grid list of the strategy, for example `{"max_k": 8, "alpha": 0.3}`.
+    `max_experts` is k for top-k and max_k for every other strategy. `parameters` has one value for each grid
+    list of the strategy, for example `{"max_k": 8, "alpha": 0.3}`.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Configuration:
 
     @property
     def alpha(self) -> float | None:
-        """The level of the false discovery rate; None for a strategy without one."""
+        """The level of the false discovery rate; None for a strategy that has none."""
         return self.parameters.get("alpha")
 
     @property
@@ -40,8 +40,10 @@ class Configuration:
 def grid(strategies: Mapping[str, Mapping[str, list]]) -> list[Configuration]:
     """Return every configuration of `strategies`, a mapping {strategy: {parameter: list of values}}.
 
-    The order is that of `strategies`; within one, the number of experts varies slowest. A value that a list
-    holds twice is an InputError, and so are two configurations that would have one name.
+    They are in the order of `strategies`; within a strategy the number of experts varies slowest.
+
+    Raises:
+        InputError: a list holds a value twice, or two configurations would have the same name.
     """
     configurations = {}
     for strategy, lists in strategies.items():
@@ -55,7 +57,7 @@ def grid(strategies: Mapping[str, Mapping[str, list]]) -> list[Configuration]:
             name = _name(strategy, values[0], {parameter: parameters[parameter] for parameter in others})
             if name in configurations:
                 raise InputError(
-                    f"strategies.{strategy} has two configurations with the name {name}, also for "
+                    f"strategies.{strategy} has two configurations with the name {name}, the second for "
                     + ", ".join(f"{key} {value}" for key, value in parameters.items())
                     + "; names must be unique"
                 )
@@ -72,8 +74,8 @@ def _name(strategy, max_experts, others):
 
 
 def _digits(value):
-    """Write `value` in percent, with more than three digits if it needs them: 0.3 is 030, 0.305 is 0305."""
-    # repr is the shortest decimal that reads back as the same float: what the config file holds.
+    """Write `value` in percent, with more than three digits where needed: 0.3 is 030, 0.305 is 0305."""
+    # repr is the shortest decimal that reads back as the same float: the one in the config file.
     whole, _, fraction = format(Decimal(repr(value)), "f").partition(".")
     return whole + fraction.rstrip("0").ljust(2, "0")
 

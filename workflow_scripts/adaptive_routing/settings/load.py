@@ -1,7 +1,7 @@
-"""A study's settings: the config file checked against its schema and across keys, made complete.
+"""A study's settings: the config file, checked against its schema and across keys, and completed.
 
-Every fault is an InputError of one sentence that names the key, what was found and what is allowed. This
-module is imported each time Snakemake parses the workflow, so it imports nothing heavy.
+Every fault is an InputError of one sentence that names the key, what was found and what is allowed. Snakemake
+imports this module each time it parses the workflow, so it imports nothing heavy.
 """
 
 import copy
@@ -22,18 +22,18 @@ from adaptive_routing.system.errors import InputError
 
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib")
-# A name that ends like this is a local file, whether or not it can be read.
+# A name with one of these endings is a local file, whether or not it can be read.
 PATH_SUFFIXES = (*DATA_SUFFIXES, *PICKLE_SUFFIXES, ".csv", ".tsv", ".txt", ".gz", ".zst", ".safetensors")
 HUB_NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_]([\w.-]*\w)?(/[A-Za-z0-9_]([\w.-]*\w)?)?", re.ASCII)
 
-# Hub data sets that have several subsets and no default, each with the one that lm-evaluation-harness scores.
+# Hub data sets with several subsets and no default, each with the subset that lm-evaluation-harness scores.
 USUAL_SUBSETS = {
     "Salesforce/wikitext": "wikitext-2-raw-v1",
     "EleutherAI/wikitext_document_level": "wikitext-2-raw-v1",
     "allenai/ai2_arc": "ARC-Challenge",
 }
 
-# Where the hub's configurations of mixture-of-experts models keep the number of experts.
+# Keys of the number of experts in the config.json of mixture-of-experts models.
 NUM_EXPERTS_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
@@ -127,16 +127,16 @@ class Settings(TypedDict):
 def load_settings(
     config: Mapping[str, Any], base_dir: Path | str = ".", command_line: Mapping[str, Any] | None = None
 ) -> Settings:
-    """Check a study's config and return its settings: nested dicts like `config`, complete, and besides
+    """Check a study's config and return its settings: nested dicts like `config`, completed, and in addition
 
     - `configurations`: the list of Configurations of the grid
     - `model.local`, `datasets.{dataset}.local`, `null_distribution.calibration.local`: whether the name is a
-      path (relative to the working directory) and not a hub name
+      path (relative to the working directory) rather than a hub name
     - in `datasets.{dataset}.max_samples`, and in every `split` of a hub data set, the value that applies. A
-      local file has no `subset`, `split` and `revision`: they are null, whatever another config file left.
+      local file has no `subset`, `split` and `revision`: they are null, whatever another config file set.
 
-    Strategies and data sets that are null are left out. Paths are looked up from `base_dir`. `command_line`
-    is the part of `config` that came from `--config`: see `schema.validated`.
+    Strategies and data sets that are null are left out. Paths are relative to `base_dir`. `command_line` is
+    the part of `config` that came from `--config`: see `schema.validated`.
     """
     base_dir = Path(base_dir)
     settings: Any = validated(config, command_line)
@@ -198,26 +198,26 @@ def _section(config, key):
 
 
 def needs_p_values(configuration: Configuration) -> bool:
-    """Whether a Configuration's strategy needs p-values: what its entry in the schema says."""
+    """Whether a Configuration's strategy needs p-values, according to its entry in the schema."""
     strategies = schema()["properties"]["strategies"]["properties"]
     return strategies[configuration.strategy].get("p_values", False)
 
 
 def check_against_model(settings: Settings, num_experts: int) -> None:
-    """Raise InputError where `settings` ask for more experts than a layer's `num_experts`."""
+    """Raise InputError if `settings` ask for more than the `num_experts` of a layer."""
     for configuration in grid(settings["strategies"]):
         if configuration.max_experts > num_experts:
             key = next(key for key in EXPERT_COUNTS if key in configuration.parameters)
             index = settings["strategies"][configuration.strategy][key].index(configuration.max_experts)
             raise InputError(
                 f"strategies.{configuration.strategy}.{key}[{index}] is {configuration.max_experts}, but the "
-                f"model {settings['model']['name']} has {num_experts} experts a layer, the most allowed"
+                f"model {settings['model']['name']} has {num_experts} experts per layer, the most allowed"
             )
     trim = settings["null_distribution"]["trim"]
     if 2 * trim >= num_experts:
         raise InputError(
             f"null_distribution.trim is {trim}, but the model {settings['model']['name']} has {num_experts} "
-            "experts a layer; twice the trim must be less, so that logits remain"
+            "experts per layer; twice the trim must be less, so that logits remain"
         )
 
 
@@ -225,7 +225,7 @@ def check_against_model(settings: Settings, num_experts: int) -> None:
 
 
 def _check_results(results, base_dir):
-    """The results folder must be a folder that can be written, or one that can be made."""
+    """Check that the results folder is writable, or can be created."""
     folder = base_dir / results
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir():
@@ -241,7 +241,7 @@ def _check_baseline(settings):
         closest = difflib.get_close_matches(baseline, names, n=1)
         shortened = ", ".join(names[:6]) + (f", … ({len(names)} in all)" if len(names) > 6 else "")
         raise InputError(
-            f"baseline is {shown(baseline)}, which the grid does not hold"
+            f"baseline is {shown(baseline)}, which is not in the grid"
             f"{f' (did you mean {closest[0]}?)' if closest else ''}; its configurations are {shortened}"
         )
 
@@ -266,7 +266,7 @@ def _resolve_datasets(settings, base_dir):
     for name, dataset in settings["datasets"].items():
         if dataset["max_samples"] is None:
             dataset["max_samples"] = settings["evaluation"]["max_samples"]
-        # The splits that lm-evaluation-harness scores; HellaSwag's test split has no answers.
+        # The splits that lm-evaluation-harness scores: HellaSwag's test split has no answers.
         _resolve_source(dataset, base_dir, "validation" if name == "hellaswag" else "test")
         _check_source(f"datasets.{name}.source", dataset, base_dir)
 
@@ -299,16 +299,16 @@ def _resolve_source(data, base_dir, hub_split):
 
 
 def _resolve_model(model, base_dir):
-    """Check the model's folder and return its number of experts, or the number that the hub's cache knows.
+    """Check the model's folder and return its number of experts; for a hub name, that in the hub's cache.
 
-    None where neither tells; inspecting the model does.
+    None where it is unknown until the model is inspected.
     """
     name = model["name"]
     model["local"] = is_local(name, base_dir)
     allowed = "a folder with config.json and *.safetensors, or a hub name (owner/name)"
     if not model["local"]:
         _check_hub_name("model.name", name, allowed)
-        # Imported here because it takes longer than all of this module's own imports.
+        # Imported here because it takes longer than all other imports of this module.
         from huggingface_hub import try_to_load_from_cache
 
         cached = try_to_load_from_cache(name, "config.json", revision=model["revision"])
@@ -347,7 +347,7 @@ def _num_experts(path):
 
 
 def is_local(name: str, base_dir: Path | str = ".") -> bool:
-    """Whether `name` is a path: it looks like one, or its first part exists; else it is a hub name."""
+    """Whether `name` is a path: it looks like one, or its first part exists. Otherwise it is a hub name."""
     return (
         name.startswith((".", "/", "~"))
         or name.endswith((*PATH_SUFFIXES, "/"))
@@ -363,8 +363,8 @@ def _check_source(key, data, base_dir):
         _check_hub_name(key, source, allowed)
         if data["subset"] is None and source in USUAL_SUBSETS:
             raise InputError(
-                f"{key.removesuffix('source')}subset is null, but must be one of those of {source}, which "
-                f"has no default, such as {USUAL_SUBSETS[source]}"
+                f"{key.removesuffix('source')}subset is null, but must be a subset of {source}, which has "
+                f"no default, such as {USUAL_SUBSETS[source]}"
             )
         return
     path = base_dir / source
@@ -405,7 +405,7 @@ def _check_hub_name(key, name, allowed):
 
 
 def _not_found(name, base_dir):
-    """Say that the local `name` does not exist, and why it was not taken for the hub name it could be."""
+    """Say that the local `name` does not exist, and why it was not taken for a hub name."""
     first = name.split("/")[0]
     if HUB_NAME.fullmatch(name) and not name.endswith(PATH_SUFFIXES) and (base_dir / first).exists():
         return f"does not exist here, and is not taken for a hub name because {first!r} does exist here"

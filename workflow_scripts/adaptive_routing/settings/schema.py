@@ -1,7 +1,7 @@
-"""schemas/config.schema.yaml at work: violations as sentences, defaults, types of command-line values.
+"""Applies schemas/config.schema.yaml: violations as sentences, defaults, types of command-line values.
 
-A sentence is built from the constraint that was violated (or from its `title`), so a key is described in one
-place. JSON Schema 2020-12, except that 8.0 is no integer and NaN no number.
+A sentence is built from the violated constraint (or from its `title`), so a key is described in one place.
+The schema is JSON Schema 2020-12, except that 8.0 is not an integer and NaN is not a number.
 """
 
 import difflib
@@ -24,8 +24,8 @@ SCHEMA = Path(__file__).parents[3] / "schemas" / "config.schema.yaml"
 def validated(config: Mapping[str, Any], command_line: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Check `config`; return it with the defaults filled in and its keys in the schema's order.
 
-    `command_line` is the part of `config` that came from `--config`. Snakemake leaves every value nested in
-    braces there as text; it gets the type that it would have in a config file.
+    `command_line` is the part of `config` that came from `--config`. There, Snakemake leaves every value
+    nested in braces as text; this function gives it the type that it would have in a config file.
     """
     config = _typed(config, schema(), command_line or {})
     error = min(
@@ -53,7 +53,7 @@ def dotted_keys(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def resolved(node: dict[str, Any]) -> dict[str, Any]:
-    """Follow the schema node's `$ref`; keywords beside it go first."""
+    """Follow the schema node's `$ref`; keywords next to it take precedence."""
     while "$ref" in node:
         target = schema()["$defs"][node["$ref"].removeprefix("#/$defs/")]
         node = target | {keyword: value for keyword, value in node.items() if keyword != "$ref"}
@@ -67,7 +67,7 @@ def alternatives(names: Iterable[object], conjunction: str = "or") -> str:
 
 
 def shown(value: object) -> str:
-    """Write what was found, on one line and in at most 80 characters."""
+    """Write a value that was found, on one line and in at most 80 characters."""
     if isinstance(value, str):
         text = f"the text {value!r}" if _number(value) is not None else repr(value)
     elif value is None or isinstance(value, bool):
@@ -79,7 +79,7 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 
-# JSON Schema takes 8.0 for an integer and lets NaN pass every bound; neither names a configuration.
+# JSON Schema accepts 8.0 as an integer and NaN within any bounds; neither can name a configuration.
 Validator = jsonschema.validators.extend(
     jsonschema.Draft202012Validator,
     type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many(
@@ -165,7 +165,7 @@ def _dotted(path):
 
 
 def _closest_key(key, prefix, properties):
-    """Return the dotted key beside `key` that is most like it, else one of its name elsewhere, else None."""
+    """Return the most similar key on the same level, else a key of this name on another level, else None."""
     if beside := difflib.get_close_matches(key, properties, n=1):
         return prefix + beside[0]
     elsewhere = [path for path in dotted_keys(schema()) if path.rsplit(".", 1)[-1] == key]
@@ -195,7 +195,7 @@ def _allowed(node):
 
 
 def _hint(value, node):
-    """Say how to write what was probably meant; nothing where that would be wrong as well."""
+    """Say how to write what was probably meant; empty where that would be wrong as well."""
     if isinstance(value, int | float) and not isinstance(value, bool) and "string" in _types(node):
         return f"; put it in quotes: '{value}'"
     number = _number(value)
@@ -208,7 +208,7 @@ def _hint(value, node):
 
 
 def _number(value):
-    """Return the number that a text or a float such as 8.0 stands for, None if there is none."""
+    """Return the number that a text or a float such as 8.0 represents; None if there is none."""
     try:
         number = float(Decimal(value)) if isinstance(value, str | float) else math.nan
     except (InvalidOperation, OverflowError):

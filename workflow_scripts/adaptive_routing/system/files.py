@@ -14,7 +14,7 @@ import orjson
 
 from adaptive_routing.system.errors import InputError, OutputError
 
-MADE_ANEW = "delete it and run again, which makes it anew"
+MADE_ANEW = "delete it and run again"
 _NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 
 

@@ -1,4 +1,4 @@
-"""The metrics of one experiment: one module a category, one function a metric.
+"""The metrics of one experiment: one module per category, one function per metric.
 
 A metric is a function with its declaration (`declaration.metric`) in its category's module, and nothing else:
 tables, schema and report take what is declared. `METRICS` are the 16 of the study, `EXTRA_METRICS` what
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ALL_METRICS", "EXTRA_METRICS", "HEAD", "METRICS", "PER_LAYER_METRICS", "TIMING_METRICS", "Metric"]
 
-HEAD = ("config", "strategy", "k_or_max_k", "alpha", "num_experts", "dataset")
+# What identifies a configuration, and an experiment, in summaries and tables.
+CONFIGURATION_KEYS = ("config", "strategy", "k_or_max_k", "alpha", "num_experts")
+HEAD = (*CONFIGURATION_KEYS, "dataset")
 
 # In the order of the tables' columns.
 _MODULES = (
@@ -60,8 +62,8 @@ TIMING_METRICS = tuple(one.name for one in ALL_METRICS if one.timed)
 def compute_metrics(summary: Summary, tensors: TensorFile) -> dict[str, Any]:
     """Compute all metrics of one experiment from its summary and its tensors (an open `TensorFile`).
 
-    Returns the head, `metrics` (name to number or None) and `per_layer` (lists with an entry a layer).
-    Raises InputError where the two are not of one run.
+    Returns the head, `metrics` (name to number or None) and `per_layer` (lists with one entry per layer).
+    Raises InputError where the two come from different runs.
     """
     _check_same_run(summary, tensors)
     quantities = Quantities(summary, tensors)
@@ -93,12 +95,12 @@ def _check_same_run(summary, tensors):
     head, shape = tensors.metadata_json("head"), tensors.shape("router_logits")
     provenance = head.pop("provenance", {})
     stated = head | provenance | {"total_tokens": shape[0], "num_experts": shape[2]}
-    # The summary's provenance says more: when, where and by which code it was made.
+    # The summary's provenance holds more than the tensors': when, where and by which code it was made.
     expected = summary | summary["provenance"] | {"total_tokens": summary["summary"]["total_tokens"]}
-    for key, found in stated.items():
-        if found != expected.get(key):
+    for key, value in stated.items():
+        if value != expected.get(key):
             raise InputError(
-                f"{tensors.path} is not of the run that the summary of {summary['config']} on "
-                f"{summary['dataset']} tells of: {key} is {excerpt(found)} there and "
+                f"{tensors.path} and the summary of {summary['config']} on {summary['dataset']} come from "
+                f"different runs: {key} is {excerpt(value)} in the tensors and "
                 f"{excerpt(expected.get(key))} in the summary; delete both and run again"
             )

@@ -12,7 +12,7 @@ from adaptive_routing.analysis.metrics.selections import jaccard_similarity, top
 
 @metric("behaviour", "experts", "none", "largest − smallest expert count", one_of_16=True, minimum=0)
 def adaptive_range(expert_counts: NDArray[np.integer]) -> int:
-    """Compute the largest − the smallest expert count; expert_counts (T, L)."""
+    """Compute the largest minus the smallest expert count; expert_counts (T, L)."""
     return int(expert_counts.max()) - int(expert_counts.min())
 
 

@@ -1,4 +1,4 @@
-"""Constraint: how often the bounds min_k and max_k decide the number of experts."""
+"""Constraint: how often the number of experts is at its bounds min_k and max_k."""
 
 import numpy as np
 from numpy.typing import NDArray

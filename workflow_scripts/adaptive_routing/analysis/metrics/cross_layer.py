@@ -20,8 +20,8 @@ def layer_expert_variance(expert_counts: NDArray[np.integer]) -> float | None:
 def layer_consistency_score(expert_counts: NDArray[np.integer]) -> float | None:
     """Average the Pearson correlation over tokens of the counts (T, L) in adjacent layers.
 
-    None for a single layer and where a layer's counts are constant: a mean over the other pairs would
-    not compare with that of another configuration.
+    None for a single layer and where a layer's counts are constant: a mean over the other pairs would not be
+    comparable with another configuration's.
     """
     if expert_counts.shape[1] < 2 or np.any(np.ptp(expert_counts, axis=0) == 0):
         return None

@@ -23,7 +23,7 @@ def gini_coefficient(expert_usage: NDArray[np.int64]) -> float | None:
     """Average each layer's Gini coefficient of expert usage (L, E) over the layers that use experts.
 
     2·Σ i·x_(i) / (n·Σ x) − (n + 1)/n with x ascending and i from 1 (Sen, On Economic Inequality, 1973):
-    0 when all experts are used alike, 1 − 1/n when one takes all. None when no layer uses any.
+    0 when all experts are used equally, 1 − 1/n when one expert gets all. None when no layer uses any.
     """
     used = expert_usage[expert_usage.sum(axis=1) > 0]
     if len(used) == 0:

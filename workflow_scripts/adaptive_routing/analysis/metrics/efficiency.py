@@ -1,4 +1,4 @@
-"""Efficiency: how much work a routing configuration saves against the model's native top-k."""
+"""Efficiency: how much work a routing configuration saves compared with the model's native top-k."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -36,7 +36,7 @@ def reduction_vs_baseline(avg_experts: float, native_top_k: int) -> float:
 def flops_reduction_exact_pct(
     avg_experts: float, native_top_k: int, shapes: Mapping[str, Any], mean_sequence_length: float
 ) -> float:
-    """Compute the same reduction with `flops_per_token` in place of the cost model."""
+    """Compute the same reduction with `flops_per_token` instead of the cost model."""
     native = flops_per_token(native_top_k, shapes, mean_sequence_length)
     return 100 * (native - flops_per_token(avg_experts, shapes, mean_sequence_length)) / native
 
@@ -54,7 +54,7 @@ def flops_per_token(experts: float, shapes: Mapping[str, Any], mean_sequence_len
         dense feed-forward      3·h·m'' (m'' its width)                      layers that are not MoE
         lm_head                 h·vocabulary                                 once
 
-    Normalisation, activations, softmax and the embedding look-up are left out: they take no matrix product.
+    Normalisation, activations, softmax and the embedding look-up are left out: they are no matrix products.
     `shapes` is the summary's `provenance.model.shapes`.
     """
     hidden = shapes["hidden_size"]

@@ -1,4 +1,4 @@
-"""Quality: how well the model does under a routing configuration; its scores are the summary's."""
+"""Quality: how well the model does under a routing configuration. Perplexities come from the summary."""
 
 from collections.abc import Sequence
 

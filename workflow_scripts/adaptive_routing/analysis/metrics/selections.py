@@ -1,4 +1,4 @@
-"""Sets of experts as packed bits, (..., ⌈E/8⌉) uint8 in little bit order: what the set metrics share."""
+"""Sets of experts as packed bits, (..., ⌈E/8⌉) uint8 in little bit order, for the metrics on sets."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def set_sizes(selected_experts: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def top_k_selection(router_logits: NDArray[Any], k: int) -> NDArray[np.uint8]:
-    """Select the k largest router logits (..., E), of equal ones the lower index first, as packed bits.
+    """Select the k largest router logits (..., E), ties going to the lower index, as packed bits.
 
-    Only the order counts: the logits may be integers of the same order (`TensorFile.read_order`).
+    Only the order matters: the logits may be integers of the same order (`TensorFile.read_order`).
     """
     num_experts = router_logits.shape[-1]
     threshold = np.partition(router_logits, num_experts - k, axis=-1)[..., num_experts - k, None]
-    packed = _pack(router_logits >= threshold)  # k of them, more where logits equal the k-th
+    packed = _pack(router_logits >= threshold)  # k experts, or more where logits equal the k-th
     surplus = set_sizes(packed) > k
     if surplus.any():
         logits, kth = router_logits[surplus], threshold[surplus]

@@ -1,4 +1,4 @@
-"""Speed: forward time on the device, synchronised; loading, tokenising and writing are not in it."""
+"""Speed: synchronised forward time on the device, without loading, tokenising and writing."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ def tokens_per_second(num_tokens: int, forward_seconds: float) -> float:
 def latency_ms_per_token(
     single_sample_seconds: Sequence[float], single_sample_tokens: Sequence[int]
 ) -> float | None:
-    """Compute the median over samples of batch-of-one forward time / tokens; None without a sample."""
+    """Compute the median over samples of batch-of-one forward time / tokens; None without samples."""
     if len(single_sample_seconds) == 0:
         return None
     return float(np.median(1000 * np.asarray(single_sample_seconds) / np.asarray(single_sample_tokens)))

@@ -1,4 +1,4 @@
-"""Stability: whether a second pass over the first samples, at another batch size, decides the same."""
+"""Stability: whether a second pass over the first samples, at another batch size, gives the same result."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -4,7 +4,7 @@
 
 const atlas = JSON.parse(document.getElementById("atlas").textContent);
 const ALL = "all", NONE = "none";
-const FEWEST = 10; // tokens that a mean needs to be drawn
+const FEWEST = 10; // tokens needed for a mean to be drawn
 const NOT_SCORED = 65535, LOSS_UNITS = 1000; // of losses, see page.py
 const NEVER = 1, NEUTRAL_LIFT = 128, LIFT_STEPS = 10; // codes of lift, see page.py
 const FEWEST_EXPECTED = 5; // tokens that a pair of independent experts would share, to be listed
@@ -82,7 +82,7 @@ function fill(select, entries, value) {
   select.replaceChildren(...entries.map(([key, text]) => new Option(text, key, false, key === value)));
 }
 
-/** Takes the state from the address; what the address does not say, or says wrongly, is as at first. */
+/** Takes the state from the address; what it lacks, or has wrong, keeps its initial value. */
 function readAddress() {
   const given = new URLSearchParams(location.hash.slice(1));
   for (const [key, control] of Object.entries(controls)) {
@@ -127,7 +127,7 @@ function draw(id, traces, layout) {
     title: layout.title && { text: layout.title, x: 0, xref: "paper", font: { size: 14 } } }, CONFIG);
 }
 
-/** Says in a plot's place why there is nothing to see. */
+/** Shows a message instead of a plot. */
 function explain(id, text) {
   return draw(id, [], { xaxis: { visible: false }, yaxis: { visible: false },
     annotations: [{ text, showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5, font: { color: "#555" } }] });
@@ -396,7 +396,7 @@ function drawPosition(sides) {
         `${tokens.data[i].toLocaleString("en")} tokens`), hovertemplate: "%{text}<extra></extra>" };
   });
   draw("position", traces, { showlegend: true,
-    xaxis: { title: "place in the sequence (1: first; log)", type: "log",
+    xaxis: { title: "position in the sequence (1: first; log)", type: "log",
       tickvals: range(16).map((i) => 2 ** i) },
     yaxis: { title: "experts per token", rangemode: "tozero" } });
 }

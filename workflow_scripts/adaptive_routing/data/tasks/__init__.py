@@ -1,6 +1,6 @@
-"""The data sets: one module each, from a row to requests and from scores to a sample's outcome.
+"""The data sets: each module turns rows into requests, and scores into a sample's outcome.
 
-Each follows lm-evaluation-harness 0.4.13 (`hf` model, zero-shot), and each module is a `Task`.
+Each module is a `Task` and follows lm-evaluation-harness 0.4.13 (`hf` model, zero-shot).
 """
 
 import importlib
@@ -11,9 +11,9 @@ from typing import Any, Protocol, runtime_checkable
 
 @dataclass(frozen=True)
 class Column:
-    """What a column must hold: in words, and as a test of a value.
+    """What a column must hold, in words and as a test of a value.
 
-    `alternative` names another column that does as well, with values of the same kind.
+    `alternative` names another column that can replace it, with values of the same kind.
     """
 
     description: str
@@ -22,14 +22,14 @@ class Column:
 
 
 def is_texts(value: object) -> bool:
-    """Whether a value is a list of texts, one at least."""
+    """Whether a value is a list of at least one text."""
     return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
 
 
 def as_label(value: object) -> str | None:
-    """A label as text, however a file writes it: "2" for 2, "2", " 2 " and 2.0 (pandas' column with gaps).
+    """A label as text, however a file writes it: "2" for 2, "2", " 2 " and 2.0 (pandas writes that).
 
-    None for what is no label: an empty text, 1.5, true, null.
+    None for a value that is not a label: an empty text, 1.5, true, null.
     """
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -47,10 +47,10 @@ LABEL = Column("a label, as a text or a whole number", lambda value: as_label(va
 class Request:
     """A text to score given a context.
 
-    With an empty context the first token is scored too, after the model's prefix token; with None there
-    is nothing before the text, and all its tokens but the first are scored. `rolling` scores every token
-    of a text of any length, in windows that each hold as many tokens as the model reads. `keep_end` is for a
-    text that will be continued: one too long for the model loses its beginning.
+    If the context is empty, the first token is scored too, after the model's prefix token. If it is None,
+    nothing precedes the text, and all its tokens but the first are scored. `rolling` scores every token of a
+    text of any length, in windows of the model's length. `keep_end` is for a text that will be continued: if
+    it is too long for the model, it loses its beginning.
     """
 
     context: str | None
@@ -64,10 +64,10 @@ class Sample:
     """One row, ready to score.
 
     Attributes:
-        text: what a reader should see of it.
-        requests: one, or one a choice.
+        text: the text shown to readers.
+        requests: one, or one per choice.
         gold: index of the right choice, or None.
-        attributes: what else the summary says of the sample.
+        attributes: further entries of the sample in the summary.
     """
 
     text: str
@@ -78,7 +78,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class SequenceScore:
-    """What the model says of one sequence.
+    """The model's scores of one sequence.
 
     Attributes:
         log_likelihood: sum of ln p over the predicted tokens.
@@ -98,35 +98,35 @@ class SequenceScore:
 
 @runtime_checkable
 class Task(Protocol):
-    """What a task module has."""
+    """The contents of a task module."""
 
     COLUMNS: dict[str, Column]  # the columns a row of the data set must have, and what each must hold
 
     @staticmethod
     def regroup(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """An iterator of rows that are one sample each: `iter` where the data set's rows are."""
+        """An iterator of rows with one sample each: `iter` if the data set's rows already are that."""
 
     @staticmethod
     def sample(row: Mapping[str, Any]) -> Sample | None:
-        """The row's `Sample`, or None where it holds nothing to score."""
+        """The row's `Sample`, or None if it holds no text to score."""
 
     @staticmethod
     def outcome(sample: Sample, scores: Sequence[SequenceScore]) -> dict[str, Any]:
-        """What the scores of the sample's sequences mean, as a dict that goes into the summary.
+        """The sample's outcome, from the scores of its sequences, as a dict for the summary.
 
         `loss` (natural log, mean per predicted token) is always there.
         """
 
     @staticmethod
     def metrics(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-        """The task's own metrics over all samples, each with its `{name}_stderr`."""
+        """The task's metrics over all samples, each with its `{name}_stderr`."""
 
 
 def task_module(dataset: str, protocol: str | None = None) -> str:
-    """Name of a data set's module; `protocol` is that of its settings, where it has more than one."""
+    """The name of a data set's module; `protocol` is the one in its settings, where there are several."""
     return f"{__name__}.{dataset if protocol in (None, 'rows') else f'{dataset}_{protocol}'}"
 
 
 def get_task(dataset: str, protocol: str | None = None) -> Task:
-    """The `Task` of a data set, by `task_module`'s arguments."""
+    """The `Task` of a data set; the arguments are those of `task_module`."""
     return importlib.import_module(task_module(dataset, protocol))  # ty: ignore[invalid-explicit-return]

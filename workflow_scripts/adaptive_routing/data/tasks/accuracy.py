@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 
 def accuracy_with_stderr(correct: Sequence[bool]) -> tuple[float, float | None]:
-    """Share of True and its standard error sqrt(a (1 − a) / (n − 1)), the harness's sample form.
+    """The share of True and its standard error sqrt(a (1 − a) / (n − 1)), as in the harness.
 
     The error is None for a single sample.
     """

@@ -20,14 +20,16 @@ def _are_choices(value):
 
 COLUMNS = {
     "question": TEXT,
-    "choices": Column("{'text': [...], 'label': [...]}, texts and labels, lists of one length", _are_choices),
+    "choices": Column(
+        "{'text': [...], 'label': [...]}, lists of texts and labels of equal length", _are_choices
+    ),
     "answerKey": LABEL,
 }
 regroup = iter
 
 
 def sample(row: Mapping[str, Any]) -> Sample | None:
-    """`Question: …\\nAnswer:`, and one request a choice (three to five of them)."""
+    """`Question: …\\nAnswer:`, and one request per choice (three to five of them)."""
     question, choices, answer = row["question"], row["choices"], as_label(row["answerKey"])
     labels = [as_label(label) for label in choices["label"]]
     if answer not in labels:

@@ -19,19 +19,19 @@ regroup = iter
 
 
 def clean(text: str) -> str:
-    """The harness's clean-up: WikiHow's bracketed marks go, double spaces become single ones."""
+    """The harness's clean-up: remove WikiHow's bracketed marks, make double spaces single."""
     text = text.strip().replace(" [title]", ". ")
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
 
 def sample(row: Mapping[str, Any]) -> Sample | None:
-    """`activity: context`, and one request an ending."""
+    """`activity: context`, and one request per ending."""
     context = clean(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
     endings = [clean(ending) for ending in row["endings"]]
     label = as_label(row["label"])
     if not label.isdecimal() or int(label) >= len(endings):  # ty: ignore[missing-union-attribute, invalid-argument-type]
         raise InputError(f"label is {row['label']!r}; allowed are 0 to {len(endings) - 1}")
-    text = "" if context.strip() == ":" else context  # the colon is there without any text, too
+    text = "" if context.strip() == ":" else context  # the colon is there even without any text
     return choice_sample(text, context, endings, int(label))  # ty: ignore[invalid-argument-type]
 
 

@@ -12,7 +12,7 @@ regroup = iter
 
 
 def sample(row: Mapping[str, Any]) -> Sample | None:
-    """Split at the last space, as the harness's `text.split(' ')`: after a final space the word is empty."""
+    """Split at the last space, like the harness's `text.split(' ')`: a final space leaves an empty word."""
     context, _, word = row["text"].rpartition(" ")
     return Sample(row["text"], (Request(context, " " + word),)) if row["text"].strip() else None
 
@@ -27,7 +27,7 @@ def outcome(sample: Sample, scores: Sequence[SequenceScore]) -> dict[str, Any]:
 
 
 def metrics(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Accuracy, and the target perplexity exp(−mean ln p(word)), as the harness has it."""
+    """Accuracy, and the target perplexity exp(−mean ln p(word)), as in the harness."""
     accuracy, stderr = accuracy_with_stderr([one["correct"] for one in outcomes])
     perplexity, perplexity_stderr = exp_mean_with_stderr([-one["log_likelihood"] for one in outcomes])
     return {

@@ -1,4 +1,4 @@
-"""What multiple-choice tasks share: the likeliest choice, as it is and by length."""
+"""Shared by multiple-choice tasks: the most likely choice, with and without length normalisation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from adaptive_routing.data.tasks.accuracy import accuracy_with_stderr
 
 
 def choice_sample(text: str, context: str, choices: Sequence[str], gold: int) -> Sample | None:
-    """One request a choice, joined by a space; None where neither the text nor any choice says anything."""
+    """One request per choice, joined by a space; None if the text and all choices are blank."""
     if not any(one.strip() for one in (text, *choices)):
         return None
     return Sample(text, tuple(Request(context, " " + choice) for choice in choices), gold)
@@ -19,12 +19,12 @@ def choice_outcome(sample: Sample, scores: Sequence[SequenceScore]) -> dict[str,
 
     `prediction` normalises each log-likelihood by the choice's length in characters, without the space
     that joins it to the context (the harness's `acc_norm`); `prediction_unnormalized` does not (`acc`).
-    Of equal choices the first counts, as with `numpy.argmax`.
+    Ties go to the first choice, as with `numpy.argmax`.
     """
     log_likelihoods = [score.log_likelihood for score in scores]
     lengths = [len(request.continuation.removeprefix(" ")) for request in sample.requests]
     normalized = [
-        # A choice of no characters has no length to divide by; NumPy gives -inf there, as here.
+        # An empty choice has no length to divide by; NumPy gives -inf there, too.
         value / length if length else float("-inf")
         for value, length in zip(log_likelihoods, lengths, strict=True)
     ]

@@ -1,7 +1,7 @@
-"""Prompts in levels of difficulty, each continued greedily: how the number of experts adapts.
+"""Prompts in levels of difficulty, each continued greedily: how does the number of experts adapt?
 
-The prompt itself is scored like a WikiText row, except that one too long for the model keeps its end; the new
-tokens are the model's own (`generation.py`).
+A prompt is scored like a WikiText row, except that one too long for the model keeps its end. The model
+generates the new tokens (`generation.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ regroup = iter
 
 
 def sample(row: Mapping[str, Any]) -> Sample | None:
-    """A prompt with its level; None if there is no text."""
+    """A prompt with its level; None if it is blank."""
     prompt = row["prompt"]
     if not prompt.strip():
         return None

@@ -1,10 +1,10 @@
-"""Means and ratios over samples with their standard errors, as they are and through exp.
+"""Means and ratios over samples, and exp of them, with their standard errors.
 
-Samples are taken as independent draws. A ratio of sums has the linearised standard error of the ratio
+Samples are treated as independent draws. A ratio of sums has the linearised standard error of the ratio
 estimator (Cochran, Sampling Techniques, 3rd edition 1977, section 6.4, without the finite population
-correction); exp has the delta method's: its derivative at x is exp(x) itself, so se(exp(x)) = exp(x)·se(x).
-A standard error is None for a single sample. An exp beyond the largest float (of more than 709.78; a total
-loss per word gets there where text has no spaces) is None, and so is its standard error.
+correction). exp has the delta method's: its derivative at x is exp(x), so se(exp(x)) = exp(x)·se(x). A
+standard error is None for a single sample. An exp beyond the largest float is None, and so is its standard
+error. That happens above 709.78, which a total loss per word exceeds where text has no spaces.
 """
 
 import math
@@ -26,8 +26,8 @@ def ratio_with_stderr(
 ) -> tuple[float, float | None]:
     """Compute R = Σy / Σx of paired values y, x and its standard error.
 
-    se(R)² = Σ (y − R·x)² / (n (n − 1) x̄²). Denominators are positive; the estimate is biased by O(1/n), and
-    the error holds for samples enough that Σx varies little (Cochran asks for 30, and 10 % of variation).
+    se(R)² = Σ (y − R·x)² / (n (n − 1) x̄²). Denominators are positive. The estimate is biased by O(1/n). The
+    error holds for enough samples that Σx varies little (Cochran asks for 30, and at most 10 % variation).
     """
     n, total = len(denominators), math.fsum(denominators)
     ratio = math.fsum(numerators) / total
@@ -60,5 +60,5 @@ def exp_or_none(value: float) -> float | None:
 
 
 def finite_or_none(value: float) -> float | None:
-    """Return a value, None in place of infinity."""
+    """Return a value, or None if it is not finite."""
     return value if math.isfinite(value) else None

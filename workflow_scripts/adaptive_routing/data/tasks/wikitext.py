@@ -15,7 +15,7 @@ regroup = iter
 
 
 def sample(row: Mapping[str, Any]) -> Sample | None:
-    """A row's text as it stands; None if there is none."""
+    """A row's unchanged text; None if it is blank."""
     text = row["text"]
     return Sample(text.strip(), (Request(None, text),)) if text.strip() else None
 
@@ -26,7 +26,7 @@ def outcome(sample: Sample, scores: Sequence[SequenceScore]) -> dict[str, Any]:
 
 
 def metrics(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """`perplexity` = exp(mean of the sample losses); `token_perplexity` weights every token alike."""
+    """`perplexity` = exp(mean of the sample losses); `token_perplexity` weights every token equally."""
     losses = [one["loss"] for one in outcomes]
     tokens = [one["num_predicted_tokens"] for one in outcomes]
     perplexity, stderr = exp_mean_with_stderr(losses)

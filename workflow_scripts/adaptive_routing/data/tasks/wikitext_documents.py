@@ -1,8 +1,8 @@
-"""WikiText, article by article: the word and byte perplexities that papers print.
+"""WikiText, article by article: the word and byte perplexities that papers report.
 
-lm-evaluation-harness's `wikitext` task: an article's text is freed of the corpus's tokenisation marks and
-all its tokens are scored, each after as many of those before it as the model's length leaves room for.
-Words and bytes are counted in the article as it was.
+This is lm-evaluation-harness's `wikitext` task. The corpus's tokenisation marks are removed from an article.
+All its tokens are scored, each given as many of the tokens before it as fit into the model's length. Words
+and bytes are counted in the original article.
 """
 
 import math
@@ -15,7 +15,7 @@ from adaptive_routing.data.tasks.uncertainty import exp_ratio_with_stderr, ratio
 
 COLUMNS = {"page": Column("a text", TEXT.holds, alternative="text")}
 
-# Spaces that the corpus puts around punctuation, in the order in which the harness takes them out.
+# Spaces that the corpus puts around punctuation, in the order in which the harness removes them.
 _MARKS = (
     ("s '", "s'"), (" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."),
     (" : ", ": "), (" ; ", "; "), (" . ", ". "), (" ! ", "! "), (" ? ", "? "), (" , ", ", "),
@@ -33,8 +33,8 @@ _REST = (
 def regroup(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Articles as rows with a column `page`.
 
-    Rows that have it pass; rows with a column `text` are lines, and a line with a title starts an article.
-    Blank lines alone are none.
+    Rows that have this column are passed on. Rows with a column `text` are lines, and a line with a title
+    starts an article. Blank lines alone are not an article.
     """
     lines = []
     for row in rows:
@@ -59,17 +59,17 @@ def _is_title(line):
 
 
 def sample(row: Mapping[str, Any]) -> Sample | None:
-    """An article; None if it holds no text."""
+    """An article; None if it is blank."""
     page = row["page"]
     return Sample(page, (Request(None, detokenize(page), rolling=True),)) if page.strip() else None
 
 
 def detokenize(page: str) -> str:
-    """Take out the spaces and marks of the corpus's tokenisation."""
+    """Remove the spaces and marks of the corpus's tokenisation."""
     for mark, plain in _MARKS:
         page = page.replace(mark, plain)
         if mark == "s '":
-            # A slip of the harness: it writes the pattern where it means the digit. Equal scores need it.
+            # A bug of the harness: it inserts the pattern, not the digit. Equal scores need it.
             page = re.sub("/' [0-9]/", "/'[0-9]/", page)
     for opening, inside, closing in _PAIRS:
         page = re.sub(rf"({opening})\s*({inside}*?)\s*({closing})", r"\1\2\3", page)
@@ -90,7 +90,7 @@ def outcome(sample: Sample, scores: Sequence[SequenceScore]) -> dict[str, Any]:
 
 
 def metrics(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """`perplexity` and `token_perplexity` as for rows; besides, per word, per byte, and bits per byte."""
+    """`perplexity` and `token_perplexity` as for rows; also per word, per byte, and bits per byte."""
     totals = [-one["log_likelihood"] for one in outcomes]
     num_bytes = [one["num_bytes"] for one in outcomes]
     word, word_stderr = exp_ratio_with_stderr(totals, [one["num_words"] for one in outcomes])
