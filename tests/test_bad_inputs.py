@@ -24,6 +24,7 @@ from adaptive_routing.data.samples import (
 )
 from adaptive_routing.data.tasks import Request, Sample
 from adaptive_routing.data.tokens import EncodedSequence
+from adaptive_routing.evaluation import batches
 from adaptive_routing.evaluation.calibration import collect_router_logits
 from adaptive_routing.evaluation.experiment import ExperimentFiles, run_experiment
 from adaptive_routing.evaluation.finiteness import check_finite, finite_total
@@ -258,11 +259,18 @@ def test_a_sample_that_does_not_fit_alone_is_one_sentence(lengths):
     scored(model, samples, 64)  # the model is as before
 
 
+@pytest.fixture
+def one_pass_at_a_time(monkeypatch):
+    """As on a GPU, where passes are made in a fixed order."""
+    monkeypatch.setattr(batches, "passes_at_once", lambda device: 1)
+
+
+@pytest.mark.usefixtures("one_pass_at_a_time")
 def test_an_experiment_short_of_memory_writes_the_same_log(tmp_path, capsys):
     model, samples = tiny_olmoe(), make_samples(LENGTHS)
-    expected, expected_files = experiment(tmp_path / "whole", model, samples, batch_tokens=100)
+    expected, expected_files = experiment(tmp_path / "whole", model, samples, batch_tokens=200)
     with ShortOfMemory(model, most_tokens=37) as device:
-        summary, files = experiment(tmp_path / "halved", model, samples, batch_tokens=100)
+        summary, files = experiment(tmp_path / "halved", model, samples, batch_tokens=200)
     assert device.failures == 2 and capsys.readouterr().err.count("going on with at most") == 2
     for one, other in zip(summary["samples"], expected["samples"], strict=True):
         assert one.pop("loss") == pytest.approx(other.pop("loss"), rel=1e-5)
@@ -291,6 +299,7 @@ def test_an_experiment_without_enough_memory_leaves_no_files(tmp_path, most_toke
     experiment(tmp_path, model, make_samples(LENGTHS))
 
 
+@pytest.mark.usefixtures("one_pass_at_a_time")
 def test_calibration_short_of_memory_gives_the_same_logits(capsys):
     loaded = LoadedModel(tiny_olmoe(), {}, "cpu")
     samples = make_samples(LENGTHS, "calibration")
@@ -827,7 +836,9 @@ def test_the_files_of_a_run_belong_together_and_those_of_another_do_not(tmp_path
     # What a run writes into its summary alone, as the time, makes no other run of it.
     for own in (files, others):
         assert metrics_of(own.summary, own.tensors)["metrics"]["total_samples"] == len(LENGTHS)
-    with pytest.raises(InputError, match=r"settings is .* there and .* in the summary; delete both and run"):
+    with pytest.raises(
+        InputError, match=r"settings is .* in the tensors and .* in the summary; delete both and run"
+    ):
         metrics_of(files.summary, others.tensors)
 
 

@@ -668,9 +668,7 @@ def test_a_study_loads_the_model_once_and_leaves_no_process(place, study, monkey
     assert place.log.count("collect_router_logits: done") == 1
     wait_until(place.is_clean)
     log = study.results("job_logs", "run_experiment", "16experts_bh_a030_lambada.log").read_text()
-    assert re.fullmatch(
-        r"16experts_bh_a030 on lambada: lambada_accuracy .* tokens/s\n.* experiments done.*\n", log
-    )
+    assert re.fullmatch(r"16experts_bh_a030 on lambada: lambada_accuracy .* tokens/s\n", log)
     assert study.plan(*study.targets) == {}
     study.configure(execution="process")
     assert study.plan(*study.targets) == {}  # it decides how jobs run, not what comes out

@@ -243,7 +243,7 @@ ARC_ROW = {"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}
         ("hellaswag", HELLASWAG_ROW, {"label": None}, ["'label' holds None"]),
         ("arc_challenge", ARC_ROW, {"answerKey": "C"}, ["answerKey is 'C'", "'A', 'B'"]),
         ("arc_challenge", ARC_ROW, {"choices": ["a", "b"]}, ["'choices' holds ['a', 'b']"]),
-        ("arc_challenge", ARC_ROW, {"choices": {"text": ["a"], "label": ["A", "B"]}}, ["of one length"]),
+        ("arc_challenge", ARC_ROW, {"choices": {"text": ["a"], "label": ["A", "B"]}}, ["of equal length"]),
         ("arc_challenge", ARC_ROW, {"choices": {"text": ["a", "b"], "label": ["A", None]}}, ["'choices'"]),
         ("arc_challenge", ARC_ROW, {"answerKey": None}, ["'answerKey' holds None"]),
         ("arc_challenge", ARC_ROW, {"answerKey": ""}, ["'answerKey' holds ''"]),

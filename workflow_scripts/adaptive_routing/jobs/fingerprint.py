@@ -76,7 +76,8 @@ def library_versions(modules: Collection[str]) -> dict[str, str | None]:
     """The versions of the libraries that decide what modules compute, by the names that they import.
 
     They are those of the environment that Snakemake runs in, without the part that names a build (`+cu128`):
-    where a job runs is no reason to run it again.
+    where a job runs is no reason to run it again. A library that this environment lacks, since jobs run in
+    another one, has None.
     """
     libraries = set().union(*map(_libraries, modules)).difference(LIBRARIES_NOT_DECIDING)
     libraries |= {helper for library in libraries for helper in WORKING_FOR.get(library, ())}
@@ -92,7 +93,10 @@ def _libraries(module):
 
 @functools.cache
 def _version(library):
-    return importlib.metadata.version(DISTRIBUTIONS.get(library, library)).partition("+")[0]
+    try:
+        return importlib.metadata.version(DISTRIBUTIONS.get(library, library)).partition("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 @functools.cache

@@ -186,7 +186,7 @@ class RouterPatcher:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._pass = _Pass()
+        self._pass.columns, self._pass.real_tokens = [], None
         _active[self.model].stack.remove(self)
         _set_experts_implementation(self.model)
         if not _active[self.model].stack:

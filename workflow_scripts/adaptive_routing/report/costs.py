@@ -9,10 +9,13 @@ from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL
 from adaptive_routing.report import words
 
 if TYPE_CHECKING:
-    pass
+    from collections.abc import Iterator
+
+    from adaptive_routing.analysis.recommendations import Decision, QualityMargins
+    from adaptive_routing.analysis.study import Study
 
 
-def cost_section(study, decision, margins):
+def cost_section(study: Study, decision: Decision, margins: QualityMargins) -> Iterator[str]:
     """Yield a table of the notable configurations, its caption, and what alpha and max_k do."""
     rows = [
         ("<br>".join([words.named(study, config), *roles]), *_against_baseline(study, config))

@@ -98,7 +98,7 @@ def change(comparison: pd.Series) -> tuple[str, str]:
     )
 
 
-def comparison_cells(study, config, dataset):
+def comparison_cells(study: Study, config: str, dataset: str) -> dict[str, Any]:
     """The cells of a configuration's comparison with the baseline on a data set, by column heading.
 
     Every table of comparisons picks its columns from these. Dashes where the two were not compared.
@@ -166,7 +166,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def table_of_cells(headings, rows):
+def table_of_cells(headings: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     """A table of the headings' columns; rows: {heading: cell}."""
     return table(headings, [[cells[heading] for heading in headings] for cells in rows])
 
