@@ -126,13 +126,13 @@ class StudyFolder:
         return state.digest()
 
     def plan(self, *arguments):
-        """Jobs that a run would do, by rule: Snakemake's own count."""
+        """Jobs that a run would do, by rule: Snakemake's own count, without `all`, which makes nothing."""
         text = self.dry_run(*arguments)
         if "Nothing to be done" in text:
             return {}
         table = text.split("Job stats")[1].split("total")[0]
         rows = re.findall(r"^ *(\w[\w ]*?) +(\d+) *$", table, re.MULTILINE)
-        return {name.replace(" ", "_"): int(count) for name, count in rows}
+        return {name.replace(" ", "_"): int(count) for name, count in rows if name != "all"}
 
     def results(self, *parts):
         return self.folder.joinpath(self.settings.get("results", "results"), *parts)
