@@ -3,6 +3,7 @@
 Formats: docs/architecture.md.
 """
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from adaptive_routing.null_distribution import NullDistribution
 from adaptive_routing.routing.base import ExpertWeighting
+from adaptive_routing.routing.router_rule import RouterRule
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.files import MADE_ANEW
 from adaptive_routing.system.tensor_files import TensorFile
@@ -83,7 +85,21 @@ class RoutingLog:
     def weighting(self):
         """How the run weighted selected experts."""
         routing = self.head["routing"]
-        return ExpertWeighting(routing["temperature"], routing["renormalized"])
+        return ExpertWeighting(routing["temperature"], routing["renormalized"], self.router_rule)
+
+    @functools.cached_property
+    def router_rule(self):
+        """What the model's router makes of its logits: scores that rank experts, and weights."""
+        return read_router_rule(self.head, self.tensors)
+
+
+def read_router_rule(head, tensors):
+    """The `RouterRule` of a log's head and `TensorFile`; OLMoE's where the log tells none."""
+    description = head["routing"].get("router")
+    if description is None:
+        return RouterRule()
+    bias = torch.from_numpy(tensors.read("choice_bias")) if description["bias"] else None
+    return RouterRule.from_description(description, bias)
 
 
 class SampleRouting:
@@ -123,7 +139,8 @@ class SampleRouting:
         """(T, E) float64, or None for a strategy without a level alpha, such as top-k."""
         if self.log.head["alpha"] is None:
             return None
-        return self.log.null_distribution.p_values(torch.tensor(self.router_logits(layer)), layer).numpy()
+        choice = self.log.weighting.choice(torch.tensor(self.router_logits(layer)), layer)
+        return self.log.null_distribution.p_values(choice, layer).numpy()
 
     def selected_experts(self, layer):
         """Expert indices per token, most significant first: list of T arrays."""

@@ -222,6 +222,7 @@ def _check_same_run(summary, tensors):
 
 def _usage_and_native_overlap(tensors, num_experts, native_top_k):
     """Return expert usage (L, E) and the native overlap, reading the large tensors in blocks of tokens."""
+    scores_of = _ranking_scores(tensors)
     num_tokens, num_layers, _ = tensors.shape("router_logits")
     chunk, block = (max(1, n // (num_layers * num_experts)) for n in (CHUNK_ELEMENTS, BLOCK_ELEMENTS))
     usage = np.zeros((num_layers, num_experts), dtype=np.int64)
@@ -233,11 +234,30 @@ def _usage_and_native_overlap(tensors, num_experts, native_top_k):
             last = min(first + block, stop)
             selected = tensors.read("selected_experts", first, last)
             usage += expert_usage(selected, num_experts)
-            # The native top-k needs no more than the order of the logits.
-            logits = tensors.read_order("router_logits", first, last)
-            similarity[first - start : last - start] = native_similarity(logits, selected, native_top_k)
+            scores = scores_of(first, last)
+            similarity[first - start : last - start] = native_similarity(scores, selected, native_top_k)
         overlap += float(np.mean(similarity)) * (stop - start) / num_tokens
     return usage, overlap
+
+
+def _ranking_scores(tensors):
+    """A function from tokens [start, stop) to what their router ranks experts by, (T, L, E), or its order."""
+    router = tensors.metadata_json("head")["routing"].get("router")
+    if router is None or (router["bias"] is None and router["groups_kept"] >= router["groups"]):
+        # The order of the logits is all that the native top-k needs.
+        return lambda start, stop: tensors.read_order("router_logits", start, stop)
+    # These import torch, which takes seconds.
+    import torch
+
+    from adaptive_routing.routing_log.reader import read_router_rule
+
+    rule = read_router_rule(tensors.metadata_json("head"), tensors)
+
+    def scores(start, stop):
+        logits = torch.from_numpy(tensors.read("router_logits", start, stop))
+        return np.stack([rule.choice(one, layer).numpy() for layer, one in enumerate(logits.unbind(1))], 1)
+
+    return scores
 
 
 def _stability(tensors):
