@@ -175,7 +175,11 @@ def _candidates(routers):
     """Rules that the routers' attributes allow for, simple ones first."""
     first = routers[0].module
     biases = [router.bias() for router in routers]
-    bias = None if any(one is None for one in biases) else torch.stack([one.cpu() for one in biases])
+    bias = (
+        None
+        if any(one is None for one in biases)
+        else torch.stack([one.to(biases[0].device) for one in biases])
+    )
     scales = {1.0} | {
         float(value) for name in _SCALES if isinstance(value := getattr(first, name, None), int | float)
     }

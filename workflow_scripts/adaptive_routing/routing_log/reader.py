@@ -90,12 +90,12 @@ class RoutingLog:
     @functools.cached_property
     def router_rule(self):
         """What the model's router makes of its logits: scores that rank experts, and weights."""
-        return read_router_rule(self.head, self.tensors)
+        return read_router_rule(self.head["routing"], self.tensors)
 
 
-def read_router_rule(head, tensors):
-    """The `RouterRule` of a log's head and `TensorFile`; OLMoE's where the log tells none."""
-    description = head["routing"].get("router")
+def read_router_rule(routing, tensors):
+    """The `RouterRule` of a log's `routing` section and `TensorFile`; OLMoE's where the log tells none."""
+    description = routing.get("router")
     if description is None:
         return RouterRule()
     bias = torch.from_numpy(tensors.read("choice_bias")) if description["bias"] else None

@@ -135,7 +135,7 @@ def compute_metrics(summary, tensors):
     num_experts, k_or_max_k = summary["num_experts"], summary["k_or_max_k"]
     native_top_k, bounded = routing["native_top_k"], summary["strategy"] != "topk"
     counts = tensors.read("expert_counts")  # (T, L)
-    usage, overlap = _usage_and_native_overlap(tensors, num_experts, native_top_k)
+    usage, overlap = _usage_and_native_overlap(tensors, num_experts, routing)
     histograms = np.stack([np.bincount(layer, minlength=num_experts + 1) for layer in counts.T])  # (L, E + 1)
     histogram = histograms.sum(axis=0)
     avg_experts = float(counts.mean())
@@ -220,9 +220,9 @@ def _check_same_run(summary, tensors):
             )
 
 
-def _usage_and_native_overlap(tensors, num_experts, native_top_k):
+def _usage_and_native_overlap(tensors, num_experts, routing):
     """Return expert usage (L, E) and the native overlap, reading the large tensors in blocks of tokens."""
-    scores_of = _ranking_scores(tensors)
+    scores_of, native_top_k = _ranking_scores(tensors, routing), routing["native_top_k"]
     num_tokens, num_layers, _ = tensors.shape("router_logits")
     chunk, block = (max(1, n // (num_layers * num_experts)) for n in (CHUNK_ELEMENTS, BLOCK_ELEMENTS))
     usage = np.zeros((num_layers, num_experts), dtype=np.int64)
@@ -240,9 +240,9 @@ def _usage_and_native_overlap(tensors, num_experts, native_top_k):
     return usage, overlap
 
 
-def _ranking_scores(tensors):
+def _ranking_scores(tensors, routing):
     """A function from tokens [start, stop) to what their router ranks experts by, (T, L, E), or its order."""
-    router = tensors.metadata_json("head")["routing"].get("router")
+    router = routing.get("router")
     if router is None or (router["bias"] is None and router["groups_kept"] >= router["groups"]):
         # The order of the logits is all that the native top-k needs.
         return lambda start, stop: tensors.read_order("router_logits", start, stop)
@@ -251,7 +251,7 @@ def _ranking_scores(tensors):
 
     from adaptive_routing.routing_log.reader import read_router_rule
 
-    rule = read_router_rule(tensors.metadata_json("head"), tensors)
+    rule = read_router_rule(routing, tensors)
 
     def scores(start, stop):
         logits = torch.from_numpy(tensors.read("router_logits", start, stop))
