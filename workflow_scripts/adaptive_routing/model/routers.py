@@ -202,6 +202,8 @@ def _reproduces(rule, layer, router):
     # At k = 1 weights that sum to 1 tell nothing; more than are seen, a router leaves open.
     for top_k in sorted({own, 1, min(2, seen), min(own + 1, seen), max(1, seen - 1)}):
         logits, weights, indices = router(top_k)
+        if not logits.isfinite().all():
+            continue  # damaged weights tell nothing of the rule; an experiment says where they show
         choice = rule.choice(logits, layer)
         # The values, not the indices: among equal ones torch.topk takes any.
         chosen = choice.gather(-1, indices).sort(-1, descending=True).values
