@@ -481,7 +481,7 @@ def test_empty_and_incomplete_tables_are_refused(tmp_path):
     with pytest.raises(InputError, match="no column layer"):
         read_study(**paths, baseline="8experts_topk_baseline")
     paths["layers"].write_text("")
-    with pytest.raises(InputError, match="is empty"):
+    with pytest.raises(InputError, match=r"is damaged \(No columns .*\): delete it and run again"):
         read_study(**paths, baseline="8experts_topk_baseline")
     paths["layers"].unlink()
     with pytest.raises(InputError, match="does not exist"):

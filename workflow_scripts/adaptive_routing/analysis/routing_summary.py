@@ -9,8 +9,7 @@ import json
 import numpy as np
 from safetensors.numpy import save_file
 
-from adaptive_routing.system.errors import InputError
-from adaptive_routing.system.files import MADE_ANEW, atomic_path
+from adaptive_routing.system.files import atomic_path
 from adaptive_routing.system.tensor_files import TensorFile, sort_metadata
 
 # Unpacked bits of the selection held at a time: few enough to stay in the processor's cache.
@@ -148,8 +147,7 @@ def write_summary(path, head, arrays, sample_ids):
 def read_summary(path):
     """Read a summary: (head, arrays, ids of the shown samples); `InputError` when it is none."""
     with TensorFile(path) as file:
-        if "co_selection" not in file:
-            raise InputError(f"{path} is no summary of the routing atlas; {MADE_ANEW}.")
+        file.shape("co_selection")  # other tensor files have none
         arrays = {name: file.read(name) for name in file.keys()}  # noqa: SIM118 -- not a dict
         return file.metadata_json("head"), arrays, file.metadata_json("sample_ids")
 

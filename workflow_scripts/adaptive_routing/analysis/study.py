@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from adaptive_routing.analysis.tables import PERPLEXITIES, averaged_datasets
 from adaptive_routing.system.errors import InputError
-from adaptive_routing.system.files import MADE_ANEW
+from adaptive_routing.system.files import reading
 
 SIGNIFICANCE_LEVEL = 0.05  # of Holm-corrected p-values
 
@@ -219,30 +218,15 @@ def read_table(path, required):
     Raises:
         InputError: it is missing or no table, a column is missing, or holds a text in place of a number.
     """
-    if not Path(path).is_file():
-        raise InputError(f"{path} does not exist")
-    try:
+    with reading(path):
         table = pd.read_csv(path)
-    except pd.errors.EmptyDataError:
-        raise InputError(f"{path} is empty: there is nothing to show; {MADE_ANEW}") from None
-    except ValueError as error:  # a row too long, or no UTF-8
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"{path} is not a table of comma-separated values ({reason}); {MADE_ANEW}"
-        ) from error
-    _check_columns(table, required, f"{path}, a table that the workflow made,")
-    for column in table:
-        values = table[column]
-        fault = values.isna() & (column in NEVER_EMPTY)
-        allowed = "be filled"
-        if column not in TEXT_COLUMNS:
-            fault |= values.notna() & pd.to_numeric(values, errors="coerce").isna()
-            allowed = "be a number"
-        if fault.any():
-            row = int(np.flatnonzero(fault)[0])
-            found = "empty" if pd.isna(values[row]) else repr(values[row])
-            # Line 1 holds the names.
-            raise InputError(f"{path}: line {row + 2}: {column} is {found}, but must {allowed}; {MADE_ANEW}")
+        _check_columns(table, required, f"{path}, a table that the workflow made,")
+        for column, values in table.items():
+            numbers = values if column in TEXT_COLUMNS else pd.to_numeric(values, errors="coerce")
+            wrong = values[numbers.isna() & (values.notna() | (column in NEVER_EMPTY))]
+            if len(wrong):  # line 1 holds the names
+                found = "empty" if pd.isna(wrong.iloc[0]) else repr(wrong.iloc[0])
+                raise ValueError(f"line {wrong.index[0] + 2}: {column} is {found}")
     return table
 
 

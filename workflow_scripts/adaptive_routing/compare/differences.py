@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from adaptive_routing.system.errors import InputError
+from adaptive_routing.system.files import reading
 from adaptive_routing.system.tensor_files import TensorFile
 
 MISSING = "missing"
@@ -147,10 +147,8 @@ def _differing(found):
 
 
 def _parsed(text, path):
-    try:
+    with reading(path):
         return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise InputError(f"{path} is not a whole JSON file: {error}.") from error
 
 
 def _routing_part(line, number, path):
@@ -164,11 +162,8 @@ def _routing_part(line, number, path):
 
 def _rows(path):
     """A table's rows, by what names them."""
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file, restkey="more cells", restval=MISSING))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a table in CSV: {error}.") from error
+    with reading(path), open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, restkey="more cells", restval=MISSING))
     return {
         tuple(row[name] for name in _ROW_NAMES if name in row): {
             name: _cell(text) for name, text in row.items()
@@ -178,16 +173,11 @@ def _rows(path):
 
 
 def _cell(text):
-    """A cell as the whole number, the number or the text that it holds; None where it is empty."""
-    if text == "":
-        return None
-    for number in (int, float):
-        try:
-            value = number(text)
-        except (TypeError, ValueError):
-            continue
-        return value if math.isfinite(value) else text
-    return text
+    """A cell as the number or the text that it holds; None where it is empty."""
+    try:
+        return orjson.loads(text) if text else None
+    except orjson.JSONDecodeError:
+        return text
 
 
 # Tensors

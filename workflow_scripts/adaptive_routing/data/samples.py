@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from adaptive_routing.data.tasks import Request, Sample, get_task
 from adaptive_routing.data.tokens import EncodedSequence, encode_request
 from adaptive_routing.system.errors import InputError
-from adaptive_routing.system.files import MADE_ANEW, read_json
+from adaptive_routing.system.files import read_json, reading
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,8 @@ def read_prepared(path):
     Raises:
         InputError: the file is not one that `prepared_to_json` made.
     """
-    content = read_json(path)
-    try:
+    with reading(path):
+        content = read_json(path)
         samples = [
             PreparedSample(
                 one["sample_id"],
@@ -135,16 +135,12 @@ def read_prepared(path):
             )
             for one in content["samples"]
         ]
-        settings = content["settings"]
-    except (KeyError, TypeError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise InputError(f"{path} is not a prepared data set: {reason}; {MADE_ANEW}") from error
-    if not samples or not isinstance(settings, dict):
-        raise InputError(f"{path} is not a prepared data set: it has no samples or settings; {MADE_ANEW}")
-    for one in samples:
-        if not one.sequences or not all(map(_is_whole, one.sequences)):
-            raise InputError(f"{path}: the token sequences of {one.sample_id} do not fit; {MADE_ANEW}")
-    return settings, samples
+        if not samples or not isinstance(content["settings"], dict):
+            raise ValueError("it has no samples or settings")
+        for one in samples:
+            if not one.sequences or not all(map(_is_whole, one.sequences)):
+                raise ValueError(f"the token sequences of {one.sample_id} do not fit")
+    return content["settings"], samples
 
 
 def _is_whole(sequence):

@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from adaptive_routing.system.errors import InputError
-from adaptive_routing.system.files import MADE_ANEW, atomic_path, to_json
+from adaptive_routing.system.files import MADE_ANEW, atomic_path, reading, to_json
 from adaptive_routing.system.tensor_files import TensorFile
 
 ROUNDING = 1e-9  # a cumulative distribution may step down, or leave [0, 1], by this much; it is repaired
@@ -101,12 +101,26 @@ class NullDistribution:
                     f"{path} is not a null distribution: it holds the tensors {sorted(file.keys())}; "
                     "needed are dx, survival and x0, and the settings in the header."
                 )
-            tensors = {name: file.read(name) for name in file.keys()}  # noqa: SIM118 -- not a mapping
-            metadata = file.metadata_json("null_distribution")
-        problem = _table_problem(**tensors)
-        if problem:
-            raise InputError(f"{path} is not a null distribution: {problem}.")
-        return cls(**tensors, metadata=metadata)
+            null = cls(
+                *(file.read(name) for name in ("x0", "dx", "survival")),
+                metadata=file.metadata_json("null_distribution"),
+            )
+        with reading(path):
+            null._check()
+        return null
+
+    def _check(self):
+        """Raise ValueError where the arrays are not what the class says."""
+        x0, dx, survival = self.x0, self.dx, self.survival
+        if any(array.dtype != np.float64 for array in (x0, dx, survival)):
+            raise ValueError("its tensors must be float64")
+        if survival.ndim != 2 or survival.shape[1] < 2 or not x0.shape == dx.shape == survival.shape[:1]:
+            raise ValueError("x0, dx and survival must be (layers,), (layers,) and (layers, grid points)")
+        if not (np.isfinite(x0).all() and np.isfinite(dx).all() and (dx > 0).all()):
+            raise ValueError("x0 and dx must be finite, and dx above 0")
+        # Written so that NaN fails.
+        if not ((survival >= 0) & (survival <= 1)).all() or not (np.diff(survival) <= 0).all():
+            raise ValueError("survival must be non-increasing from 1 to 0 at most")
 
     @classmethod
     def from_cdf_table(cls, path):
@@ -148,23 +162,6 @@ class NullDistribution:
 def _first_layer(faults):
     """The first layer (row) with a fault, in a boolean array (L, …)."""
     return int(np.flatnonzero(faults.any(axis=1))[0])
-
-
-def _table_problem(x0, dx, survival):
-    """What is wrong with a stored table, or None."""
-    if any(array.dtype != np.float64 for array in (x0, dx, survival)):
-        return f"the tensors are {x0.dtype}, {dx.dtype} and {survival.dtype}; they must be float64"
-    if survival.ndim != 2 or survival.shape[1] < 2 or not x0.shape == dx.shape == survival.shape[:1]:
-        return (
-            f"x0, dx and survival have shapes {x0.shape}, {dx.shape} and {survival.shape}; "
-            "they must be (layers,), (layers,) and (layers, grid points)"
-        )
-    if not (np.isfinite(x0).all() and np.isfinite(dx).all() and (dx > 0).all()):
-        return "x0 and dx must be finite, and dx above 0"
-    # Written so that NaN fails.
-    if not ((survival >= 0) & (survival <= 1)).all() or not (np.diff(survival) <= 0).all():
-        return "survival must be non-increasing from 1 to 0 at most"
-    return None
 
 
 def _read_cdf_table(path):

@@ -10,8 +10,7 @@ import torch
 
 from adaptive_routing.null_distribution import NullDistribution
 from adaptive_routing.routing.base import ExpertWeighting
-from adaptive_routing.system.errors import InputError
-from adaptive_routing.system.files import MADE_ANEW
+from adaptive_routing.system.files import reading
 from adaptive_routing.system.tensor_files import TensorFile
 
 
@@ -45,8 +44,9 @@ class RoutingLog:
 
     def _offsets(self, name):
         offsets, tokens = self.tensors.read(name), self.tensors.shape("router_logits")[0]
-        if not (len(offsets) and offsets[0] == 0 and offsets[-1] == tokens and (np.diff(offsets) >= 0).all()):
-            raise InputError(f"{self.path}: {name} do not divide its {tokens} tokens; {MADE_ANEW}.")
+        with reading(self.path):
+            if [*offsets[:1], *offsets[-1:]] != [0, tokens] or (np.diff(offsets) < 0).any():
+                raise ValueError(f"{name} do not divide its {tokens} tokens")
         return offsets
 
     def __enter__(self):

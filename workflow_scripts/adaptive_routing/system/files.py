@@ -12,7 +12,7 @@ import orjson
 
 from adaptive_routing.system.errors import InputError, OutputError
 
-MADE_ANEW = "delete it and run again, which makes it anew"
+MADE_ANEW = "delete it and run again"
 _NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 
 
@@ -90,6 +90,24 @@ def read_json(path, remedy=MADE_ANEW):
         raise InputError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); {remedy}") from error
+
+
+@contextlib.contextmanager
+def reading(path):
+    """Read a file that the workflow wrote; whatever fails meanwhile is the file's fault.
+
+    Raises:
+        InputError: one sentence that names the file, what is wrong, and the remedy.
+    """
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist") from error
+    except Exception as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"{path} is damaged ({' '.join(reason.split())}): {MADE_ANEW}") from error
 
 
 @contextlib.contextmanager

@@ -5,15 +5,15 @@ data. safetensors' own NumPy reader knows no bfloat16, and importing torch for i
 job more time than its arithmetic. A bfloat16 is the upper half of a float32, so reading it needs a shift.
 """
 
+import contextlib
 import math
-import os
 from pathlib import Path
 
 import numpy as np
 import orjson
+from safetensors import safe_open
 
-from adaptive_routing.system.errors import InputError
-from adaptive_routing.system.files import MADE_ANEW
+from adaptive_routing.system.files import reading
 
 _DTYPES = {
     "BOOL": "?",
@@ -42,51 +42,24 @@ class TensorFile:
 
     def __init__(self, path):
         self.path = Path(path)
-        try:
-            self._file = open(self.path, "rb")  # noqa: SIM115 -- closed by `close`
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be read: {error.strerror}; {MADE_ANEW}.") from error
-        try:
-            self._read_header()
-        except BaseException:
-            self._file.close()
-            raise
-
-    def _read_header(self):
-        size = os.fstat(self._file.fileno()).st_size
-        length = int.from_bytes(self._file.read(_LENGTH_BYTES), "little")
-        self._data_start = _LENGTH_BYTES + length
-        if size < _LENGTH_BYTES or self._data_start > size:
-            raise self._damaged("it ends within its header")
-        try:
+        with reading(self.path), contextlib.ExitStack() as on_failure:
+            self._file = on_failure.enter_context(open(self.path, "rb"))
+            with safe_open(self.path, "numpy") as whole:  # which it checks
+                self.metadata = whole.metadata() or {}
+            length = int.from_bytes(self._file.read(_LENGTH_BYTES), "little")
             header = orjson.loads(self._file.read(length))
-            self.metadata = dict(header.pop("__metadata__", {}))
+            header.pop("__metadata__", None)
+            self._data_start = _LENGTH_BYTES + length
             self._tensors = {
-                name: (entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
+                name: (entry["dtype"], tuple(entry["shape"]), entry["data_offsets"][0])
                 for name, entry in header.items()
             }
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise self._damaged("its header is unreadable") from error
-        for name, (dtype, shape, start, stop) in self._tensors.items():
-            if dtype not in _DTYPES:
-                raise self._damaged(f"tensor {name!r} has dtype {dtype}; known are {', '.join(_DTYPES)}")
-            if stop - start != math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize:
-                raise self._damaged(f"tensor {name!r} does not have the size it states")
-        expected = self._data_start + max((stop for *_, stop in self._tensors.values()), default=0)
-        if size != expected:
-            raise self._damaged(f"it has {size} bytes, its header states {expected}")
-
-    def _damaged(self, fault):
-        return InputError(f"{self.path} is not a whole safetensors file: {fault}; {MADE_ANEW}.")
+            on_failure.pop_all()
 
     def metadata_json(self, key):
         """The value that the metadata hold as JSON under a key; InputError where there is none."""
-        try:
+        with reading(self.path):
             return orjson.loads(self.metadata[key])
-        except KeyError:
-            raise InputError(f"{self.path} has no {key!r} in its metadata; {MADE_ANEW}.") from None
-        except ValueError as error:
-            raise InputError(f"{self.path}: {key!r} in its metadata is no JSON; {MADE_ANEW}.") from error
 
     def __enter__(self):
         return self
@@ -123,7 +96,7 @@ class TensorFile:
         return order_preserving_integers(self._read_stored(name, start, stop))
 
     def _read_stored(self, name, start, stop):
-        dtype, shape, data_start, _ = self._entry(name)
+        dtype, shape, data_start = self._entry(name)
         start, stop, _ = slice(start, stop).indices(shape[0])
         rows = max(stop - start, 0)
         row_size = math.prod(shape[1:])
@@ -132,11 +105,8 @@ class TensorFile:
         return np.fromfile(self._file, dtype=stored, count=rows * row_size).reshape(rows, *shape[1:])
 
     def _entry(self, name):
-        if name not in self._tensors:
-            raise InputError(
-                f"{self.path} has no tensor {name!r}; it has {', '.join(self._tensors)}; {MADE_ANEW}."
-            )
-        return self._tensors[name]
+        with reading(self.path):
+            return self._tensors[name]
 
 
 def sort_metadata(path):
