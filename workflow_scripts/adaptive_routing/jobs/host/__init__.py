@@ -4,7 +4,8 @@
 `keeper` its small parent, which ends it with the workflow, `socket_folder` where they meet (a Unix socket
 in a private folder), and `gpus` gives each of several GPUs to one job.
 
-Protocol: one connection a job, JSON lines. The job sends `{"job": name, "request": {...}}`. The host answers
+Protocol: one connection a job, JSON lines. The job sends `{"job": name, "request": {...}, "content": hash}`.
+The host answers
 
 - `{"begun": pid}` when the job's turn comes,
 - `{"stderr": text}`, any number: what the job prints,
@@ -13,6 +14,7 @@ Protocol: one connection a job, JSON lines. The job sends `{"job": name, "reques
 
 and closes. A client that closes its side, or just its sending direction, cancels its job.
 
-A host of other code or settings that starts in the place of another sends it `{"retire": null}`: that one
-does the jobs it has, ends, and only then does the new one load its model.
+The message's `content` says which model and code the job asks for. A host that has other ones ends when the
+job's turn comes. Its connections close with its process; only then do their clients start the next host, so
+that a device never holds two models.
 """

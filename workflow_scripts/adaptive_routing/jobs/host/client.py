@@ -58,23 +58,17 @@ def _do_here(name, request, environment):
 
 def _have_done(name, request, owner, environment, results):
     """Have a model host do the job."""
-    place, content = _place(request, environment), _content(request)
-    log_path = Path(results, "job_logs", f"model_host_{_short_hash([place, content])}.log")
-    socket_name = socket_folder.socket_name(_short_hash([place, owner]), _short_hash(content))
-    message = {"job": name, "request": request}
-    # A host that ends before the job's turn (idle, or after another job's failure) leaves it to the next.
+    # What a workflow has one host of at a time; requests hold relative paths.
+    place = [request["device"], environment.get(gpus.VARIABLE), os.getcwd()]
+    content = socket_folder.short_hash(_content(request))
+    log_path = Path(results, "job_logs", f"model_host_{socket_folder.short_hash([place, content])}.log")
+    socket_name = f"{socket_folder.file_name(gpus.visible_gpus(environment), owner, place)}.sock"
+    message = {"job": name, "request": request, "content": content}
+    # A host that ends before the job's turn leaves it to the next: it was idle, another job has failed, or it
+    # has another model.
     while not _offer(message, socket_name, owner, environment, log_path):
         if not is_alive(*owner):
             raise HostError("the workflow that this job belongs to has ended, and the model host with it")
-
-
-def _place(request, environment):
-    """What a workflow has one host of at a time."""
-    return {
-        "device": request["device"],
-        gpus.VARIABLE: environment.get(gpus.VARIABLE),
-        "folder": os.getcwd(),  # requests hold relative paths
-    }
 
 
 def _content(request):
@@ -96,10 +90,6 @@ def _code_hash():
     return code.hexdigest()
 
 
-def _short_hash(value):
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
-
-
 def _offer(message, socket_name, owner, environment, log_path):
     """Have a host do the job; False where it ended before the job began."""
     log_size = log_path.stat().st_size if log_path.exists() else 0
@@ -110,9 +100,14 @@ def _offer(message, socket_name, owner, environment, log_path):
         if is_first:
             socket_folder.sweep(folder)
             with socket_folder.listen(path) as listener:
-                keeper.start(
-                    SERVER, listener, socket_name, owner, log_path, _importing(environment), IDLE_SECONDS
-                )
+                settings = {
+                    "server": SERVER,
+                    "listener": listener.fileno(),
+                    "content": message["content"],
+                    "owner": owner,
+                    "idle_seconds": IDLE_SECONDS,
+                }
+                keeper.start(settings, log_path, _importing(environment))
                 connection = socket_folder.dial(path)
     with connection:
         try:

@@ -1,16 +1,14 @@
 """Which of several GPUs a job uses: jobs of one workflow that run at the same time have one each.
 
 Snakemake counts GPUs (`--resources gpu=4`) and does not say which of them is whose. A job leases one here: a
-locked file in the private folder of `address`, which the kernel releases when the job dies. Only GPUs that
-`CUDA_VISIBLE_DEVICES` allows are leased, so those that a scheduler gave to others are left alone. A model
-host claims its GPU in the same way for as long as it lives, so that a second workflow takes another one while
-there is one.
+locked file in the private folder of `socket_folder`, which the kernel releases when the job dies. Only GPUs
+that `CUDA_VISIBLE_DEVICES` allows are leased, so those that a scheduler gave to others are left alone. The
+name of a model host's socket says which GPU it uses, so that a second workflow takes another one while there
+is one.
 """
 
 import contextlib
-import hashlib
 import itertools
-import json
 import os
 import sys
 import time
@@ -22,9 +20,9 @@ POLL_SECONDS = 0.2
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 
-def visible_gpus():
-    """The GPUs of this machine that this process may use, as values of CUDA_VISIBLE_DEVICES."""
-    allowed = os.environ.get(VARIABLE)
+def visible_gpus(environment=os.environ):
+    """The GPUs of this machine that a process may use, as values of CUDA_VISIBLE_DEVICES."""
+    allowed = environment.get(VARIABLE)
     if allowed is None:
         return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
     names = [name.strip() for name in allowed.split(",")]
@@ -35,8 +33,8 @@ def visible_gpus():
 def leased_gpu(device, workflow):
     """Yield a GPU that no other job of the workflow has, and wait for one if need be.
 
-    It is rather one where the workflow has its model host than a free one, and rather a free one than one
-    that another workflow uses.
+    The best is one where the workflow has its model host, then a free one, then one that another workflow
+    uses.
 
     Args:
         device: the setting `model.device`; only "auto" and "cuda" leave a choice.
@@ -60,79 +58,30 @@ def leased_gpu(device, workflow):
             )
         has_waited = True
         time.sleep(POLL_SECONDS)
-    gpu, lock = lease
+    gpu, descriptor = lease
     try:
         yield gpu
     finally:
-        _release(lock)
-
-
-@contextlib.contextmanager
-def claimed_gpu(workflow):
-    """Show other workflows that this process, a model host, uses the one GPU that it sees."""
-    gpus, lock = visible_gpus(), None
-    if len(gpus) == 1:
         with socket_folder.locked_folder() as folder:
-            lock = _locked(folder / _name(gpus[0], workflow, "claim"))
-    try:
-        yield
-    finally:
-        if lock:
-            _release(lock)
-
-
-def sweep(folder):
-    """Remove the files of processes that died; only under the folder's lock."""
-    for path in (*folder.glob("*.lease"), *folder.glob("*.claim")):
-        _is_held(path)
+            (folder / _lease_name(gpu, workflow)).unlink(missing_ok=True)
+            os.close(descriptor)
 
 
 def _lease(gpus, workflow):
-    """(GPU, lock) of the best that can be had now, or None."""
+    """(GPU, descriptor of the lease) of the best that can be had now, or None."""
     with socket_folder.locked_folder() as folder:
 
+        def is_free(gpu):
+            return not socket_folder.is_held(folder / _lease_name(gpu, workflow))
+
         def rank(gpu):
-            own = [folder / _name(gpu, workflow, kind) for kind in ("claim", "lease")]
-            others = [path for path in folder.glob(f"{_name(gpu)}-*") if path not in own]
-            return 0 if _is_held(own[0]) else 2 if any(map(_is_held, others)) else 1
+            start, own = socket_folder.file_name([gpu]), socket_folder.file_name([gpu], workflow)
+            users = [path for path in folder.glob(f"{start}-*") if socket_folder.is_held(path)]
+            return 0 if any(path.name.startswith(own) for path in users) else 2 if users else 1
 
-        for gpu in sorted(gpus, key=rank):
-            if lock := _locked(folder / _name(gpu, workflow, "lease")):
-                return gpu, lock
-    return None
+        gpu = min(filter(is_free, gpus), key=rank, default=None)
+        return gpu and (gpu, socket_folder.hold(folder / _lease_name(gpu, workflow)))
 
 
-def _name(gpu, workflow=None, kind=None):
-    parts = [hashlib.sha256(json.dumps(one).encode()).hexdigest()[:10] for one in (gpu, workflow) if one]
-    return "-".join(parts) + (f".{kind}" if kind else "")
-
-
-def _locked(path):
-    """The file's lock, or None where another process has it."""
-    from filelock import FileLock, Timeout  # most jobs have nothing to choose
-
-    lock = FileLock(path)
-    try:
-        return lock.acquire(blocking=False).lock
-    except Timeout:
-        return None
-
-
-def _is_held(path):
-    """Whether a living process has locked the file; one that is left over is removed."""
-    if not path.exists():
-        return False
-    lock = _locked(path)
-    if lock:
-        _remove(lock)
-    return not lock
-
-
-def _release(lock):
-    with socket_folder.locked_folder():
-        _remove(lock)
-
-
-def _remove(lock):
-    Path(lock.lock_file).unlink(missing_ok=True)
-    lock.release()
+def _lease_name(gpu, workflow):
+    return f"{socket_folder.file_name([gpu], workflow)}.lease"

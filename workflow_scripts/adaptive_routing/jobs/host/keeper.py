@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from adaptive_routing.jobs.host import gpus, socket_folder
+from adaptive_routing.jobs.host import socket_folder
 from adaptive_routing.jobs.script import Tee, exit_on_sigterm
 from adaptive_routing.system.processes import POLL_SECONDS, describe_end, identity, is_alive
 
@@ -49,30 +49,21 @@ def _is_snakemake(process):
     return "snakemake" in names and (names[0] == "snakemake" or "python" in names[0].lower())
 
 
-def start(server, listener, name, owner, log_path, environment, idle_seconds):
+def start(settings, log_path, environment):
     """Start a host in a session of its own, with a log of its own.
 
     Args:
-        server: module of the server.
-        listener: the listening socket, which the host takes over.
-        name: the socket's file name.
-        owner: what `owner` gave; the host ends with it.
-        log_path: the host's log; its end is written to.
+        settings: a dict of `server`, its module; `listener`, the descriptor of the socket that it takes over;
+            `content`, the hash of the model and code that it serves; `owner`, with which it ends; and
+            `idle_seconds`, after which it ends without a job.
+        log_path: the host's log, in which its end stands.
         environment: environment variables.
-        idle_seconds: the host ends after so long without a job.
     """
-    settings = {
-        "server": server,
-        "listener": listener.fileno(),
-        "name": name,
-        "owner": owner,
-        "idle_seconds": idle_seconds,
-    }
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with open(log_path, "a") as log:
         subprocess.Popen(
             [sys.executable, "-P", "-m", "adaptive_routing.jobs.host.keeper", json.dumps(settings)],
-            pass_fds=[listener.fileno()],
+            pass_fds=[settings["listener"]],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -111,7 +102,6 @@ def main(settings):
         print(f"{say} {describe_end(server.returncode)} ({now})", file=sys.stderr, flush=True)
         with socket_folder.locked_folder() as folder:
             socket_folder.sweep(folder)
-            gpus.sweep(folder)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 
-from adaptive_routing.jobs.host import gpus, socket_folder
+from adaptive_routing.jobs.host import socket_folder
 from adaptive_routing.jobs.script import Tee, exit_on_sigterm
 from adaptive_routing.system.errors import HostError, InputError, OutputError
 
@@ -23,22 +24,25 @@ class Cancelled(BaseException):
 
 
 class Connection:
-    """A client: its message, the way to answer it, and whether it is still there. A stream for `Tee`."""
+    """A client: its message, the way to answer it, and whether it is still there. A stream for `Tee`.
 
-    def __init__(self, client, waiting):
+    The message is None where the client left without one: it asked only whether the host lives.
+    """
+
+    def __init__(self, client):
         self._socket = client
         self.message = None
         self.has_begun = False
         self.is_gone = threading.Event()
-        threading.Thread(target=self._read, args=(waiting,), daemon=True).start()
-
-    def _read(self, waiting):
-        with contextlib.suppress(OSError), self._socket.makefile("rb") as lines:
+        lines = client.makefile("rb")
+        with contextlib.suppress(OSError, ValueError):
             line = lines.readline()
-            if line.endswith(b"\n"):
-                self.message = json.loads(line)
-                waiting.put(self)
-                lines.read()  # returns when the client closes
+            self.message = json.loads(line) if line.endswith(b"\n") else None
+        threading.Thread(target=self._watch, args=(lines,), daemon=True).start()
+
+    def _watch(self, lines):
+        with contextlib.suppress(OSError), lines:
+            lines.read()  # returns when the client closes
         self.is_gone.set()
         if not self.has_begun:
             self.close()  # the client may be waiting for that
@@ -68,11 +72,13 @@ class Server:
     Attributes:
         jobs: all that may be asked for: functions (request, cache) by name.
         cache: what they load.
+        content: hash of the model and the code that they are done with.
     """
 
-    def __init__(self, jobs, cache_class, waiting):
+    def __init__(self, jobs, cache_class, content, waiting):
         self.jobs = jobs
         self.cache = cache_class(before_batch=self.check)
+        self.content = content
         self._waiting = waiting
         self._running = None
 
@@ -82,7 +88,7 @@ class Server:
             raise Cancelled
 
     def serve(self, idle_seconds):
-        """Do jobs until another host takes over, none has come for so long, or one failed unforeseen.
+        """Do jobs until one needs another host, none has come for so long, or one failed unforeseen.
 
         After such a failure the device may be beyond use: an error of CUDA stays until the process ends.
         """
@@ -93,10 +99,10 @@ class Server:
             except queue.Empty:
                 _log(f"idle for {idle_seconds:g} s")
                 return
-            if "retire" in connection.message:
-                _log("another host takes over")
-                return  # the connection closes with the process
             if not connection.is_gone.is_set():
+                if connection.message["content"] != self.content:
+                    _log("a job needs another model, or other code")
+                    return  # the connection closes with the process
                 started = time.perf_counter()
                 outcome, value = self._do(connection)
                 seconds = time.perf_counter() - started
@@ -138,27 +144,21 @@ def main(settings, jobs_module):
     for work in (_end_with_parent, lambda: _accept(listener, waiting)):
         threading.Thread(target=work, daemon=True).start()
     try:
-        _take_over(settings["name"])
-        with gpus.claimed_gpu(settings["owner"]):
-            module = importlib.import_module(jobs_module)
-            Server(module.JOBS, module.Cache, waiting).serve(settings["idle_seconds"])
-    finally:
-        socket_folder.withdraw(settings["name"])
+        module = importlib.import_module(jobs_module)
+        Server(module.JOBS, module.Cache, settings["content"], waiting).serve(settings["idle_seconds"])
+    except SystemExit:
+        # With the workflow or with its parent, which removes the socket if it lives.
+        with socket_folder.locked_folder():
+            Path(listener.getsockname()).unlink(missing_ok=True)
+        raise
 
 
 def _accept(listener, waiting):
     while True:
         client, _ = listener.accept()
-        Connection(client, waiting)
-
-
-def _take_over(name):
-    """Wait for the host before this one to finish its jobs and end: a device may not hold two models."""
-    for connection in socket_folder.predecessors(name):
-        with connection, contextlib.suppress(OSError):
-            connection.sendall(json.dumps({"retire": None}).encode() + b"\n")
-            while connection.recv(1):
-                pass
+        connection = Connection(client)  # in turn: the client that started this host comes first
+        if connection.message:
+            waiting.put(connection)
 
 
 def _end_with_parent():

@@ -1,12 +1,14 @@
 """Where jobs and their model host meet: a Unix socket in a folder that only its user can enter.
 
-The folder is locked while a host is started or withdraws, so that two jobs start one host. The kernel
-releases the lock of a process that dies.
+The folder is locked while something in it is looked for or made, so that two jobs start one host. It holds
+the hosts' sockets and the GPUs' leases. The kernel releases what a process has when it dies.
 """
 
 import contextlib
 import errno
 import fcntl
+import hashlib
+import json
 import os
 import socket
 import stat
@@ -35,16 +37,20 @@ def locked_folder():
         os.close(handle)
 
 
-def socket_name(place, content):
-    """The file name of a host's socket, from hashes of where it runs and for whom, and of what it runs."""
-    return f"{place}-{content}.sock"
+def file_name(*values):
+    """The name, without its suffix, of a file for certain GPUs, a workflow and a place, in this order."""
+    return "-".join(map(short_hash, values))
+
+
+def short_hash(value):
+    """A hash of a JSON value, in 10 characters."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def _folder():
-    name = f"adaptive_routing_{os.getuid()}"
-    path = Path(tempfile.gettempdir(), name)
-    longest = path / socket_name("0" * 10, "0" * 10)
-    return path if len(os.fsencode(longest)) <= MAX_PATH_BYTES else Path("/tmp", name)
+    path = Path(tempfile.gettempdir(), f"adaptive_routing_{os.getuid()}")
+    longest = path / f"{file_name(1, 2, 3)}.sock"
+    return path if len(os.fsencode(longest)) <= MAX_PATH_BYTES else Path("/tmp", path.name)
 
 
 def _lock(path):
@@ -104,23 +110,36 @@ def dial(path):
         return None
 
 
-def predecessors(name):
-    """Connections to the hosts that stand in the same place and were there before."""
-    with locked_folder() as folder:
-        own, place = folder / name, name.split("-")[0]
-        others = [path for path in folder.glob(f"{place}-*.sock") if path != own]
-        earlier = [path for path in others if path.stat().st_mtime_ns < own.stat().st_mtime_ns]
-        return list(filter(None, map(dial, earlier)))
+def hold(path):
+    """Lock a file, made where it is missing; only under the folder's lock.
+
+    Returns:
+        Its descriptor, which keeps it locked until it is closed; None where another process has it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
-def withdraw(name):
-    """Remove the host's socket: no job finds it any more."""
-    with locked_folder() as folder:
-        (folder / name).unlink(missing_ok=True)
+def is_held(path):
+    """Whether a living process has a socket or a lease; only under the lock. Removes what a dead one left."""
+    if path.suffix == ".sock":
+        connection = dial(path)
+        if connection:
+            connection.close()
+        return connection is not None
+    descriptor = hold(path)
+    if descriptor is not None:
+        path.unlink()
+        os.close(descriptor)
+    return descriptor is None
 
 
 def sweep(folder):
-    """Remove the sockets of hosts that died; only under the lock."""
-    for path in folder.glob("*.sock"):
-        if connection := dial(path):
-            connection.close()
+    """Remove the sockets and leases of processes that died; only under the lock."""
+    for path in list(folder.iterdir()):
+        is_held(path)
