@@ -42,11 +42,6 @@ def owner() -> tuple[int, str]:
     return identity(process.pid)
 
 
-def workflow_started() -> float:
-    """When this job's workflow began, in seconds since the epoch."""
-    return psutil.Process(owner()[0]).create_time()
-
-
 def _is_snakemake(process):
     try:
         command = process.cmdline()
