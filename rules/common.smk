@@ -158,8 +158,13 @@ def experiment_configuration(wildcards):
 
 
 def experiment_routing(wildcards):
-    """The routing settings that apply: a fixed number of experts has no minimum."""
+    """The routing settings that apply: a fixed number of experts has no minimum.
+
+    The baseline keeps the router's own weights, whatever the others have.
+    """
     routing = dict(SETTINGS["routing"])
+    if wildcards.config == SETTINGS["baseline"]:
+        routing.update(weights="native", temperature=1.0)
     if not CONFIGURATIONS[wildcards.config].is_adaptive:
         del routing["min_k"]
     return routing

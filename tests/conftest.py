@@ -13,7 +13,7 @@ from adaptive_routing.data.rows import load_rows
 from adaptive_routing.evaluation.calibration import collect_router_logits, encode_calibration_text
 from adaptive_routing.model.inspect import inspect_model
 from adaptive_routing.model.load import LoadedModel, load_model
-from adaptive_routing.model.patching import find_routers
+from adaptive_routing.model.routers import find_routers
 from adaptive_routing.model.tokenizer import load_tokenizer
 from adaptive_routing.null_distribution import NullDistribution
 from adaptive_routing.null_distribution.estimate import fit_null_distribution

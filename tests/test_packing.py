@@ -5,11 +5,11 @@ import torch
 from adaptive_routing.model.packing import (
     PACKED_ATTENTION,
     Packing,
-    check_packing,
     current_packing,
     forward_packed,
+    runs_unpacked,
 )
-from adaptive_routing.system.errors import InputError
+from adaptive_routing.model.parity import check_parity
 from conftest import VOCABULARY, tiny_olmoe
 from transformers import MixtralConfig, MixtralForCausalLM
 
@@ -75,9 +75,10 @@ def test_the_model_is_as_it_was_afterwards():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_model_that_mixes_tokens_by_other_means_is_refused(dtype):
+def test_a_model_that_mixes_tokens_by_other_means_runs_one_sequence_at_a_time(dtype, capsys):
     model = tiny_olmoe().to(dtype)
-    check_packing(model)
+    check_parity(model)
+    assert not runs_unpacked(model) and capsys.readouterr().err == ""
 
     def recurrence(module, args, output):
         return output.cumsum(1) / torch.arange(1, output.shape[1] + 1)[:, None].sqrt().to(output.dtype)
@@ -85,5 +86,11 @@ def test_a_model_that_mixes_tokens_by_other_means_is_refused(dtype):
     model.model.layers[1].mlp.register_forward_hook(
         lambda module, args, output: recurrence(module, args, output if output.dim() == 3 else output[None])
     )
-    with pytest.raises(InputError, match="mixes tokens by other means than attention"):
-        check_packing(model)
+    check_parity(model)
+    assert runs_unpacked(model)
+    assert "OlmoeForCausalLM runs one sequence at a time" in capsys.readouterr().err
+    token_ids = sequences((7, 12))
+    with torch.inference_mode():
+        states = forward_packed(model, torch.cat(token_ids), Packing.of((7, 12), CPU))
+        alone = [model.base_model(one[None], use_cache=False).last_hidden_state[0] for one in token_ids]
+    assert torch.equal(states, torch.cat(alone))

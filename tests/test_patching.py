@@ -7,7 +7,8 @@ import numpy as np
 import orjson
 import pytest
 import torch
-from adaptive_routing.model.patching import RouterPatcher, find_routers, router_renormalizes
+from adaptive_routing.model.patching import RouterPatcher
+from adaptive_routing.model.routers import find_routers, find_rule
 from adaptive_routing.model.sample_logger import SampleLogger
 from adaptive_routing.routing import bh, topk
 from adaptive_routing.routing.base import ExpertWeighting
@@ -16,8 +17,6 @@ from adaptive_routing.system.json_files import read_json, to_json
 from conftest import ROOT, VOCABULARY, normal_null_distribution, spread_routers, tiny_olmoe
 from scipy.stats import false_discovery_control
 from transformers import (
-    GptOssConfig,
-    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
@@ -146,8 +145,8 @@ def test_renormalized_weights_are_the_models_own_with_norm_topk_prob(restored):
     with RouterPatcher(restored, topk.Strategy(8, ExpertWeighting(renormalize=True))):
         patched = logits_of(restored, input_ids)
     torch.testing.assert_close(patched, logits_of(normalizing, input_ids), rtol=1e-4, atol=1e-4)
-    assert router_renormalizes(find_routers(normalizing)[0])
-    assert not router_renormalizes(find_routers(restored)[0])
+    assert find_rule(normalizing).normalized
+    assert not find_rule(restored).normalized
     with RouterPatcher(normalizing, topk.Strategy(8)):
         assert torch.equal(
             logits_of(normalizing, input_ids), logits_of(tiny_olmoe(norm_topk_prob=True), input_ids)
@@ -469,30 +468,21 @@ def test_a_dense_model_is_refused():
         RouterPatcher(model, topk.Strategy(8))
 
 
-def test_a_router_that_is_not_softmax_top_k_is_refused():
+def test_a_router_that_no_rule_describes_is_refused():
     model = tiny_olmoe()
+    gate = model.model.layers[1].mlp.gate
 
-    def sigmoid_router(hidden_states):
-        logits = torch.nn.functional.linear(hidden_states, model.model.layers[0].mlp.gate.weight)
-        weights, indices = torch.topk(logits.sigmoid(), 8)
+    def tanh_router(self, hidden_states):
+        logits = torch.nn.functional.linear(hidden_states, self.weight)
+        weights, indices = torch.topk(logits.tanh(), self.top_k)
         return logits, weights, indices
 
-    model.model.layers[0].mlp.gate.forward = sigmoid_router
-    with pytest.raises(InputError, match="not a softmax top-k router"):
+    gate.forward = tanh_router.__get__(gate)
+    with pytest.raises(InputError, match="OlmoeTopKRouter selects or weights experts in a way that no rule"):
         RouterPatcher(model, topk.Strategy(8))
-    model.model.layers[0].mlp.gate.forward = lambda hidden_states: sigmoid_router(hidden_states)[1:]
+    gate.forward = (lambda self, hidden_states: tanh_router(self, hidden_states)[1:]).__get__(gate)
     with pytest.raises(InputError, match=r"\(logits, weights, indices\)"):
         RouterPatcher(model, topk.Strategy(8))
-
-
-def test_experts_with_biases_are_refused():
-    """GPT-OSS's router is softmax top-k, but its experts have biases and transposed weights."""
-    config = GptOssConfig(
-        **DENSE_SHAPES, head_dim=8, intermediate_size=16, num_local_experts=8, num_experts_per_tok=2
-    )
-    model = spread_routers(GptOssForCausalLM(config))
-    with pytest.raises(InputError, match="GptOssExperts"):
-        RouterPatcher(model, topk.Strategy(4))
 
 
 def test_more_experts_than_the_model_has_are_refused(restored):

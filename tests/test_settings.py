@@ -104,6 +104,43 @@ def test_older_grid(study):
     assert {"8experts_topk_baseline", "4experts_bh_a001", "64experts_bh_a020"} <= set(names)
 
 
+@pytest.mark.parametrize(
+    ("name", "num_experts", "count"),
+    [
+        ("qwen3_30b_a3b", 128, 20),
+        ("deepseek_v2_lite", 64, 20),
+        ("gpt_oss_20b", 32, 15),
+        ("mixtral_8x7b", 8, 14),
+    ],
+)
+def test_grids_of_other_models_fit_them(study, name, num_experts, count):
+    settings = load_settings(merged(read("configs/olmoe_1b_7b.yaml"), read(f"configs/{name}.yaml")), study)
+    assert len(settings["configurations"]) == count
+    assert settings["configurations"][0].name == settings["baseline"]
+    assert settings["results"] == f"results/{name}"
+    check_against_model(settings, num_experts)
+
+
+def test_native_stands_for_the_models_own_number(study):
+    make_model(study / "models/four", config=json.dumps({"num_local_experts": 32, "num_experts_per_tok": 4}))
+    model = {"name": "models/four"}
+    grid = {"topk": {"k": ["native", 16, 4]}, "bh": {"max_k": [16], "alpha": [0.3]}}
+    settings = load_settings(merged({"model": model, "strategies": grid, "baseline": "native"}), study)
+    assert settings["strategies"]["topk"]["k"] == [4, 16]
+    assert settings["baseline"] == "4experts_topk_baseline"
+    # A baseline that the grid does not hold is added to it.
+    grid = {"topk": None, "bh": {"max_k": [16], "alpha": [0.3]}}
+    settings = load_settings(merged({"model": model, "strategies": grid, "baseline": "native"}), study)
+    names = [one.name for one in settings["configurations"]]
+    assert names == ["4experts_topk_baseline", "16experts_bh_a030"]
+
+
+def test_native_of_a_model_that_does_not_tell_is_a_fault(study):
+    make_model(study / "models/silent", config=json.dumps({"num_experts": 64}))
+    with pytest.raises(InputError, match=r"does not tell what native is; write the number"):
+        load_settings(merged({"model": {"name": "models/silent"}, "baseline": "native"}), study)
+
+
 def test_defaults_are_those_of_the_default_study(study):
     """Keys that config.yaml leaves out get the value that config.yaml shows."""
     full = merged()
@@ -320,7 +357,7 @@ WRONG = [
     ({"strategies": {"bh": {"max_k": [65]}}}, "strategies.bh.max_k[0]", "is 65,", "64 experts"),
     ({"routing": {"min_k": 9}}, "routing.min_k", "is 9, but strategies.bh.max_k holds 8"),
     ({"baseline": "8experts_topk"}, "baseline", "is '8experts_topk'", "did you mean 8experts_topk_baseline?"),
-    ({"baseline": "native"}, "baseline", "is 'native'", "8experts_bh_a030.*20 in all"),
+    ({"baseline": "own"}, "baseline", "is 'own'", "8experts_bh_a030.*20 in all"),
     (
         {"evaluation": {"batch_tokens": 256}},
         "evaluation.batch_tokens",

@@ -13,7 +13,8 @@ from adaptive_routing.data.tokens import EncodedSequence, encode_text
 from adaptive_routing.evaluation.batches import BatchQueue
 from adaptive_routing.evaluation.finiteness import check_finite, finite_total
 from adaptive_routing.model.packing import Packing, forward_packed, packed_attention
-from adaptive_routing.model.patching import RouterPatcher, find_routers
+from adaptive_routing.model.patching import RouterPatcher
+from adaptive_routing.model.routers import find_rule, native_top_k
 from adaptive_routing.routing.topk import Strategy as TopK
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.files import atomic_path
@@ -72,13 +73,14 @@ def collect_router_logits(
 ) -> torch.Tensor:
     """Compute router logits of every token and layer under native routing: (T, L, E) in the model's dtype.
 
+    Where something else than logits ranks experts, it is that, in float32: `RouterRule.unmasked_choice`.
     Tokens are in the order of the samples, however they are batched.
 
     Raises:
         InputError: a single sample does not fit into the device's memory, or router logits are not finite.
     """
     model = loaded.model
-    native = TopK(find_routers(model)[0].top_k)
+    native, rule = TopK(native_top_k(model)), find_rule(model)
     queue = BatchQueue(model, samples, batch_tokens, "a smaller null_distribution.calibration.max_length")
     per_sample: list[Any] = [None] * len(samples)
 
@@ -89,7 +91,10 @@ def collect_router_logits(
         token_ids = [token for sequence in sequences for token in sequence.token_ids]
         forward_packed(model, torch.tensor(token_ids, device=model.device), packing)
         routing = patcher.take_batch()
-        return routing.router_logits.cpu(), routing.lengths
+        scores = routing.router_logits
+        if rule.bias is not None:
+            scores = torch.stack([rule.unmasked_choice(one, i) for i, one in enumerate(scores.unbind(1))], 1)
+        return scores.cpu(), routing.lengths
 
     with RouterPatcher(model, native) as patcher, packed_attention(model):
         for batch, (logits, lengths) in queue.results(forward):

@@ -133,7 +133,7 @@ def run_experiment(
             patcher.strategy,
             patcher.num_layers,
             patcher.num_experts,
-            model.dtype,
+            patcher.logits_dtype,
             second_pass_samples,
             log_workers,
         )
@@ -206,8 +206,9 @@ def _head(loaded, configuration, patcher, dataset, settings):
             "temperature": weighting.temperature,
             "weights": settings["routing"]["weights"],
             "renormalized": weighting.renormalize,
+            "router": weighting.rule.description(),
             "native_top_k": patcher.native_top_k,
-            "dtype": loaded.dtype,
+            "dtype": str(patcher.weights_dtype).removeprefix("torch."),
         },
         "provenance": {
             "model": {key: value for key, value in info.items() if key != "folder"},

@@ -17,6 +17,7 @@ from adaptive_routing.data.tasks import SequenceScore
 from adaptive_routing.evaluation.batches import BatchQueue
 from adaptive_routing.evaluation.finiteness import check_finite, check_scores, finite_total
 from adaptive_routing.model.devices import Clock, HostCopies, to_device
+from adaptive_routing.model.head import head_logits
 from adaptive_routing.model.memory import run_alone
 from adaptive_routing.model.packing import Packing, forward_packed, packed_attention
 from adaptive_routing.routing.batch import BatchRouting
@@ -260,10 +261,9 @@ def score_positions(
 
     Returns ln p of the targets (float32) and whether each is the most likely token, both (P,).
     """
-    head = model.get_output_embeddings()
     log_probabilities, is_greedy = [], []
     for chunk, target in zip(positions.split(_HEAD_ROWS), targets.split(_HEAD_ROWS), strict=True):
-        logits = head(hidden[chunk]).float()  # (rows, V)
+        logits = head_logits(model, hidden[chunk]).float()  # (rows, V)
         chosen = logits.gather(-1, target[:, None]).squeeze(-1)
         log_probabilities.append(chosen - logits.logsumexp(-1))
         is_greedy.append(logits.argmax(-1) == target)
@@ -272,5 +272,4 @@ def score_positions(
 
 def most_likely_tokens(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     """The most likely next token after each of N hidden states (N, H): (N,) int64."""
-    head = model.get_output_embeddings()
-    return torch.cat([head(rows).argmax(-1) for rows in hidden.split(_HEAD_ROWS)])
+    return torch.cat([head_logits(model, rows).argmax(-1) for rows in hidden.split(_HEAD_ROWS)])

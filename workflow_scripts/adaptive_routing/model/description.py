@@ -22,6 +22,7 @@ class ModelShapes(TypedDict):
     num_key_value_heads: int
     head_dim: int
     vocab_size: int
+    latent_attention: dict[str, int] | None
 
 
 class ModelDescription(TypedDict):

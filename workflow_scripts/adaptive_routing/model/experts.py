@@ -26,20 +26,16 @@ SELECTED_PAIRS = "selected_pairs"
 ALL_SLOTS = "all_slots"
 
 
-def check_experts(model: PreTrainedModel) -> None:
-    """Raise InputError if a model's experts have another form than `selected_pairs_forward` computes."""
-    for module in model.modules():
-        # Set by transformers' `use_experts_implementation`.
-        if hasattr(module, "has_gate") and (
-            not module.has_gate
-            or module.has_bias
-            or module.is_transposed
-            or getattr(module, "has_post_expert_norm", False)  # newer than transformers 5.17
-        ):
-            raise InputError(
-                f"model: {type(module).__name__} has biases, transposed weights, a norm or no gate; "
-                "allowed are experts like OLMoE's, a gated product without biases"
-            )
+def check_experts(model: PreTrainedModel, num_routers: int) -> None:
+    """Raise InputError unless each of a model's routers has experts that these implementations can run."""
+    # `has_gate` is set by transformers' `use_experts_implementation`.
+    experts = [module for module in model.modules() if hasattr(module, "has_gate")]
+    if len(experts) != num_routers:
+        raise InputError(
+            f"model: {type(model).__name__} has {num_routers} routers, but {len(experts)} layers of experts "
+            "whose computation transformers lets others replace; allowed are the families that "
+            "docs/models.md lists"
+        )
 
 
 def selected_pairs_forward(
@@ -48,7 +44,9 @@ def selected_pairs_forward(
     """Sum over selected experts of weight times expert(token); slots may be unused.
 
     Args:
-        self: an experts module of transformers with `gate_up_proj` (E, 2F, H) and `down_proj` (E, H, F).
+        self: an experts module of transformers with `gate_up_proj` (E, 2F, H), or `up_proj` (E, F, H) where
+            experts have no gate, and `down_proj` (E, H, F); with biases, transposed, or with a norm of what
+            each expert gives, as the module says.
         hidden_states: (T, H).
         top_k_index: (T, K) int64; E marks an unused slot.
         top_k_weights: (T, K).
@@ -83,9 +81,22 @@ def _run_pairs(self, hidden_states, pair_token, pair_expert):
     by_expert, group_ends = _group_by_expert(pair_expert, self.num_experts)
     # `index_select` is several times faster on a CPU than indexing with brackets.
     inputs = hidden_states.index_select(0, pair_token.index_select(0, by_expert))  # (P, H)
+    expert = pair_expert.index_select(0, by_expert) if self.has_bias else None
+
     # One call for all experts: on a CPU too, its loop over them is not Python's, so that other threads run.
-    hidden = F.grouped_mm(inputs, self.gate_up_proj.transpose(-2, -1), offs=group_ends)  # (P, 2F)
-    outputs = F.grouped_mm(self._apply_gate(hidden), self.down_proj.transpose(-2, -1), offs=group_ends)
+    def product(inputs, name):
+        weight = getattr(self, name)  # (E, out, in), or (E, in, out)
+        weight = weight if self.is_transposed else weight.transpose(-2, -1)
+        outputs = F.grouped_mm(inputs, weight, offs=group_ends)
+        return outputs + getattr(self, f"{name}_bias").index_select(0, expert) if self.has_bias else outputs
+
+    if self.has_gate:
+        hidden = self._apply_gate(product(inputs, "gate_up_proj"))  # (P, F)
+    else:
+        hidden = self.act_fn(product(inputs, "up_proj"))
+    outputs = product(hidden, "down_proj")  # (P, H)
+    if getattr(self, "has_post_expert_norm", False):  # newer than transformers 5.17
+        outputs = self.post_expert_norm(outputs)
     position = torch.empty_like(by_expert)
     position[by_expert] = torch.arange(len(by_expert), device=by_expert.device)
     return outputs, position

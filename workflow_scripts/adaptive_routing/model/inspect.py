@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DIGEST_BYTES = 1 << 28  # hashed by one thread
+# What families call the same thing in config.json.
+_NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_NATIVE_TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "num_selected_experts")
+_SHARED = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts", "num_shared_expert")
 _HUB_FILES = ("*.json", "*.safetensors", "tokenizer*", "*.txt", "*.model")
 
 
@@ -44,8 +48,9 @@ def inspect_model(name: Path | str, revision: str | None = None) -> ModelDescrip
             f"model.name: {name} has no *.safetensors; only safetensors are read, so convert other weights "
             "with transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
         )
-    num_experts = _first(config, "num_experts", "num_local_experts", "n_routed_experts")
-    native_top_k = _first(config, "num_experts_per_tok", "num_experts_per_token", "moe_topk")
+    _check_weights_format(name, config)
+    num_experts = _common(_first(config, *_NUM_EXPERTS))
+    native_top_k = _common(_first(config, *_NATIVE_TOP_K))
     if num_experts is None or native_top_k is None:
         raise InputError(
             f"model.name: {name} ({config.get('model_type', 'unknown type')}) is not a mixture of experts: "
@@ -53,6 +58,9 @@ def inspect_model(name: Path | str, revision: str | None = None) -> ModelDescrip
         )
     _check_config(folder, config, num_experts, native_top_k)
     routers = _router_sizes(_tensor_shapes(folder, weights))
+    if _first(config, "num_nextn_predict_layers", "num_mtp_layers"):
+        # Layers that predict a token more, behind the others; transformers does not load them.
+        routers = {layer: size for layer, size in routers.items() if layer < config["num_hidden_layers"]}
     _check_routers(folder, config, num_experts, routers)
     heads = config["num_attention_heads"]
     return {
@@ -65,9 +73,9 @@ def inspect_model(name: Path | str, revision: str | None = None) -> ModelDescrip
         "max_position_embeddings": config.get("max_position_embeddings", 2048),
         "shapes": {
             "hidden_size": config["hidden_size"],
-            "intermediate_size": config.get("moe_intermediate_size") or config["intermediate_size"],
+            "intermediate_size": _expert_width(config),
             "dense_intermediate_size": config["intermediate_size"],
-            "shared_expert_intermediate_size": config.get("shared_expert_intermediate_size") or 0,
+            "shared_expert_intermediate_size": _shared_width(config),
             "num_hidden_layers": config["num_hidden_layers"],
             "num_moe_layers": len(routers) or config["num_hidden_layers"],
             "num_experts": num_experts,
@@ -75,6 +83,7 @@ def inspect_model(name: Path | str, revision: str | None = None) -> ModelDescrip
             "num_key_value_heads": config.get("num_key_value_heads") or heads,
             "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
             "vocab_size": config["vocab_size"],
+            "latent_attention": _latent_attention(config),
         },
         "fingerprint": _fingerprint(folder, weights),
     }
@@ -100,6 +109,45 @@ def _locate(name, revision):
 
 def _first(config, *keys):
     return next((config[key] for key in keys if config.get(key) is not None), None)
+
+
+def _common(value):
+    """The one value of a list of a value for each layer; anything else as it is."""
+    return value[0] if isinstance(value, list) and len(set(map(str, value))) == 1 else value
+
+
+def _check_weights_format(name, config):
+    quantization = config.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        raise InputError(
+            f"model.name: the weights of {name} are quantised ({method}), but must be "
+            "float32, bfloat16 or float16; load it once with transformers so that it is dequantised, as by "
+            "quantization_config=Mxfp4Config(dequantize=True), and use the folder that save_pretrained writes"
+        )
+
+
+def _expert_width(config):
+    """Width of one expert: what families call it."""
+    return _common(_first(config, "moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size"))
+
+
+def _shared_width(config):
+    """Width of all shared experts together, which every token gets; 0 where there are none."""
+    width = _first(config, "shared_expert_intermediate_size", "shared_intermediate_size")
+    if width is not None:
+        return width
+    number = _common(_first(config, *_SHARED))
+    single = _first(config, "moe_shared_expert_intermediate_size") or _expert_width(config)
+    return (number or 0) * single
+
+
+def _latent_attention(config):
+    """The ranks and widths of multi-head latent attention (DeepSeek-V2); None where attention is plain."""
+    if not config.get("kv_lora_rank"):
+        return None
+    keys = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+    return {key: config.get(key) or 0 for key in keys}
 
 
 def _read_config(folder):
@@ -157,7 +205,8 @@ def _tensor_shapes(folder, weights):
 
 def _router_sizes(shapes):
     """The number of experts of each layer that has a router, told by the weights' names."""
-    matches = ((re.search(r"layers\.(\d+)\..*\b(gate|router)\.weight$", name), name) for name in shapes)
+    pattern = r"layers\.(\d+)\.(?!self_attn).*\b(gate|router)(\.(wg|layer|gate))?\.weight$"
+    matches = ((re.search(pattern, name), name) for name in shapes)
     return {int(match[1]): shapes[name][0] for match, name in matches if match}
 
 

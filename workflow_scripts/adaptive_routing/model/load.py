@@ -50,7 +50,7 @@ class LoadedModel:
 
 
 def load_model(info: ModelDescription, dtype: str = "float32", device: str = "auto") -> LoadedModel:
-    """Load the model that `inspect_model` described.
+    """Load the model that `inspect_model` described, and check that it is computed as it computes itself.
 
     Args:
         info: its result.
@@ -58,20 +58,29 @@ def load_model(info: ModelDescription, dtype: str = "float32", device: str = "au
         device: auto, cpu, cuda or cuda:N.
 
     Raises:
-        InputError: there is no such device, it has too little memory, or the weights are not those that the
-            model's configuration describes.
+        InputError: there is no such device, it has too little memory, the weights are not those that the
+            model's configuration describes, or the model is of a kind that would be computed wrongly.
     """
     import torch
     from transformers.utils import logging
 
-    from adaptive_routing.model.packing import check_packing
+    from adaptive_routing.model.experts import check_experts
+    from adaptive_routing.model.parity import check_parity
+    from adaptive_routing.model.routers import find_routers, find_rule
 
     check_folder(info)
     logging.disable_progress_bar()
     device = resolve_device(device)
     model = _load_weights(info, dtype, device)
     model.eval().requires_grad_(False)
-    _in_memory(lambda: check_packing(model), info, dtype, device)
+    num_routers = len(find_routers(model))
+    check_experts(model, num_routers)
+    if num_routers != info["shapes"]["num_moe_layers"]:
+        raise InputError(
+            f"model.name: {info['name']} has {num_routers} routers, but its weights name "
+            f"{info['shapes']['num_moe_layers']}; allowed are the families that docs/models.md lists"
+        )
+    _in_memory(lambda: (find_rule(model), check_parity(model)), info, dtype, device)
     name = torch.cuda.get_device_name(model.device) if device != "cpu" else "cpu"
     return LoadedModel(model, info, name)
 
@@ -91,7 +100,6 @@ def _load_weights(info, dtype, device):
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
-            attn_implementation="sdpa",
             experts_implementation=ALL_SLOTS,
             # Straight to the GPU, not by way of host memory.
             device_map=None if device == "cpu" else {"": device},

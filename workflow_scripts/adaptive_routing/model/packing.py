@@ -3,6 +3,10 @@
 A packed pass has one row of tokens. Positions start anew with each sequence, and attention stays within it:
 on a GPU in half precision through torch's attention for packed sequences, elsewhere by padding queries,
 keys and values (and nothing else of the model) for torch's usual attention.
+
+Models that this cannot be done to run one sequence after another through their own forward: those whose
+layers mix tokens by other means than attention, or whose attention sees something else than the tokens before
+it, all or those of a window. `parity` finds out which.
 """
 
 from __future__ import annotations
@@ -20,7 +24,6 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 from adaptive_routing.model.devices import to_device
-from adaptive_routing.system.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -64,11 +67,13 @@ class _Current(threading.local):
     """The packing of the pass that is being made, in each thread."""
 
     packing = None
+    sequence = None  # the number of the sequence that runs on its own
 
 
 _current = _Current()
 _switch = threading.Lock()
 _users = weakref.WeakKeyDictionary()  # model: [its own attention, how many use the packed one]
+_unpacked = weakref.WeakSet()  # models whose sequences run on their own
 
 
 def current_packing() -> Packing | None:
@@ -76,9 +81,40 @@ def current_packing() -> Packing | None:
     return _current.packing
 
 
+def current_sequence() -> int | None:
+    """The number of the sequence that runs on its own in this thread; None where the pass is a packed one."""
+    return _current.sequence
+
+
+@contextlib.contextmanager
+def set_packing(packing: Packing) -> Iterator[None]:
+    """Make this thread's pass one of a packing."""
+    _current.packing = packing
+    try:
+        yield
+    finally:
+        _current.packing = _current.sequence = None
+
+
+def run_unpacked(model: PreTrainedModel) -> None:
+    """From now on, have each sequence of a pass run on its own through the model's own forward."""
+    _unpacked.add(model)
+
+
+def runs_unpacked(model: PreTrainedModel) -> bool:
+    """Whether a model's sequences run on their own."""
+    return model in _unpacked
+
+
 @contextlib.contextmanager
 def packed_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Let a model's attention take one row of tokens for the sequences of a packing; several threads may."""
+    """Let a model's attention take one row of tokens for the sequences of a packing; several threads may.
+
+    Nothing changes where the model runs unpacked.
+    """
+    if model in _unpacked:
+        yield
+        return
     with _switch:
         own, count = _users.get(model, (model.config._attn_implementation, 0))
         _users[model] = own, count + 1
@@ -96,36 +132,21 @@ def packed_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 def forward_packed(model: PreTrainedModel, token_ids: torch.Tensor, packing: Packing) -> torch.Tensor:
-    """Final hidden states (N, H) of packed sequences; token_ids: (N,) int64 on the model's device."""
-    with packed_attention(model):
-        _current.packing = packing
-        try:
+    """Final hidden states (N, H) of packed sequences; token_ids: (N,) int64 on the model's device.
+
+    Of a model that runs unpacked, each sequence's own.
+    """
+    with set_packing(packing):
+        if model in _unpacked:
+            states = []
+            for _current.sequence, one in enumerate(token_ids.split(packing.lengths)):
+                states.append(model.base_model(input_ids=one[None], use_cache=False).last_hidden_state[0])
+            return torch.cat(states)
+        with packed_attention(model):
             output = model.base_model(
                 input_ids=token_ids[None], position_ids=packing.position_ids, use_cache=False
             )
-        finally:
-            _current.packing = None
     return output.last_hidden_state[0]
-
-
-@torch.inference_mode()
-def check_packing(model: PreTrainedModel) -> None:
-    """Raise InputError unless a packed sequence is computed as alone.
-
-    Attention is told where sequences end; a model whose layers also mix tokens in other ways is not.
-    """
-    generator = torch.Generator().manual_seed(0)
-    vocabulary = model.get_input_embeddings().num_embeddings
-    first, second = torch.randint(0, vocabulary, (2, 8), generator=generator).to(model.device)  # ty: ignore[no-matching-overload]
-    alone = forward_packed(model, second, Packing.of((8,), model.device)).float()
-    behind = forward_packed(model, torch.cat([first, second]), Packing.of((8, 8), model.device))[8:].float()
-    # Half precision rounds, and now and then selects another expert; what a sequence before does is more.
-    tolerance = 0.01 if model.dtype == torch.float32 else 0.3
-    if (behind - alone).norm() > tolerance * alone.norm():
-        raise InputError(
-            f"model: {type(model).__name__} mixes tokens by other means than attention, so that sequences "
-            "cannot share a batch; allowed are models like OLMoE, Qwen2-MoE, Qwen3-MoE and Mixtral"
-        )
 
 
 def packed_attention_forward(
@@ -137,23 +158,25 @@ def packed_attention_forward(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    s_aux: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each packed sequence, for transformers' `AttentionInterface`.
 
-    query: (1, heads, N, D); key, value: (1, key-value heads, N, D). Returns ((1, N, heads, D), None).
+    query: (1, heads, N, D); key: (1, key-value heads, N, D); value: (1, key-value heads, N, D'); s_aux:
+    (heads,), each head's sink, a logit that takes part in the softmax and has no value.
+    Returns ((1, N, heads, D'), None).
     """
-    if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
-        raise InputError("model: its attention has a softcap or sinks, which packed sequences cannot have")
     packing = _current.packing
     groups = query.shape[1] // key.shape[1]
     query, key, value = (one[0].transpose(0, 1) for one in (query, key, value))  # (N, heads, D)
     if groups > 1:
         key, value = (one.repeat_interleave(groups, 1) for one in (key, value))
-    if query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16):
+    is_half = query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16)
+    if is_half and s_aux is None and query.shape == value.shape:
         output = _flash(packing, query, key, value, scaling, sliding_window)
     else:
-        output = _padded(packing, query, key, value, scaling, sliding_window)
+        output = _padded(packing, query, key, value, scaling, sliding_window, s_aux)
     return output[None], None
 
 
@@ -168,20 +191,28 @@ def _flash(packing, query, key, value, scaling, sliding_window):
     return varlen_attn(*tensors, longest, longest, scale=scaling, **causal)  # ty: ignore[invalid-argument-type]
 
 
-def _padded(packing, query, key, value, scaling, sliding_window):
+def _padded(packing, query, key, value, scaling, sliding_window, sinks=None):
     rows, longest = len(packing.lengths), max(packing.lengths)
 
     def pad(tensor):
         padded = tensor.new_zeros(rows * longest, *tensor.shape[1:])
         return padded.index_copy_(0, packing.padded, tensor).unflatten(0, (rows, longest)).transpose(1, 2)
 
-    mask = None
-    if sliding_window is not None and sliding_window < longest:
-        ones = torch.ones(longest, longest, dtype=torch.bool, device=query.device)
-        mask = ones.tril() & ones.triu(1 - sliding_window)
+    query, key, value = map(pad, (query, key, value))  # (rows, heads, longest, D)
+    mask: torch.Tensor | None = None
+    if sinks is not None or (sliding_window is not None and sliding_window < longest):
+        mask = torch.ones(longest, longest, dtype=torch.bool, device=query.device).tril()
+        if sliding_window is not None:
+            mask = mask.triu(1 - sliding_window)
+    if sinks is not None:
+        # A key more, of zeros, whose logit the mask gives: it has no value, and takes its share of the sum.
+        key, value = (F.pad(one, (0, 0, 0, 1)) for one in (key, value))
+        bias = query.new_zeros(longest, longest).masked_fill(~mask, -torch.inf)  # ty: ignore[unsupported-operator]
+        sinks = sinks.to(query.dtype)[:, None, None].expand(-1, longest, 1)
+        mask = torch.cat([bias.expand(len(sinks), -1, -1), sinks], -1)  # (heads, longest, longest + 1)
     # Padding stands behind every token of its row, where causal attention does not look.
     output = F.scaled_dot_product_attention(
-        *map(pad, (query, key, value)), attn_mask=mask, is_causal=mask is None, scale=scaling
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling
     )
     return output.transpose(1, 2).flatten(0, 1)[packing.padded]
 

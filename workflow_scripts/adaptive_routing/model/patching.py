@@ -1,8 +1,8 @@
 """Replaces the routers' selection in a Hugging Face mixture-of-experts model, and restores it.
 
-Works on models whose router returns (logits, weights, indices), as transformers 5 has them in OLMoE,
-Qwen-MoE, Mixtral and others. Forward hooks do the replacement, so that nothing of the model is
-rewritten: removing them restores it. The model's own top-k is left untouched and only logged.
+Works on models whose router returns (logits, weights, indices) by a rule that `routers` knows. Forward hooks
+do the replacement, so that nothing of the model is rewritten: removing them restores it. The model's own
+top-k is left untouched and only logged.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from adaptive_routing.model.experts import ALL_SLOTS, SELECTED_PAIRS, check_experts
-from adaptive_routing.model.packing import current_packing
+from adaptive_routing.model.packing import current_packing, current_sequence
+from adaptive_routing.model.routers import find_routers, find_rule, native_top_k, router_dtypes
 from adaptive_routing.routing import Selection
 from adaptive_routing.routing.base import order_selected
 from adaptive_routing.routing.batch import BatchRouting, pack_selection
@@ -39,11 +40,13 @@ class _Pass(threading.local):
         lengths: real tokens of each sequence.
         real_tokens: their places among all tokens, None where there is no padding.
         continues: whether the pass reads on from a key-value cache.
+        parts: `BatchRouting` of sequences of the pass that have run on their own.
         batch: `BatchRouting` of the thread's last pass, until it is taken.
     """
 
     def __init__(self) -> None:
         self.columns, self.lengths, self.real_tokens = [], [], None
+        self.parts = []
         self.continues, self.batch = False, None
 
 
@@ -63,51 +66,6 @@ _OF_SAMPLE_LOGGER = (
     "get_aggregate_stats",
     "clear_internal_logs",
 )
-
-
-def find_routers(model: PreTrainedModel) -> list[Any]:
-    """The model's routers in layer order.
-
-    Raises:
-        InputError: the model has no router, or one that is not softmax top-k.
-    """
-    recorded = (getattr(model, "_can_record_outputs", None) or {}).get("router_logits")
-    recorders = recorded if isinstance(recorded, list | tuple) else [recorded]
-    classes = tuple(
-        getattr(recorder, "target_class", recorder) for recorder in recorders if recorder is not None
-    )
-    routers = [module for module in model.modules() if classes and isinstance(module, classes)]
-    if not routers:
-        raise InputError(
-            f"model: {type(model).__name__} has no mixture-of-experts router that transformers can record; "
-            "allowed are models like OLMoE, Qwen-MoE and Mixtral"
-        )
-    return routers
-
-
-@torch.no_grad()
-def router_renormalizes(router: Any) -> bool:
-    """Whether a router makes its weights sum to 1, found by running it.
-
-    Raises:
-        InputError: the router is not a softmax top-k over (logits, weights, indices).
-    """
-    weight = router.weight
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(4, weight.shape[-1], generator=generator).to(weight)
-    output = router.forward(hidden)  # without hooks: another patcher may be in force
-    if not (isinstance(output, tuple) and len(output) == 3):
-        raise InputError(f"model: {type(router).__name__} does not return (logits, weights, indices)")
-    logits, weights, indices = output
-    selected = torch.softmax(logits.float(), -1).gather(-1, indices)
-    # bfloat16 keeps 8 bits of a weight.
-    if torch.allclose(weights.float(), selected, rtol=0.01, atol=1e-6):
-        return False
-    if torch.allclose(weights.float(), selected / selected.sum(-1, keepdim=True), rtol=0.01, atol=1e-6):
-        return True
-    raise InputError(
-        f"model: {type(router).__name__} is not a softmax top-k router, so it cannot be replaced"
-    )
 
 
 class RouterPatcher:
@@ -133,23 +91,18 @@ class RouterPatcher:
     def __init__(self, model: PreTrainedModel, strategy: RoutingStrategy) -> None:
         self.model = model
         self.routers = find_routers(model)
-        check_experts(model)
+        check_experts(model, len(self.routers))
         self.num_layers = len(self.routers)
-        self.num_experts = self.routers[0].weight.shape[0]
-        self.native_top_k = self.routers[0].top_k
+        self.num_experts = self.routers[0].num_experts
+        self.native_top_k = native_top_k(model)
+        self.logits_dtype, self.weights_dtype = router_dtypes(model)
         if strategy.max_experts > self.num_experts:
             raise InputError(
                 f"strategy: {strategy.max_experts} experts asked for, but the model has {self.num_experts}"
             )
-        weighting = strategy.weighting
-        native_renormalizes = router_renormalizes(self.routers[0])
-        if weighting.renormalize is None:
-            weighting = replace(weighting, renormalize=native_renormalizes)
-        self.strategy = replace(strategy, weighting=weighting)  # ty: ignore[invalid-argument-type]
+        self.strategy = replace(strategy, weighting=strategy.weighting.of_router(find_rule(model)))  # ty: ignore[invalid-argument-type]
         self._is_native = (
-            strategy.selects_top_k(self.native_top_k)
-            and weighting.temperature == 1.0
-            and weighting.renormalize == native_renormalizes
+            strategy.selects_top_k(self.native_top_k) and self.strategy.weighting.is_the_routers_own
         )
         self._base_model = model.base_model
         self._base_signature = inspect.signature(self._base_model.forward)
@@ -215,7 +168,7 @@ class RouterPatcher:
         if mask is not None and mask.dim() != 2:
             raise ValueError(f"attention_mask must be (batch, tokens), not {tuple(mask.shape)}")
         own, packing = self._pass, current_packing()
-        if packing is not None:
+        if packing is not None and current_sequence() is None:
             own.lengths, own.real_tokens = packing.lengths, None  # ty: ignore[invalid-assignment]
         # With a key-value cache the mask covers the past too; the tokens of this pass are its last columns.
         elif mask is None:
@@ -257,6 +210,15 @@ class RouterPatcher:
         columns.append(pack_selection(columns[1], self.num_experts))
         own.batch = BatchRouting(*(column.detach() for column in columns), tuple(own.lengths))
         own.columns = []
+        if (sequence := current_sequence()) is not None:
+            own.parts = [*(own.parts if sequence else []), own.batch]
+            own.batch = None
+            packing = current_packing()
+            assert packing is not None  # as there is a sequence of it
+            lengths = packing.lengths
+            if len(own.parts) < len(lengths):
+                return
+            own.batch, own.parts = BatchRouting.joined(own.parts, lengths), []
         for function in self.after_pass:
             function(own.batch, own.continues)
 
@@ -291,6 +253,7 @@ def _set_experts_implementation(model):
         implementation = active.experts_implementation
     else:
         strategy = active.stack[-1].strategy
-        fixed = strategy.min_experts == strategy.max_experts
+        # Where a token sees some groups of experts only, it may see fewer than it is to get.
+        fixed = strategy.min_experts == strategy.max_experts and not strategy.weighting.rule.masks_groups
         implementation = ALL_SLOTS if fixed else SELECTED_PAIRS
     model.set_experts_implementation(implementation)

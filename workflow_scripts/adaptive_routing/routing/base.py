@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 import torch
+
+from adaptive_routing.routing.router_rule import SOFTMAX, RouterRule
 
 if TYPE_CHECKING:
     from adaptive_routing.null_distribution import NullDistribution
@@ -18,7 +20,7 @@ class Selection:
     """The experts chosen for T tokens of one layer.
 
     Attributes:
-        experts: (T, K) int64, most significant expert first; unused slots hold E, the number of experts.
+        experts: (T, K) int64, largest logit first; unused slots, the last, hold E, the number of experts.
         weights: (T, K) float32, 0 in unused slots.
         counts: (T,) int64, experts selected per token.
     """
@@ -30,28 +32,42 @@ class Selection:
 
 @dataclass(frozen=True)
 class ExpertWeighting:
-    """How selected experts are weighted: softmax over all E logits / temperature, at the selected experts.
+    """How experts are ranked and selected ones are weighted: the router's own rule, with two settings.
 
-    `renormalize` True makes the weights of a token sum to 1, False leaves them as they are, and None
-    does what the model itself does (`norm_topk_prob`), which only the patcher knows.
+    Weights are the router's own of logits / temperature. `renormalize` True makes those of a token sum to 1
+    (before the router's own scale), False leaves them as they are, and None does what the router does, which
+    the patcher knows: it puts the model's `rule` in the place of OLMoE's.
     """
 
     temperature: float = 1.0
     renormalize: bool | None = None
+    rule: RouterRule = SOFTMAX
 
     @classmethod
     def from_settings(cls, routing: Mapping[str, Any]) -> Self:
         return cls(float(routing["temperature"]), True if routing["weights"] == "renormalized" else None)
 
+    def of_router(self, rule: RouterRule) -> Self:
+        """The same settings with a router's rule, and with `renormalize` told."""
+        return replace(
+            self, rule=rule, renormalize=rule.normalized if self.renormalize is None else self.renormalize
+        )
+
+    @property
+    def is_the_routers_own(self) -> bool:
+        """Whether the settings leave a router's weights as they are."""
+        return self.temperature == 1.0 and self.renormalize in (None, self.rule.normalized)
+
+    def choice(self, router_logits: torch.Tensor, layer: int) -> torch.Tensor:
+        """The scores (T, E) that rank experts, as `RouterRule.choice`: the logits where those do."""
+        return router_logits if self.rule.ranks_by_logits else self.rule.choice(router_logits, layer)
+
     def weights(self, router_logits: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
         """Weights of the experts (T, K) given logits (T, E): (T, K) float32, 0 where an expert is E."""
-        num_experts = router_logits.shape[-1]
-        probabilities = torch.softmax(router_logits.float() / self.temperature, dim=-1)
-        used = experts < num_experts
-        weights = probabilities.gather(-1, experts.clamp(max=num_experts - 1)) * used
-        if self.renormalize:
-            weights = weights / weights.sum(-1, keepdim=True)
-        return weights
+        rule = self.rule
+        if self.renormalize is not None and self.renormalize != rule.normalized:
+            rule = replace(rule, normalized=self.renormalize)
+        return rule.weights(router_logits, experts, self.temperature)
 
 
 class RoutingStrategy(Protocol):
@@ -60,7 +76,7 @@ class RoutingStrategy(Protocol):
     Attributes:
         max_experts: the most experts a token can get (K of the selection).
         min_experts: the fewest.
-        weighting: how the selected experts are weighted.
+        weighting: how experts are ranked and the selected ones weighted.
     """
 
     max_experts: int
@@ -84,7 +100,10 @@ class RoutingStrategy(Protocol):
         """Select experts from logits (T, E) of any float dtype in MoE layer `layer`."""
 
     def p_values(self, router_logits: torch.Tensor, layer: int) -> torch.Tensor | None:
-        """p-values (T, E) float64 of the logits, or None for a strategy without."""
+        """p-values (T, E) float64 of what the null distribution is of, or None for a strategy without.
+
+        That is the choice score (`ExpertWeighting.choice`): the logit, where logits rank experts.
+        """
         return None
 
 
@@ -133,10 +152,38 @@ def _sort_keys(logits, low):
 
 
 def select_first(
-    strategy: RoutingStrategy, router_logits: torch.Tensor, order: torch.Tensor, counts: torch.Tensor
+    strategy: RoutingStrategy,
+    router_logits: torch.Tensor,
+    order: torch.Tensor,
+    counts: torch.Tensor,
+    choice: torch.Tensor | None = None,
 ) -> Selection:
-    """Select the first `counts` (T,) experts of an order (T, E), within the strategy's limits."""
+    """Select the first `counts` (T,) experts of an order (T, E), within the strategy's limits.
+
+    Args:
+        strategy: gives the limits and the weights.
+        router_logits: (T, E).
+        order: experts in descending order of the scores that rank them.
+        counts: (T,) int64.
+        choice: those scores (T, E), `ExpertWeighting.choice`, without which a router that does not rank by
+            logits is a ValueError; experts with −∞ are never selected.
+    """
+    num_experts, weighting = router_logits.shape[-1], strategy.weighting
+    if choice is None and not weighting.rule.ranks_by_logits:
+        raise ValueError("the model's router does not rank experts by logits; use weighting.choice")
     counts = counts.clamp(strategy.min_experts, strategy.max_experts)
+    if weighting.rule.masks_groups and choice is not None:
+        counts = counts.minimum((choice > -torch.inf).sum(-1))
     slots = torch.arange(strategy.max_experts, device=order.device)
-    experts = torch.where(slots < counts[:, None], order[:, : strategy.max_experts], router_logits.shape[-1])
-    return Selection(experts, strategy.weighting.weights(router_logits, experts), counts)
+    experts = torch.where(slots < counts[:, None], order[:, : strategy.max_experts], num_experts)
+    if not weighting.rule.ranks_by_logits:
+        experts = _by_logit(router_logits, experts)
+    return Selection(experts, weighting.weights(router_logits, experts), counts)
+
+
+def _by_logit(router_logits, experts):
+    """Selected experts (T, K) in the order of their logits, in which a log's reader finds them."""
+    num_experts = router_logits.shape[-1]
+    logits = router_logits.gather(-1, experts.clamp(max=num_experts - 1))
+    logits = logits.masked_fill(experts == num_experts, -torch.inf)
+    return experts.gather(-1, order_selected(logits, experts))

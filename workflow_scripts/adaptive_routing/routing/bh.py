@@ -1,6 +1,7 @@
 """Benjamini-Hochberg routing: as many experts as stand out from the layer's null distribution.
 
-Each token is a family of E hypotheses "this expert's logit comes from the null distribution". The
+Each token is a family of E hypotheses "this expert's score comes from the null distribution". The score is
+the router logit, or what the router ranks experts by where that is something else (`router_rule`). The
 step-up procedure of Benjamini and Hochberg (1995, Controlling the False Discovery Rate, section 3.1)
 rejects the k* smallest p-values, where k* is the largest k with p_(k) <= k * alpha / E; the rejected
 hypotheses are the selected experts, clamped to [min_k, max_k].
@@ -110,12 +111,13 @@ class Strategy(RoutingStrategy):
 
     def select(self, router_logits: torch.Tensor, layer: int) -> Selection:
         num_experts = router_logits.shape[-1]
-        # A survival function never increases, so descending logits are ascending p-values, and sorting
-        # logits also settles ties in p (larger logit first, then lower expert index).
-        logits, order = order_by_logit(router_logits)
-        passes = logits >= self._thresholds_on(logits.device, layer, num_experts)
-        ranks = torch.arange(1, num_experts + 1, device=logits.device)
-        return select_first(self, router_logits, order, (passes * ranks).amax(-1))
+        choice = self.weighting.choice(router_logits, layer)
+        # A survival function never increases, so descending scores are ascending p-values, and sorting
+        # scores also settles ties in p (larger score first, then lower expert index).
+        scores, order = order_by_logit(choice)
+        passes = scores >= self._thresholds_on(scores.device, layer, num_experts)
+        ranks = torch.arange(1, num_experts + 1, device=scores.device)
+        return select_first(self, router_logits, order, (passes * ranks).amax(-1), choice)
 
     def _thresholds_on(self, device, layer, num_experts):
         thresholds = _thresholds.setdefault(self.null_distribution, {})
@@ -126,4 +128,4 @@ class Strategy(RoutingStrategy):
         return thresholds[key]
 
     def p_values(self, router_logits: torch.Tensor, layer: int) -> torch.Tensor:
-        return self.null_distribution.p_values(router_logits, layer)
+        return self.null_distribution.p_values(self.weighting.choice(router_logits, layer), layer)

@@ -1,4 +1,4 @@
-"""Top-k: the k experts with the largest router logits."""
+"""Top-k: the k experts that the router ranks first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from adaptive_routing.routing.base import ExpertWeighting, RoutingStrategy, Selection, order_by_logit
+from adaptive_routing.routing.base import (
+    ExpertWeighting,
+    RoutingStrategy,
+    Selection,
+    order_by_logit,
+    select_first,
+)
 
 if TYPE_CHECKING:
     from adaptive_routing.null_distribution import NullDistribution
@@ -16,7 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Strategy(RoutingStrategy):
-    """Fixed top-k routing; softmax is monotone, so the k largest logits are the k largest probabilities."""
+    """Fixed top-k routing: a softmax is monotone, so the k largest logits are the k largest probabilities.
+
+    A token that sees fewer than k experts, as where a router masks groups, gets those.
+    """
 
     k: int
     weighting: ExpertWeighting = field(default_factory=ExpertWeighting)
@@ -42,6 +51,10 @@ class Strategy(RoutingStrategy):
         return self.k == k
 
     def select(self, router_logits: torch.Tensor, layer: int) -> Selection:
-        experts = order_by_logit(router_logits)[1][:, : self.k]
-        counts = torch.full(experts.shape[:1], self.k, dtype=torch.int64, device=experts.device)
-        return Selection(experts, self.weighting.weights(router_logits, experts), counts)
+        choice = self.weighting.choice(router_logits, layer)
+        order = order_by_logit(choice)[1]
+        counts = torch.full(order.shape[:1], self.k, dtype=torch.int64, device=order.device)
+        if self.weighting.rule.ranks_by_logits:  # nothing to clamp or to put in order
+            experts = order[:, : self.k]
+            return Selection(experts, self.weighting.weights(router_logits, experts), counts)
+        return select_first(self, router_logits, order, counts, choice)

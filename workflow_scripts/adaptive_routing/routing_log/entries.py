@@ -28,6 +28,7 @@ class RoutingHead(TypedDict):
     temperature: float
     weights: str
     renormalized: bool | None
+    router: dict[str, Any]
     native_top_k: int
     dtype: str
 

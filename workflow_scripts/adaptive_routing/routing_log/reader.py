@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import orjson
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from adaptive_routing.null_distribution import NullDistribution
 from adaptive_routing.routing.base import ExpertWeighting
+from adaptive_routing.routing.router_rule import RouterRule
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.files import MADE_ANEW
 from adaptive_routing.system.tensor_files import TensorFile
@@ -138,7 +139,21 @@ class RoutingLog:
     def weighting(self) -> ExpertWeighting:
         """How the run weighted selected experts."""
         routing = self.head["routing"]
-        return ExpertWeighting(routing["temperature"], routing["renormalized"])
+        return ExpertWeighting(routing["temperature"], routing["renormalized"], self.router_rule)
+
+    @functools.cached_property
+    def router_rule(self) -> RouterRule:
+        """What the model's router makes of its logits: scores that rank experts, and weights."""
+        return read_router_rule(self.head["routing"], self.tensors)
+
+
+def read_router_rule(routing: Mapping[str, Any], tensors: TensorFile) -> RouterRule:
+    """The `RouterRule` of a log's `routing` section and `TensorFile`; OLMoE's where the log tells none."""
+    description = routing.get("router")
+    if description is None:
+        return RouterRule()
+    bias = torch.from_numpy(tensors.read("choice_bias")) if description["bias"] else None
+    return RouterRule.from_description(description, bias)
 
 
 class SampleRouting:
@@ -197,7 +212,8 @@ class SampleRouting:
         """(T, E) float64, or None for a strategy without a level alpha, such as top-k."""
         if self.log.head["alpha"] is None:
             return None
-        return self.log.null_distribution.p_values(torch.tensor(self.router_logits(layer)), layer).numpy()
+        choice = self.log.weighting.choice(torch.tensor(self.router_logits(layer)), layer)
+        return self.log.null_distribution.p_values(choice, layer).numpy()
 
     def selected_experts(self, layer: int) -> list[NDArray[np.int64]]:
         """Expert indices per token, most significant first: list of T arrays."""

@@ -103,6 +103,10 @@ class RoutingLogWriter:
             "second_pass_greedy_tokens": ((second_tokens,), torch.int32),
             "second_pass_selected_experts": ((second_tokens, num_layers, packed), torch.uint8),
         }
+        bias = strategy.weighting.rule.bias  # what gives choice scores, and p-values, from the logits
+        self._choice_bias = None if bias is None else bias.float().cpu().numpy()
+        if bias is not None:
+            self._layout["choice_bias"] = (tuple(bias.shape), torch.float32)
         self._entries: list[Any] = [None] * len(sample_lengths)  # (file, start, stop) of each
         self._workers = workers or LogWorkers(0)
         self._num_threads = max(1, self._workers.count)
@@ -124,6 +128,8 @@ class RoutingLogWriter:
             self._tensors = stack.enter_context(_SafetensorsFile(tensors, self._layout, self.head))
             self._tensors.write("sample_offsets", 0, self.sample_offsets)
             self._tensors.write("sequence_offsets", 0, self.sequence_offsets)
+            if self._choice_bias is not None:
+                self._tensors.write("choice_bias", 0, self._choice_bias)
             self._stack = stack.pop_all()
         return self
 

@@ -34,7 +34,16 @@ USUAL_SUBSETS = {
 }
 
 # Keys of the number of experts in the config.json of mixture-of-experts models.
-NUM_EXPERTS_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
+NUM_EXPERTS_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+# The same for the number that a token gets.
+NATIVE_TOP_K_KEYS = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "moe_topk",
+    "moe_k",
+    "num_selected_experts",
+)
+NATIVE = "native"
 
 
 class ModelSettings(TypedDict):
@@ -145,6 +154,7 @@ def load_settings(
         if not settings[group]:
             names = alternatives(schema()["properties"][group]["properties"])
             raise InputError(f"{group} is empty, but must hold at least one of {names}")
+    _resolve_native(settings, base_dir)
     settings["configurations"] = grid(settings["strategies"])
     _check_results(settings["results"], base_dir)
     _check_baseline(settings)
@@ -232,6 +242,50 @@ def _check_results(results, base_dir):
         raise InputError(f"results is {shown(results)}, but {existing} is a file; it must be a folder")
     if not os.access(existing, os.W_OK):
         raise InputError(f"results is {shown(results)}, but {existing} cannot be written to; choose another")
+
+
+def _resolve_native(settings, base_dir):
+    """Put the model's own number of experts where the grid or the baseline says native."""
+    topk = settings["strategies"].get("topk")
+    is_baseline = settings["baseline"] == NATIVE
+    if not is_baseline and not (topk and NATIVE in topk["k"]):
+        return
+    native = _native_top_k(settings["model"], base_dir)
+    numbers = [native if k == NATIVE else k for k in topk["k"]] if topk else []
+    if is_baseline:
+        settings["baseline"] = f"{native}experts_topk_baseline"
+        if native not in numbers:
+            numbers.insert(0, native)
+    if NATIVE in (topk["k"] if topk else []):
+        numbers = list(dict.fromkeys(numbers))  # a number beside native may be the same
+    settings["strategies"] = {"topk": {"k": numbers}} | settings["strategies"] | {"topk": {"k": numbers}}
+
+
+def _native_top_k(model, base_dir):
+    """The number of experts that a model itself selects, told by its config.json."""
+    name = model["name"]
+    path = base_dir / name / "config.json"
+    if not is_local(name, base_dir):
+        # Imported here because it takes longer than all of this module's own imports.
+        from huggingface_hub import hf_hub_download
+
+        try:
+            path = Path(hf_hub_download(name, "config.json", revision=model["revision"]))
+        except Exception as error:  # of many classes, by what went wrong on the way
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"model.name: native is told by config.json of {shown(name)}, which cannot be had ({reason})"
+            ) from error
+    if not path.is_file():
+        raise InputError(f"model.name is {shown(name)}, which holds no config.json to tell what native is")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    found = next((config[key] for key in NATIVE_TOP_K_KEYS if isinstance(config.get(key), int)), None)
+    if found is None:
+        raise InputError(
+            f"model.name: {path} has no {alternatives(NATIVE_TOP_K_KEYS)}, so that it does not tell what "
+            "native is; write the number"
+        )
+    return found
 
 
 def _check_baseline(settings):

@@ -50,25 +50,48 @@ def flops_per_token(experts: float, shapes: Mapping[str, Any], mean_sequence_len
         attention scores        2·a·d·(s + 1)/2 (q·k and weights·v, causal)  every layer
         router                  h·E                                          MoE layers
         selected experts        experts·3·h·m (gate, up, down)               MoE layers
-        shared expert           3·h·m' (m' its width, 0 where there is none) MoE layers
+        shared experts          3·h·m' (m' their width together, 0 if none)  MoE layers
         dense feed-forward      3·h·m'' (m'' its width)                      layers that are not MoE
         lm_head                 h·vocabulary                                 once
+
+    Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1) has other projections and scores,
+    with ranks r' (queries, 0 where they are projected at once) and r (keys and values), and head widths d_c
+    (content), d_r (rotary) and d_v (values):
+
+        projections             h·r' + r'·a·(d_c + d_r), or h·a·(d_c + d_r) (q)
+                                + h·(r + d_r) + r·a·(d_c + d_v) (k, v) + a·d_v·h (o)
+        scores                  a·(d_c + d_r + d_v)·(s + 1)/2
 
     Normalisation, activations, softmax and the embedding look-up are left out: they are no matrix products.
     `shapes` is the summary's `provenance.model.shapes`.
     """
     hidden = shapes["hidden_size"]
     layers, moe_layers = shapes["num_hidden_layers"], shapes["num_moe_layers"]
-    query_width = shapes["num_attention_heads"] * shapes["head_dim"]
-    key_value_width = shapes["num_key_value_heads"] * shapes["head_dim"]
+    projections, scored_width = _attention(shapes)
     expert, shared_expert, dense = (
         3 * hidden * shapes[f"{kind}intermediate_size"] for kind in ("", "shared_expert_", "dense_")
     )
     multiply_adds = (
-        layers * (2 * hidden * query_width + 2 * hidden * key_value_width)
-        + layers * 2 * query_width * (mean_sequence_length + 1) / 2
+        layers * projections
+        + layers * scored_width * (mean_sequence_length + 1) / 2
         + moe_layers * (hidden * shapes["num_experts"] + experts * expert + shared_expert)
         + (layers - moe_layers) * dense
         + hidden * shapes["vocab_size"]
     )
     return 2 * multiply_adds
+
+
+def _attention(shapes):
+    """Multiply–adds of a layer's projections, and those of its scores for each token that is seen."""
+    hidden, heads = shapes["hidden_size"], shapes["num_attention_heads"]
+    latent = shapes.get("latent_attention")
+    if latent is None:
+        query_width = heads * shapes["head_dim"]
+        key_value_width = shapes["num_key_value_heads"] * shapes["head_dim"]
+        return 2 * hidden * query_width + 2 * hidden * key_value_width, 2 * query_width
+    key_dim, value_dim = latent["qk_nope_head_dim"] + latent["qk_rope_head_dim"], latent["v_head_dim"]
+    query_rank, rank = latent["q_lora_rank"], latent["kv_lora_rank"]
+    query = query_rank * (hidden + heads * key_dim) if query_rank else hidden * heads * key_dim
+    key_value = hidden * (rank + latent["qk_rope_head_dim"])
+    key_value += rank * heads * (latent["qk_nope_head_dim"] + value_dim)
+    return query + key_value + heads * value_dim * hidden, heads * (key_dim + value_dim)

@@ -46,6 +46,7 @@ class Quantities:
         bounded = summary["strategy"] != "topk"
         single_sample = timings.get("single_sample") or {"seconds": [], "tokens": []}
         self.tensors, self.dataset, self.scores = tensors, dataset, scores
+        self._routing = routing
         self.accuracies = [scores[f"{dataset}_accuracy"]] if f"{dataset}_accuracy" in scores else []
         self.k_or_max_k, self.native_top_k = summary["k_or_max_k"], routing["native_top_k"]
         self.min_k, self.max_k = (routing[key] if bounded else None for key in ("min_k", "max_k"))
@@ -98,7 +99,7 @@ class Quantities:
         num_tokens, num_layers, _ = self.tensors.shape("router_logits")
         num_experts = self.num_experts
         chunk, block = (max(1, n // (num_layers * num_experts)) for n in (CHUNK_ELEMENTS, BLOCK_ELEMENTS))
-        usage = np.zeros((num_layers, num_experts), dtype=np.int64)
+        usage, scores_of = np.zeros((num_layers, num_experts), dtype=np.int64), self._ranking_scores()
         overlap = 0.0
         for start in range(0, num_tokens, chunk):
             stop = min(start + chunk, num_tokens)
@@ -107,13 +108,33 @@ class Quantities:
                 last = min(first + block, stop)
                 selected = self.tensors.read("selected_experts", first, last)
                 usage += expert_usage(selected, num_experts)
-                # The native top-k needs no more than the order of the logits.
-                logits = self.tensors.read_order("router_logits", first, last)
+                scores = scores_of(first, last)
                 similarity[first - start : last - start] = native_similarity(
-                    logits, selected, self.native_top_k
+                    scores, selected, self.native_top_k
                 )
             overlap += float(np.mean(similarity)) * (stop - start) / num_tokens
         return usage, overlap
+
+    def _ranking_scores(self):
+        """A function from tokens [start, stop) to what ranks their experts, (T, L, E), or its order."""
+        router = self._routing.get("router")
+        if router is None or (router["bias"] is None and router["groups_kept"] >= router["groups"]):
+            # The order of the logits is all that the native top-k needs.
+            return lambda start, stop: self.tensors.read_order("router_logits", start, stop)
+        # These import torch, which takes seconds.
+        import torch
+
+        from adaptive_routing.routing_log.reader import read_router_rule
+
+        rule = read_router_rule(self._routing, self.tensors)
+
+        def scores(start, stop):
+            logits = torch.from_numpy(self.tensors.read("router_logits", start, stop))
+            return np.stack(
+                [rule.choice(one, layer).numpy() for layer, one in enumerate(logits.unbind(1))], 1
+            )
+
+        return scores
 
     @cached_property
     def second_pass_selected_experts(self) -> NDArray[np.uint8] | None:
