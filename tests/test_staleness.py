@@ -118,6 +118,7 @@ AFTER_EDIT = {
     "routing/base": PASS,
     "routing/batch": PASS,
     "routing/bh": jobs(experiments=of(BH)),
+    "routing/router_rule": PASS,
     "routing/topk": jobs("collect_router_logits", experiments=of(TOP_K)),  # calibration runs under top-k
     "routing_log": PASS,
     "routing_log/arrays": jobs(experiments=EXPERIMENTS),

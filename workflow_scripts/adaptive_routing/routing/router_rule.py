@@ -12,11 +12,16 @@ groups that a token does not see have the score −∞: their p-value is 1, no s
 count among the E hypotheses all the same.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
+
+if TYPE_CHECKING:
+    from adaptive_routing.system.tensor_files import TensorFile
 
 SCORES = ("softmax", "sigmoid")
 GROUP_SCORES = ("largest", "two largest")
@@ -80,6 +85,15 @@ class RouterRule:
         on_logits, bias_dtype = values.pop("bias") == "logits", values.pop("bias_dtype")
         bias = None if bias is None else bias.to(getattr(torch, bias_dtype))
         return cls(**values, bias=bias, bias_on_logits=on_logits)
+
+    @classmethod
+    def from_log(cls, routing: Mapping[str, Any], tensors: TensorFile) -> Self:
+        """The rule of a log's section `routing` and its tensors; OLMoE's where they tell none."""
+        description = routing.get("router")
+        if description is None:
+            return cls()
+        bias = torch.from_numpy(tensors.read("choice_bias")) if description["bias"] else None
+        return cls.from_description(description, bias)
 
     def unmasked_choice(self, router_logits: torch.Tensor, layer: int) -> torch.Tensor:
         """`choice` as if a token saw all groups: what null distributions are fitted to."""

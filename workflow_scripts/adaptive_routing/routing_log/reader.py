@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import orjson
@@ -144,16 +144,7 @@ class RoutingLog:
     @functools.cached_property
     def router_rule(self) -> RouterRule:
         """What the model's router makes of its logits: scores that rank experts, and weights."""
-        return read_router_rule(self.head["routing"], self.tensors)
-
-
-def read_router_rule(routing: Mapping[str, Any], tensors: TensorFile) -> RouterRule:
-    """The `RouterRule` of a log's `routing` section and `TensorFile`; OLMoE's where the log tells none."""
-    description = routing.get("router")
-    if description is None:
-        return RouterRule()
-    bias = torch.from_numpy(tensors.read("choice_bias")) if description["bias"] else None
-    return RouterRule.from_description(description, bias)
+        return RouterRule.from_log(self.head["routing"], self.tensors)
 
 
 class SampleRouting:

@@ -124,9 +124,9 @@ class Quantities:
         # These import torch, which takes seconds.
         import torch
 
-        from adaptive_routing.routing_log.reader import read_router_rule
+        from adaptive_routing.routing.router_rule import RouterRule
 
-        rule = read_router_rule(self._routing, self.tensors)
+        rule = RouterRule.from_log(self._routing, self.tensors)
 
         def scores(start, stop):
             logits = torch.from_numpy(self.tensors.read("router_logits", start, stop))
