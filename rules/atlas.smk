@@ -3,7 +3,7 @@
 
 rule draw_routing_atlas:
     input:
-        atlas=per_experiment(rules.compute_metrics.output.atlas),
+        atlas=per_experiment(rules.compute_metrics.output.atlas, IN_ATLAS),
         model=rules.inspect_model.output[0],
     output:
         report(
@@ -32,7 +32,7 @@ rule draw_routing_atlas:
 rule plot_routing_atlas:
     input:
         **STUDY_TABLES,
-        atlas=per_experiment(rules.compute_metrics.output.atlas),
+        atlas=per_experiment(rules.compute_metrics.output.atlas, IN_ATLAS),
     output:
         [results(f"visualizations/atlas_{name}.svg") for name in ATLAS_FIGURES],
         **atlas_reports(),

@@ -38,20 +38,21 @@ rule fit_null_distribution:
         unpack(null_distribution_source),
         model=rules.inspect_model.output[0],
     output:
-        results("calibration/null_distribution.safetensors"),
+        results("calibration/null_distribution{null}.safetensors"),
     log:
-        job_log("fit_null_distribution"),
+        job_log("fit_null_distribution{null}"),
     benchmark:
-        job_benchmark("fit_null_distribution")
+        job_benchmark("fit_null_distribution{null}")
     conda:
         "../envs/adaptive_routing.yaml"
     resources:
         mem_mb=each_attempt(4000),
         runtime=each_attempt(5),
     params:
-        kernel=SETTINGS["null_distribution"]["kernel"],
-        bandwidth=SETTINGS["null_distribution"]["bandwidth"],
-        trim=SETTINGS["null_distribution"]["trim"],
+        kernel=null_setting("kernel"),
+        bandwidth=null_setting("bandwidth"),
+        trim=null_setting("trim"),
+        center=null_setting("center"),
         code=code_fingerprint("fit_null_distribution"),
     script:
         "../workflow_scripts/fit_null_distribution.py"

@@ -25,8 +25,9 @@ def study_figures():
     figures += rules.draw_routing_atlas.output
     if HAS_PROMPTS:
         figures += rules.plot_difficulty.output
-    if any(map(uses_null_distribution, CONFIGURATIONS)):
-        figures += rules.plot_null_distribution.output
+    figures += expand(
+        rules.plot_null_distribution.output[0], null=map(null_suffix, NULLS_USED)
+    )
     return figures
 
 
@@ -35,6 +36,8 @@ def by_strategy():
     targets = {}
     for name, configuration in CONFIGURATIONS.items():
         strategy = configuration.strategy
+        if strategy == CONTROL:
+            strategy = "controls"
         targets.setdefault("baselines" if strategy == "topk" else strategy, []).append(
             name
         )

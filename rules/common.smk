@@ -20,6 +20,7 @@ from adaptive_routing.jobs.version import code_version
 from adaptive_routing.figures.panels import PANELS, TITLES, panel_module
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.processes import children_import_from, identity
+from adaptive_routing.settings.configurations import CONTROL, DEFAULTS
 from adaptive_routing.settings.load import (
     imported_config,
     load_settings,
@@ -57,6 +58,7 @@ config = SETTINGS
 wildcard_constraints:
     config="|".join(CONFIGURATIONS),
     dataset="|".join(DATASETS),
+    null="(_[A-Za-z0-9]+)?",
 
 
 def results(*parts):
@@ -80,8 +82,17 @@ def each_attempt(amount):
 
 
 def per_experiment(paths, configurations=CONFIGURATIONS):
-    """Paths with the wildcards config and dataset, for every configuration and data set."""
-    return expand(paths, config=configurations, dataset=DATASETS)
+    """Paths with the wildcards config and dataset, for every configuration and data set.
+
+    Prompts have no controls: what is generated, and so the number of tokens, depends on the routing.
+    """
+    return [
+        path
+        for name in configurations
+        for dataset in DATASETS
+        if dataset != "prompts" or CONFIGURATIONS[name].control_of is None
+        for path in expand(paths, config=name, dataset=dataset)
+    ]
 
 
 def local_source(settings):
@@ -99,6 +110,28 @@ def dataset_task(wildcards):
 def uses_null_distribution(name):
     """Whether a configuration needs p-values."""
     return needs_p_values(CONFIGURATIONS[name])
+
+
+# The null distributions that the study needs, by their names.
+NULLS_USED = list(
+    dict.fromkeys(
+        CONFIGURATIONS[name].null
+        for name in CONFIGURATIONS
+        if uses_null_distribution(name)
+    )
+)
+
+
+def null_suffix(name):
+    """What stands for a null distribution in file names: nothing for the default one."""
+    return "" if name == DEFAULTS["null"] else f"_{name}"
+
+
+def null_setting(key):
+    """A setting of the null distribution that a job is about."""
+    return lambda wildcards: SETTINGS["null_distributions"][
+        wildcards.null.removeprefix("_") or DEFAULTS["null"]
+    ][key]
 
 
 # Whether the study has the data set of prompts in levels of difficulty.
@@ -131,7 +164,7 @@ def dataset_settings(wildcards):
 
 def null_distribution_source(wildcards):
     """A table made elsewhere, or the router logits that the estimate is fitted to."""
-    table = SETTINGS["null_distribution"]["table"]
+    table = null_setting("table")(wildcards)
     return (
         {"table": table}
         if table
@@ -142,8 +175,28 @@ def null_distribution_source(wildcards):
 def experiment_null_distribution(wildcards):
     """The null distribution, for the configurations that use one."""
     if uses_null_distribution(wildcards.config):
-        return {"null_distribution": rules.fit_null_distribution.output[0]}
+        null = null_suffix(CONFIGURATIONS[wildcards.config].null)
+        path = rules.fit_null_distribution.output[0].format(null=null)
+        return {"null_distribution": path}
     return {}
+
+
+def controlled_experiment(wildcards):
+    """The tensors of the configuration that a control is of."""
+    name = CONFIGURATIONS[wildcards.config].control_of
+    if name is None:
+        return {}
+    tensors = "logs/{config}_{dataset}_internal_routing.safetensors"
+    return {
+        "controlled": results(tensors.format(config=name, dataset=wildcards.dataset))
+    }
+
+
+def experiment_control(wildcards):
+    """What decides a control's expert counts beside those of its configuration."""
+    if CONFIGURATIONS[wildcards.config].control_of is None:
+        return None
+    return {"seed": SETTINGS["controls"]["seed"]}
 
 
 def experiment_configuration(wildcards):
@@ -153,7 +206,11 @@ def experiment_configuration(wildcards):
         "name": one.name,
         "strategy": one.strategy,
         "max_experts": one.max_experts,
-        "parameters": dict(one.parameters),
+        # Weights are among the routing settings.
+        "parameters": {
+            key: value for key, value in one.parameters.items() if key != "weights"
+        },
+        "control_of": one.control_of,
     }
 
 
@@ -163,6 +220,8 @@ def experiment_routing(wildcards):
     The baseline keeps the router's own weights, whatever the others have.
     """
     routing = dict(SETTINGS["routing"])
+    parameters = CONFIGURATIONS[wildcards.config].parameters
+    routing["weights"] = parameters.get("weights", routing["weights"])
     if wildcards.config == SETTINGS["baseline"]:
         routing.update(weights="native", temperature=1.0)
     if not CONFIGURATIONS[wildcards.config].is_adaptive:
@@ -187,6 +246,9 @@ def experiment_code(wildcards):
 
 
 # Figures and report
+
+# Controls route as their configurations do, but for the numbers of experts.
+IN_ATLAS = [name for name, one in CONFIGURATIONS.items() if one.control_of is None]
 
 ATLAS_FIGURES = {
     "counts": "How many experts, layer by layer",

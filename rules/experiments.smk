@@ -4,6 +4,7 @@
 rule run_experiment:
     input:
         unpack(experiment_null_distribution),
+        unpack(controlled_experiment),
         model=rules.inspect_model.output[0],
         dataset=rules.prepare_dataset.output[0],
     output:
@@ -23,6 +24,7 @@ rule run_experiment:
     params:
         configuration=experiment_configuration,
         routing=experiment_routing,
+        control=experiment_control,
         dtype=SETTINGS["model"]["dtype"],
         second_pass_samples=SETTINGS["evaluation"]["second_pass_samples"],
         code=experiment_code,

@@ -36,15 +36,15 @@ rule plot_null_distribution:
         rules.fit_null_distribution.output[0],
     output:
         report(
-            results("calibration/null_distribution.png"),
+            results("calibration/null_distribution{null}.png"),
             caption="../report/null_distribution.rst",
             category="Calibration",
-            labels={"shows": "Null distributions, layer by layer"},
+            labels={"shows": "Null distributions, layer by layer{null}"},
         ),
     log:
-        job_log("plot_null_distribution"),
+        job_log("plot_null_distribution{null}"),
     benchmark:
-        job_benchmark("plot_null_distribution")
+        job_benchmark("plot_null_distribution{null}")
     conda:
         "../envs/adaptive_routing.yaml"
     resources:

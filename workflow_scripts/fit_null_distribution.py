@@ -19,7 +19,7 @@ with job(snakemake):
     if "table" in inputs.keys():  # noqa: SIM118 -- Snakemake's named list
         null_distribution = NullDistribution.from_cdf_table(inputs.table)
         null_distribution.expect_layers(num_moe_layers, inputs.table)
-        null_distribution.metadata |= provenance
+        null_distribution.metadata |= provenance | {"center": params.center}
     else:
         with TensorFile(inputs.router_logits) as calibration:
             router_logits = calibration.read("router_logits")  # (T, L, E)
@@ -30,6 +30,11 @@ with job(snakemake):
                 )
             provenance |= {key: calibration.metadata_json(key) for key in sorted(calibration.metadata)}
         null_distribution = fit_null_distribution(
-            router_logits.swapaxes(0, 1), params.kernel, params.bandwidth, params.trim, provenance
+            router_logits.swapaxes(0, 1),
+            params.kernel,
+            params.bandwidth,
+            params.trim,
+            provenance,
+            params.center,
         )
     null_distribution.save(output[0])

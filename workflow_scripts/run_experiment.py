@@ -18,6 +18,7 @@ with job(snakemake):
         "configuration": params.configuration,
         "routing": params.routing,
         "null_distribution": inputs.get("null_distribution"),
+        "control": params.control and params.control | {"tensors": inputs.controlled},
         "dataset": snakemake.wildcards.dataset,
         "prepared": inputs.dataset,
         "batch_tokens": config["evaluation"]["batch_tokens"],

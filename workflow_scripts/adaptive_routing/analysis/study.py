@@ -23,6 +23,7 @@ REQUIRED_COLUMNS = {
 }
 
 TEXT_COLUMNS = {"config", "strategy", "dataset", "datasets", "metric", "test"}
+TEXT_COLUMNS |= {"weights", "null", "control", "control_of"}
 NEVER_EMPTY = {"config", "strategy", "dataset", "metric", "k_or_max_k", "num_experts", "layer", "difficulty"}
 
 
@@ -31,7 +32,7 @@ class Study:
     """Four tables of docs/architecture.md and the baseline, the configuration all others are compared with.
 
     `configurations` is sorted: top-k by k, then BH by max_k and alpha, then other strategies. A missing value
-    is NaN.
+    is NaN. Controls are in none of these tables; `controls` has their experiments.
     """
 
     experiments: pd.DataFrame
@@ -39,19 +40,30 @@ class Study:
     layers: pd.DataFrame
     comparisons: pd.DataFrame
     baseline: str
+    controls: pd.DataFrame | None = None
 
-    @property
+    @cached_property
     def topk(self) -> pd.DataFrame:
-        return self.configurations[self.configurations["strategy"] == "topk"]
+        """Top-k with the first of its weights, in table order; with others it is among `others`."""
+        return self._first_kind("topk", ["weights"])
 
-    @property
+    @cached_property
     def bh(self) -> pd.DataFrame:
-        return self.configurations[self.configurations["strategy"] == "bh"]
+        """BH with the first of its weights and null distributions; with others it is among `others`."""
+        return self._first_kind("bh", ["weights", "null"])
+
+    def _first_kind(self, strategy, columns):
+        rows = self.configurations[self.configurations["strategy"] == strategy]
+        columns = [column for column in columns if column in rows]
+        if rows.empty or not columns:
+            return rows
+        kinds = rows[columns].fillna("")
+        return rows[(kinds == kinds.iloc[0]).all(axis="columns")]
 
     @property
     def beside_topk(self) -> pd.DataFrame:
-        """The configurations of BH and every other strategy except top-k."""
-        return self.configurations[self.configurations["strategy"] != "topk"]
+        """All configurations but `topk`: BH, and every other strategy or variant."""
+        return self.configurations.drop(index=self.topk.index)
 
     @cached_property
     def max_ks(self) -> list[int]:
@@ -65,8 +77,8 @@ class Study:
 
     @cached_property
     def others(self) -> list[str]:
-        """The variants of strategies other than top-k and BH, in table order."""
-        rows = self.beside_topk[self.beside_topk["strategy"] != "bh"]
+        """The variants of all that is neither `topk` nor `bh`, in table order."""
+        rows = self.beside_topk.drop(index=self.bh.index)
         return list(dict.fromkeys(self.variant(row) for _, row in rows.iterrows()))  # ty: ignore[invalid-explicit-return]
 
     @property
@@ -76,7 +88,9 @@ class Study:
 
     def variant(self, row: pd.Series) -> float | str:
         """A row's entry in `variants`: alpha, or the end of the name, such as `topp_p030`."""
-        return float(row["alpha"]) if row["strategy"] == "bh" else row["config"].partition("experts_")[2]
+        if row["config"] in set(self.bh["config"]):
+            return float(row["alpha"])
+        return row["config"].partition("experts_")[2]
 
     @cached_property
     def datasets(self) -> list[str]:
@@ -205,12 +219,24 @@ def make_study(
         if table.empty and name != "comparisons":
             raise InputError(f"the table of {name} is empty: there is nothing to show")
     strategies = ["topk", "bh", *sorted({*configurations["strategy"]} - {"topk", "bh"})]
+    controls = _controls(experiments)
+    experiments, configurations, layers, comparisons = (
+        table[~table["config"].isin(set(controls["config"]))]
+        for table in (experiments, configurations, layers, comparisons)
+    )
     ordered = configurations.sort_values(
         by=["strategy", "k_or_max_k", "alpha"],
         key=lambda column: column.map(strategies.index) if column.name == "strategy" else column,
         kind="stable",
     )
-    return Study(experiments, ordered.reset_index(drop=True), layers, comparisons, baseline)
+    return Study(experiments, ordered.reset_index(drop=True), layers, comparisons, baseline, controls)
+
+
+def _controls(experiments):
+    """The experiments that are controls."""
+    if "control" not in experiments:
+        return experiments.iloc[:0]
+    return experiments[experiments["control"].notna()]
 
 
 def read_study(

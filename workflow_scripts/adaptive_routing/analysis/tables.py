@@ -160,6 +160,8 @@ def layers_table(experiments: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 def comparisons_table(summaries: Sequence[Summary], baseline: str) -> pd.DataFrame:
     """Compare every configuration with the baseline on each data set, over the samples both have.
 
+    Controls are left out: they are compared with their configuration (`same_compute`).
+
     summaries: contents of logs/{config}_{dataset}.json; baseline: a configuration's name. A data set gives
     a row for its score (`{dataset}_accuracy`, `word_perplexity` of whole articles or else `perplexity`) if it
     has one, then a row for `loss`. `ratio` is the perplexity ratio. Each of the three p-values
@@ -171,7 +173,7 @@ def comparisons_table(summaries: Sequence[Summary], baseline: str) -> pd.DataFra
     rows, families = [], {}
     for summary in summaries:
         dataset = summary["dataset"]
-        if summary["config"] == baseline or dataset not in baselines:
+        if summary["config"] == baseline or dataset not in baselines or summary.get("control"):
             continue
         for comparison in _compare(baselines[dataset], summary):
             row = {"config": summary["config"], "dataset": dataset, **comparison}

@@ -124,6 +124,7 @@ def run_experiment(
             prepared = [one for one, _ in generated]
             batches = (batch for _, batch in generated)
         else:
+            patcher.number_tokens(sequence for one in prepared for sequence in one.sequences)
             batches = score_samples(model, patcher, prepared, batch_tokens, second_pass_samples)
         writer = RoutingLogWriter(
             files.internal_routing,
@@ -198,6 +199,10 @@ def _head(loaded, configuration, patcher, dataset, settings):
         "strategy": configuration.strategy,
         "k_or_max_k": configuration.max_experts,
         "alpha": configuration.alpha,
+        "weights": settings["routing"]["weights"],
+        "null": configuration.null if settings["null_distribution"] else None,
+        "control": configuration.parameters.get("control"),
+        "control_of": configuration.control_of,
         "num_experts": patcher.num_experts,
         "dataset": dataset,
         "routing": {

@@ -210,6 +210,8 @@ class _Pass:
         positions, targets, self._was_read = _scored_positions(sequences)
         self._read_positions = positions[self._was_read]
         inputs, positions, targets = (to_device(one, device) for one in (self.token_ids, positions, targets))
+        if patcher:
+            patcher.expect(sequences)
         self.clock = Clock(device)
         hidden = forward_packed(model, inputs, packing)  # (N, H)
         scored = score_positions(model, hidden, positions, targets)

@@ -25,6 +25,7 @@ from adaptive_routing.routing.batch import BatchRouting, pack_selection
 from adaptive_routing.system.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any, Self
 
     from transformers import PreTrainedModel
@@ -41,12 +42,15 @@ class _Pass(threading.local):
         real_tokens: their places among all tokens, None where there is no padding.
         continues: whether the pass reads on from a key-value cache.
         parts: `BatchRouting` of sequences of the pass that have run on their own.
+        starts: place of each sequence's first token among all of the data set's, for the next pass.
+        rows: those places (T,) of the tokens that the model reads now.
         batch: `BatchRouting` of the thread's last pass, until it is taken.
     """
 
     def __init__(self) -> None:
         self.columns, self.lengths, self.real_tokens = [], [], None
         self.parts = []
+        self.starts, self.rows = None, None
         self.continues, self.batch = False, None
 
 
@@ -109,6 +113,7 @@ class RouterPatcher:
         self._depth = 0
         self._handles = []
         self._pass = _Pass()
+        self._starts = {}
         self.after_pass = []
 
     # Patching
@@ -151,6 +156,23 @@ class RouterPatcher:
     def __exit__(self, *_: object) -> None:
         self.restore()
 
+    def number_tokens(self, sequences: Iterable[Any]) -> None:
+        """Number the tokens of a data set: `EncodedSequence`s in their order, one after another.
+
+        A strategy that needs to know which tokens it sees (`needs_rows`) routes these sequences alone, each
+        pass after `expect`.
+        """
+        starts, start = {}, 0
+        for sequence in sequences:
+            starts[id(sequence)] = start
+            start += sequence.num_inputs
+        self._starts = starts
+
+    def expect(self, sequences: Iterable[Any]) -> None:
+        """Tell which sequences this thread's next forward pass reads; needed with `needs_rows` alone."""
+        if self.strategy.needs_rows:
+            self._pass.starts = [self._starts[id(sequence)] for sequence in sequences]
+
     # Hooks
 
     def _is_innermost(self):
@@ -180,6 +202,20 @@ class RouterPatcher:
         cache = arguments.get("past_key_values")
         own.continues = cache is not None and cache.get_seq_length() > 0
         own.columns, own.batch = [], None
+        if self.strategy.needs_rows:
+            own.rows = self._rows_read(own, inputs.device)
+
+    def _rows_read(self, own, device):
+        """The places (T,) of the tokens of this pass, or of its present sequence, among the data set's."""
+        if own.starts is None or own.real_tokens is not None:
+            raise RuntimeError(
+                "the strategy routes numbered tokens without padding; see RouterPatcher.expect"
+            )
+        sequence, starts = current_sequence(), own.starts
+        if sequence is not None:
+            starts = starts[sequence : sequence + 1]
+        spans = zip(starts, own.lengths, strict=True)
+        return torch.cat([torch.arange(start, start + length) for start, length in spans]).to(device)
 
     def _router_hook(self, layer):
         def hook(router, args, output):
@@ -189,7 +225,10 @@ class RouterPatcher:
             if self._is_native:
                 self._record(router_logits, _native_selection(router_logits, experts, weights))
                 return None
-            selection = self.strategy.select(router_logits, layer)
+            if self.strategy.needs_rows:
+                selection = self.strategy.select_rows(router_logits, layer, self._pass.rows)
+            else:
+                selection = self.strategy.select(router_logits, layer)
             weights = selection.weights.to(weights.dtype)
             self._record(router_logits, Selection(selection.experts, weights, selection.counts))
             return router_logits, weights, selection.experts

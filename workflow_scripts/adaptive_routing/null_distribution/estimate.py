@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.signal import oaconvolve
 
 from adaptive_routing.null_distribution.kernels import KERNELS, Kernel
-from adaptive_routing.null_distribution.table import NullDistribution
+from adaptive_routing.null_distribution.table import CENTERS, NullDistribution
 from adaptive_routing.system.errors import InputError
 
 # (3n/4)^(−1/5) and n^(−1/5): scipy.stats.gaussian_kde's factors in one dimension.
@@ -38,12 +38,19 @@ def fit_null_distribution(
     bandwidth: str | float = "silverman",
     trim: int = 0,
     metadata: Mapping[str, Any] | None = None,
+    center: str = "none",
 ) -> NullDistribution:
     """Estimate every layer's null distribution.
 
     layers: iterable of (T, E) float arrays, one a layer. metadata: recorded beside the fit's own settings.
+    center: "mean" to subtract each token's mean first.
     """
-    fits = [fit(logits, kernel, bandwidth, trim, layer) for layer, logits in enumerate(layers)]
+    if center not in CENTERS:
+        raise InputError(f"null_distribution.center is {center!r}; allowed are {', '.join(CENTERS)}.")
+    fits = [
+        fit(centered(logits) if center == "mean" else logits, kernel, bandwidth, trim, layer)
+        for layer, logits in enumerate(layers)
+    ]
     x0, dx, survival, info = zip(*fits, strict=True)
     num_points = max(map(len, survival))
     return NullDistribution(
@@ -57,11 +64,18 @@ def fit_null_distribution(
             "bandwidth_rule": bandwidth if isinstance(bandwidth, str) else "fixed",
             "bandwidth": [i["bandwidth"] for i in info],
             "trim": trim,
+            "center": center,
             "num_values": [i["num_values"] for i in info],
             "interpolation_error": [i["interpolation_error"] for i in info],
             **(metadata or {}),
         },
     )
+
+
+def centered(router_logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Logits (T, E) less each token's mean, in float64."""
+    router_logits = router_logits.astype(np.float64)
+    return router_logits - router_logits.mean(axis=-1, keepdims=True)
 
 
 def fit(

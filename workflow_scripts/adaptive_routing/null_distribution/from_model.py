@@ -26,6 +26,7 @@ def fit_to_model(
     trim: int,
     max_tokens: int,
     max_length: int,
+    center: str,
 ) -> NullDistribution:
     """The arguments and the result are those of `NullDistribution.fit`."""
     router_logits, sequences, left = [], 0, max_tokens
@@ -40,7 +41,7 @@ def fit_to_model(
         raise InputError("NullDistribution.fit: texts holds no text")
     layers = (torch.cat(parts).numpy() for parts in zip(*router_logits, strict=True))
     calibration = {"texts": sequences, "tokens": max_tokens - left, "max_length": max_length}
-    return fit_null_distribution(layers, kernel, bandwidth, trim, {"calibration": calibration})
+    return fit_null_distribution(layers, kernel, bandwidth, trim, {"calibration": calibration}, center)
 
 
 @torch.inference_mode()

@@ -1,7 +1,8 @@
 """Survival functions of L layers on uniform grids: stored form and p-values of router logits.
 
 A p-value is S_l(z) = 1 − CDF_l(z), linearly interpolated (as numpy.interp does) in float64: BH compares it
-with multiples of α/E, which lower precision does not resolve.
+with multiples of α/E, which lower precision does not resolve. A null distribution of centred logits
+(`center`) is of z less the mean of the token's logits.
 """
 
 from __future__ import annotations
@@ -27,7 +28,14 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+CENTERS = ("none", "mean")
+DEFAULT = "default"
 ROUNDING = 1e-9  # a cumulative distribution may step down, or leave [0, 1], by this much; it is repaired
+
+
+def null_distribution_file(name: str | None = None) -> str:
+    """The name of the file of a null distribution, in the folder `calibration`; None is the default one."""
+    return f"null_distribution{'' if name in (None, DEFAULT) else f'_{name}'}.safetensors"
 
 
 @dataclass(eq=False)
@@ -47,17 +55,41 @@ class NullDistribution:
     def num_layers(self) -> int:
         return len(self.survival)
 
-    def p_values(self, router_logits: torch.Tensor, layer: int) -> torch.Tensor:
-        """p-values (..., E) in float64 of `layer`'s router logits (..., E), of any floating dtype.
+    @property
+    def center(self) -> str:
+        """What is subtracted from a token's logits first: "none", or their "mean"."""
+        return self.metadata.get("center", "none")
 
-        A larger logit never has a larger p-value. NaN gives NaN. Nothing waits for the device.
+    def tested(self, router_logits: torch.Tensor) -> torch.Tensor:
+        """What is tested of router logits (..., E), float64: centred where the null distribution is.
+
+        −∞, the score of an expert that a token does not see, enters no mean. The order never changes.
         """
         import torch  # only here: fitting and checking a null distribution take NumPy alone
 
         with torch.no_grad():
-            return self._interpolated(router_logits.to(torch.float64, copy=True), layer)
+            tested = router_logits.to(torch.float64, copy=True)
+            if self.center == "mean":
+                seen = tested > -torch.inf
+                tested -= tested.where(seen, 0.0).sum(-1, keepdim=True) / seen.sum(-1, keepdim=True)
+            return tested
 
-    def _interpolated(self, router_logits, layer):
+    def p_values(self, router_logits: torch.Tensor, layer: int) -> torch.Tensor:
+        """p-values (..., E) in float64 of `layer`'s router logits (..., E), of any floating dtype.
+
+        A larger logit of a token never has a larger p-value. NaN gives NaN. Nothing waits for the device.
+        """
+        return self._survival_at(self.tested(router_logits), layer)
+
+    def survival_at(self, tested: torch.Tensor, layer: int) -> torch.Tensor:
+        """p-values (...) in float64 of values (...) as `tested` gives them."""
+        import torch
+
+        with torch.no_grad():
+            return self._survival_at(tested.to(torch.float64, copy=True), layer)
+
+    def _survival_at(self, router_logits, layer):
+        """`survival_at`, in the place of the values."""
         survival = self._survival_on(router_logits.device)[layer]  # (G,)
         last_cell = len(survival) - 2
         # In place: on the CPU, fresh memory for every step costs more than the arithmetic.
@@ -129,6 +161,7 @@ class NullDistribution:
         trim: int = 0,
         max_tokens: int = 20000,
         max_length: int = 512,
+        center: str = "none",
     ) -> NullDistribution:
         """Estimate a model's null distribution from its router logits on texts, under its own routing.
 
@@ -136,7 +169,7 @@ class NullDistribution:
             model: a `PreTrainedModel` whose router logits transformers can record, not patched.
             tokenizer: its tokenizer.
             texts: strings that nothing else is measured on; as many are read as `max_tokens` takes.
-            kernel, bandwidth, trim: as in the config file.
+            kernel, bandwidth, trim, center: as in the config file.
             max_tokens: how many tokens to use.
             max_length: each text is cut to this many tokens.
 
@@ -145,7 +178,9 @@ class NullDistribution:
         """
         # By name: what only reads a null distribution does not depend on how one is made.
         made_by = importlib.import_module("adaptive_routing.null_distribution.from_model")
-        return made_by.fit_to_model(model, tokenizer, texts, kernel, bandwidth, trim, max_tokens, max_length)
+        return made_by.fit_to_model(
+            model, tokenizer, texts, kernel, bandwidth, trim, max_tokens, max_length, center
+        )
 
     @classmethod
     def from_cdf_table(cls, path: Path | str) -> Self:

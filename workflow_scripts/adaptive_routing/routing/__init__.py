@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 from adaptive_routing.routing.base import RoutingStrategy, Selection
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from adaptive_routing.null_distribution import NullDistribution
     from adaptive_routing.settings.configurations import Configuration
 
-__all__ = ["RoutingStrategy", "Selection", "make_strategy"]
+__all__ = ["RoutingStrategy", "Selection", "control_counts", "make_control", "make_strategy"]
 
 
 def make_strategy(
@@ -35,3 +38,22 @@ def make_strategy(
     """
     module = importlib.import_module(f"adaptive_routing.routing.{configuration.strategy}")
     return module.Strategy.from_settings(configuration.parameters, routing, null_distribution)
+
+
+# By name, as strategies are: no other experiment depends on what controls are.
+
+
+def control_counts(counts: NDArray[np.integer], kind: str, seed: int) -> NDArray[np.int64]:
+    """`control.control_counts`."""
+    return _controls().control_counts(counts, kind, seed)
+
+
+def make_control(
+    configuration: Configuration, routing: Mapping[str, Any], counts: NDArray[np.int64]
+) -> RoutingStrategy:
+    """Build the strategy of a control, with the expert counts (N, L) that `control_counts` gives."""
+    return _controls().Strategy.from_counts(configuration.parameters, routing, counts)
+
+
+def _controls():
+    return importlib.import_module("adaptive_routing.routing.control")

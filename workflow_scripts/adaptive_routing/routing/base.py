@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
@@ -36,16 +36,20 @@ class ExpertWeighting:
 
     Weights are the router's own of logits / temperature. `renormalize` True makes those of a token sum to 1
     (before the router's own scale), False leaves them as they are, and None does what the router does, which
-    the patcher knows: it puts the model's `rule` in the place of OLMoE's.
+    the patcher knows: it puts the model's `rule` in the place of OLMoE's. `uniform` gives the selected
+    experts of a token the same weight, 1 / their number (before the router's own scale).
     """
 
     temperature: float = 1.0
     renormalize: bool | None = None
     rule: RouterRule = SOFTMAX
+    uniform: bool = False
 
     @classmethod
     def from_settings(cls, routing: Mapping[str, Any]) -> Self:
-        return cls(float(routing["temperature"]), True if routing["weights"] == "renormalized" else None)
+        weights = routing["weights"]
+        renormalize = None if weights == "native" else True
+        return cls(float(routing["temperature"]), renormalize, uniform=weights == "uniform")
 
     def of_router(self, rule: RouterRule) -> Self:
         """The same settings with a router's rule, and with `renormalize` told."""
@@ -56,7 +60,8 @@ class ExpertWeighting:
     @property
     def is_the_routers_own(self) -> bool:
         """Whether the settings leave a router's weights as they are."""
-        return self.temperature == 1.0 and self.renormalize in (None, self.rule.normalized)
+        as_the_router = self.renormalize in (None, self.rule.normalized) and not self.uniform
+        return self.temperature == 1.0 and as_the_router
 
     def choice(self, router_logits: torch.Tensor, layer: int) -> torch.Tensor:
         """The scores (T, E) that rank experts, as `RouterRule.choice`: the logits where those do."""
@@ -65,6 +70,9 @@ class ExpertWeighting:
     def weights(self, router_logits: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
         """Weights of the experts (T, K) given logits (T, E): (T, K) float32, 0 where an expert is E."""
         rule = self.rule
+        if self.uniform:
+            used = (experts < router_logits.shape[-1]).float()
+            return used * (rule.scale / used.sum(-1, keepdim=True))
         if self.renormalize is not None and self.renormalize != rule.normalized:
             rule = replace(rule, normalized=self.renormalize)
         return rule.weights(router_logits, experts, self.temperature)
@@ -77,11 +85,13 @@ class RoutingStrategy(Protocol):
         max_experts: the most experts a token can get (K of the selection).
         min_experts: the fewest.
         weighting: how experts are ranked and the selected ones weighted.
+        needs_rows: whether `select_rows` chooses, which is told which tokens of the data set it sees.
     """
 
     max_experts: int
     min_experts: int
     weighting: ExpertWeighting
+    needs_rows: ClassVar[bool] = False
 
     @classmethod
     def from_settings(
@@ -98,6 +108,10 @@ class RoutingStrategy(Protocol):
 
     def select(self, router_logits: torch.Tensor, layer: int) -> Selection:
         """Select experts from logits (T, E) of any float dtype in MoE layer `layer`."""
+
+    def select_rows(self, router_logits: torch.Tensor, layer: int, rows: torch.Tensor) -> Selection:
+        """`select`, told the tokens' places (T,) among all of the data set's, int64."""
+        return self.select(router_logits, layer)
 
     def p_values(self, router_logits: torch.Tensor, layer: int) -> torch.Tensor | None:
         """p-values (T, E) float64 of what the null distribution is of, or None for a strategy without.

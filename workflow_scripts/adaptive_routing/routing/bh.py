@@ -114,7 +114,8 @@ class Strategy(RoutingStrategy):
         choice = self.weighting.choice(router_logits, layer)
         # A survival function never increases, so descending scores are ascending p-values, and sorting
         # scores also settles ties in p (larger score first, then lower expert index).
-        scores, order = order_by_logit(choice)
+        order = order_by_logit(choice)[1]
+        scores = self.null_distribution.tested(choice).gather(-1, order)
         passes = scores >= self._thresholds_on(scores.device, layer, num_experts)
         ranks = torch.arange(1, num_experts + 1, device=scores.device)
         return select_first(self, router_logits, order, (passes * ranks).amax(-1), choice)
@@ -123,7 +124,7 @@ class Strategy(RoutingStrategy):
         thresholds = _thresholds.setdefault(self.null_distribution, {})
         key = device, layer, num_experts, self.alpha
         if key not in thresholds:
-            p_values_of = functools.partial(self.null_distribution.p_values, layer=layer)
+            p_values_of = functools.partial(self.null_distribution.survival_at, layer=layer)
             thresholds[key] = rejection_thresholds(p_values_of, num_experts, self.alpha).to(device)
         return thresholds[key]
 

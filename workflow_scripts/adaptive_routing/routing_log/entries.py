@@ -51,6 +51,10 @@ class Head(TypedDict):
     strategy: str
     k_or_max_k: int
     alpha: float | None
+    weights: str
+    null: str | None  # the null distribution's name
+    control: str | None
+    control_of: str | None
     num_experts: int
     dataset: str
     routing: RoutingHead

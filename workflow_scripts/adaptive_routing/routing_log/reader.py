@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from adaptive_routing.null_distribution import NullDistribution
+from adaptive_routing.null_distribution.table import null_distribution_file
 from adaptive_routing.routing.base import ExpertWeighting
 from adaptive_routing.routing.router_rule import RouterRule
 from adaptive_routing.system.errors import InputError
@@ -131,7 +132,7 @@ class RoutingLog:
         """The null distribution that gives p-values."""
         if self._null_distribution is None:
             self._null_distribution = NullDistribution.load(
-                self.path.parent.parent / "calibration" / "null_distribution.safetensors"
+                self.path.parent.parent / "calibration" / null_distribution_file(self.head["null"])
             )
         return self._null_distribution
 
@@ -139,7 +140,9 @@ class RoutingLog:
     def weighting(self) -> ExpertWeighting:
         """How the run weighted selected experts."""
         routing = self.head["routing"]
-        return ExpertWeighting(routing["temperature"], routing["renormalized"], self.router_rule)
+        return ExpertWeighting(
+            routing["temperature"], routing["renormalized"], self.router_rule, routing["weights"] == "uniform"
+        )
 
     @functools.cached_property
     def router_rule(self) -> RouterRule:

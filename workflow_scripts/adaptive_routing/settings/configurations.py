@@ -1,16 +1,31 @@
-"""Routing configurations: every combination of a strategy's grid values, and their names.
+"""Routing configurations: every combination of a strategy's grid values, their controls, and their names.
 
 Names are computed from the decimals in the config file, never from binary fractions: 0.57 is `a057`.
+
+A control of an adaptive configuration C runs as many experts as C on the same data set and leaves something
+out of how C distributes them (`CONTROLS`), so that their difference is what that is worth:
+
+- `fixed`: every layer has C's mean count.
+- `layerwise`: every layer has its own mean count.
+- `shuffled`: every token has the count of another token of the same layer.
 """
+
+from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import Any
 
 from adaptive_routing.system.errors import InputError
 
 EXPERT_COUNTS = ("k", "max_k")  # every strategy has one of these grid lists, which bounds its experts
+# Grid lists that any strategy may have, with the value that is not named: how selected experts are weighted,
+# and for strategies with p-values the name of their null distribution.
+DEFAULTS = {"weights": "native", "null": "default"}
+CONTROLS = ("fixed", "layerwise", "shuffled")
+CONTROL = "control"  # the strategy of all controls
 
 
 @dataclass(frozen=True)
@@ -18,13 +33,15 @@ class Configuration:
     """One way to choose experts.
 
     `max_experts` is k for top-k and max_k for every other strategy. `parameters` has one value for each grid
-    list of the strategy, for example `{"max_k": 8, "alpha": 0.3}`.
+    list of the strategy, for example `{"max_k": 8, "alpha": 0.3}`; a control has `control`, one of
+    `CONTROLS`, and `control_of` is the name of its configuration.
     """
 
     name: str
     strategy: str
     max_experts: int
-    parameters: Mapping[str, float] = field(hash=False)
+    parameters: Mapping[str, Any] = field(hash=False)
+    control_of: str | None = None
 
     @property
     def alpha(self) -> float | None:
@@ -35,6 +52,18 @@ class Configuration:
     def is_adaptive(self) -> bool:
         """Whether tokens may get different numbers of experts, `routing.min_k` to max_k."""
         return "max_k" in self.parameters
+
+    @property
+    def null(self) -> str:
+        """The name of the null distribution that its p-values, if it needs any, come from."""
+        return self.parameters.get("null", DEFAULTS["null"])
+
+    def control(self, kind: str) -> Configuration:
+        """Its control of one of the kinds `CONTROLS`, with the same limits and weights."""
+        kept = {key: self.parameters[key] for key in ("max_k", "weights") if key in self.parameters}
+        return Configuration(
+            f"{self.name}_{kind}", CONTROL, self.max_experts, {**kept, "control": kind}, control_of=self.name
+        )
 
 
 def grid(strategies: Mapping[str, Mapping[str, list]]) -> list[Configuration]:
@@ -66,10 +95,12 @@ def grid(strategies: Mapping[str, Mapping[str, list]]) -> list[Configuration]:
 
 
 def _name(strategy, max_experts, others):
-    """Name a configuration: `8experts_topk_baseline`, `8experts_bh_a030`."""
-    suffix = "_baseline" if strategy == "topk" else ""
+    """Name a configuration: `8experts_topk_baseline`, `8experts_bh_a030`, `8experts_bh_a030_ncentred`."""
+    named = {key: value for key, value in others.items() if value != DEFAULTS.get(key)}
+    suffix = "_baseline" if strategy == "topk" and not named else ""
     return f"{max_experts}experts_{strategy}{suffix}" + "".join(
-        f"_{parameter[0]}{_digits(value)}" for parameter, value in others.items()
+        f"_{parameter[0]}{value if isinstance(value, str) else _digits(value)}"
+        for parameter, value in named.items()
     )
 
 

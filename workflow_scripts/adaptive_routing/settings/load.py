@@ -16,7 +16,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 import yaml
 
-from adaptive_routing.settings.configurations import EXPERT_COUNTS, Configuration, grid
+from adaptive_routing.settings.configurations import CONTROLS, DEFAULTS, EXPERT_COUNTS, Configuration, grid
 from adaptive_routing.settings.schema import alternatives, schema, shown, validated
 from adaptive_routing.system.errors import InputError
 
@@ -82,14 +82,28 @@ class CalibrationSettings(SourceSettings):
     max_length: int
 
 
-class NullDistributionSettings(TypedDict):
-    """The section `null_distribution`."""
+class NullDistributionVariant(TypedDict):
+    """How one null distribution is made: one of the section `null_distributions`."""
 
     table: str | None
     kernel: str
     bandwidth: str | float
     trim: int
+    center: Literal["none", "mean"]
+
+
+class NullDistributionSettings(NullDistributionVariant):
+    """The section `null_distribution`."""
+
     calibration: CalibrationSettings
+
+
+class ControlSettings(TypedDict):
+    """The section `controls`."""
+
+    of: list[str]
+    kinds: list[str]
+    seed: int
 
 
 class EvaluationSettings(TypedDict):
@@ -127,9 +141,10 @@ class Settings(TypedDict):
     routing: RoutingSettings
     baseline: str
     report: ReportSettings
+    controls: ControlSettings
     null_distribution: NullDistributionSettings
+    null_distributions: dict[str, NullDistributionVariant]
     execution: Literal["host", "process"]
-    seed: int
     configurations: list[Configuration]
 
 
@@ -138,7 +153,8 @@ def load_settings(
 ) -> Settings:
     """Check a study's config and return its settings: nested dicts like `config`, completed, and in addition
 
-    - `configurations`: the list of Configurations of the grid
+    - `configurations`: the list of Configurations of the grid, followed by their controls
+    - `null_distributions`: every one by name, `default` first, each with all its keys
     - `model.local`, `datasets.{dataset}.local`, `null_distribution.calibration.local`: whether the name is a
       path (relative to the working directory) rather than a hub name
     - in `datasets.{dataset}.max_samples`, and in every `split` of a hub data set, the value that applies. A
@@ -156,6 +172,7 @@ def load_settings(
             raise InputError(f"{group} is empty, but must hold at least one of {names}")
     _resolve_native(settings, base_dir)
     settings["configurations"] = grid(settings["strategies"])
+    settings["configurations"] += _controls(settings)
     _check_results(settings["results"], base_dir)
     _check_baseline(settings)
     _check_limits(settings)
@@ -178,6 +195,8 @@ def imported_config(config: dict[str, Any], folder: Path | str) -> dict[str, Any
     config = _merged(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")), config)
     null_distribution = _section(config, "null_distribution")
     named = [(_section(config, "model"), "name"), (null_distribution, "table")]
+    others = _section(config, "null_distributions")
+    named += [(_section(others, name), "table") for name in others]
     named += [(_section(null_distribution, "calibration"), "source")]
     named += [
         (_section(_section(config, "datasets"), name), "source") for name in _section(config, "datasets")
@@ -210,7 +229,7 @@ def _section(config, key):
 def needs_p_values(configuration: Configuration) -> bool:
     """Whether a Configuration's strategy needs p-values, according to its entry in the schema."""
     strategies = schema()["properties"]["strategies"]["properties"]
-    return strategies[configuration.strategy].get("p_values", False)
+    return strategies.get(configuration.strategy, {}).get("p_values", False)
 
 
 def check_against_model(settings: Settings, num_experts: int) -> None:
@@ -223,12 +242,40 @@ def check_against_model(settings: Settings, num_experts: int) -> None:
                 f"strategies.{configuration.strategy}.{key}[{index}] is {configuration.max_experts}, but the "
                 f"model {settings['model']['name']} has {num_experts} experts per layer, the most allowed"
             )
-    trim = settings["null_distribution"]["trim"]
-    if 2 * trim >= num_experts:
+    for name, null_distribution in settings["null_distributions"].items():
+        trim = null_distribution["trim"]
+        if 2 * trim < num_experts:
+            continue
+        key = "null_distribution" if name == DEFAULTS["null"] else f"null_distributions.{name}"
         raise InputError(
-            f"null_distribution.trim is {trim}, but the model {settings['model']['name']} has {num_experts} "
+            f"{key}.trim is {trim}, but the model {settings['model']['name']} has {num_experts} "
             "experts per layer; twice the trim must be less, so that logits remain"
         )
+
+
+def _controls(settings):
+    """The controls that the section `controls` asks for, in the order of the grid."""
+    configurations, strategies = settings["configurations"], settings["strategies"]
+    adaptive = [one for one in configurations if one.is_adaptive]
+    allowed = ["all", *dict.fromkeys(one.strategy for one in adaptive), *(one.name for one in adaptive)]
+    for index, name in enumerate(settings["controls"]["of"]):
+        if name not in allowed:
+            closest = difflib.get_close_matches(name, allowed, n=1)
+            known = name in strategies or any(one.name == name for one in configurations)
+            raise InputError(
+                f"controls.of[{index}] is {shown(name)}, which "
+                + ("gives every token the same number of experts" if known else "is not in the grid")
+                + (f" (did you mean {closest[0]}?)" if closest and not known else "")
+                + "; it must be all, an adaptive strategy or the name of an adaptive configuration"
+            )
+    asked = set(settings["controls"]["of"])
+    return [
+        one.control(kind)
+        for one in adaptive
+        if asked & {"all", one.strategy, one.name}
+        for kind in CONTROLS
+        if kind in settings["controls"]["kinds"]
+    ]
 
 
 # Checks across keys
@@ -289,7 +336,7 @@ def _native_top_k(model, base_dir):
 
 
 def _check_baseline(settings):
-    names = [configuration.name for configuration in settings["configurations"]]
+    names = [one.name for one in settings["configurations"] if one.control_of is None]
     baseline = settings["baseline"]
     if baseline not in names:
         closest = difflib.get_close_matches(baseline, names, n=1)
@@ -326,13 +373,24 @@ def _resolve_datasets(settings, base_dir):
 
 
 def _resolve_null_distribution(settings, base_dir):
-    null_distribution = settings["null_distribution"]
-    calibration = null_distribution["calibration"]
+    shared = {key: value for key, value in settings["null_distribution"].items() if key != "calibration"}
+    calibration = settings["null_distribution"]["calibration"]
+    named = {name: shared | own for name, own in settings["null_distributions"].items()}
+    settings["null_distributions"] = {DEFAULTS["null"]: shared, **named}
     _resolve_source(calibration, base_dir, "train")
-    if not any(map(needs_p_values, settings["configurations"])):
-        return
-    if null_distribution["table"] is not None:
-        _check_table(null_distribution["table"], base_dir)
+    used = {one.null: one for one in settings["configurations"] if needs_p_values(one)}
+    for name, configuration in used.items():
+        if name not in settings["null_distributions"]:
+            index = settings["strategies"][configuration.strategy]["null"].index(name)
+            raise InputError(
+                f"strategies.{configuration.strategy}.null[{index}] is {shown(name)}, which is not in "
+                f"null_distributions; there are {alternatives(settings['null_distributions'], 'and')}"
+            )
+        table = settings["null_distributions"][name]["table"]
+        if table is not None:
+            key = "null_distribution" if name == DEFAULTS["null"] else f"null_distributions.{name}"
+            _check_table(f"{key}.table", table, base_dir)
+    if all(settings["null_distributions"][name]["table"] is not None for name in used):
         return
     key = "null_distribution.calibration.source"
     _check_source(key, calibration, base_dir)
@@ -431,8 +489,7 @@ def _check_source(key, data, base_dir):
     raise InputError(f"{key} is {shown(source)}, which {found}; it must be {allowed}")
 
 
-def _check_table(table, base_dir):
-    key = "null_distribution.table"
+def _check_table(key, table, base_dir):
     if table.endswith(PICKLE_SUFFIXES):
         raise InputError(
             f"{key} is {shown(table)}, and a pickle can run any code when it is read; it must be a .npz: if "

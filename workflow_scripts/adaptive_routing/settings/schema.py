@@ -27,7 +27,7 @@ def validated(config: Mapping[str, Any], command_line: Mapping[str, Any] | None 
     `command_line` is the part of `config` that came from `--config`. There, Snakemake leaves every value
     nested in braces as text; this function gives it the type that it would have in a config file.
     """
-    config = _typed(config, schema(), command_line or {})
+    config = _typed(_with_text_keys(config), schema(), _with_text_keys(command_line or {}))
     error = min(
         Validator(schema()).iter_errors(config),
         # A misspelt key explains the missing one beside it.
@@ -93,6 +93,13 @@ Validator = jsonschema.validators.extend(
 )
 
 
+def _with_text_keys(value):
+    """Nested dicts in which the key `null`, which YAML reads as no value, is text again."""
+    if not isinstance(value, Mapping):
+        return value
+    return {"null" if key is None else key: _with_text_keys(child) for key, child in value.items()}
+
+
 def _types(node):
     types = node.get("type", [])
     return [types] if isinstance(types, str) else types
@@ -104,6 +111,8 @@ def _with_defaults(value, node):
     if not isinstance(value, dict):
         return value
     complete = {}
+    if "properties" not in resolved(node):  # names of the user's own, whose values have no defaults
+        return {key: dict(child) for key, child in value.items()}
     for key, child in resolved(node)["properties"].items():
         if key in value:
             complete[key] = _with_defaults(value[key], child)

@@ -35,7 +35,17 @@ if TYPE_CHECKING:
 __all__ = ["ALL_METRICS", "EXTRA_METRICS", "HEAD", "METRICS", "PER_LAYER_METRICS", "TIMING_METRICS", "Metric"]
 
 # What identifies a configuration, and an experiment, in summaries and tables.
-CONFIGURATION_KEYS = ("config", "strategy", "k_or_max_k", "alpha", "num_experts")
+CONFIGURATION_KEYS = (
+    "config",
+    "strategy",
+    "k_or_max_k",
+    "alpha",
+    "weights",
+    "null",
+    "control",
+    "control_of",
+    "num_experts",
+)
 HEAD = (*CONFIGURATION_KEYS, "dataset")
 
 # In the order of the tables' columns.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from adaptive_routing.data.samples import check_vocabulary, read_prepared
 from adaptive_routing.evaluation.experiment import ExperimentFiles, run_experiment
 from adaptive_routing.model.description import read_model_info
 from adaptive_routing.null_distribution import NullDistribution
-from adaptive_routing.routing import make_strategy
+from adaptive_routing.routing import control_counts, make_control, make_strategy
 from adaptive_routing.settings.configurations import Configuration
+from adaptive_routing.system.errors import InputError
+from adaptive_routing.system.tensor_files import TensorFile
 
 if TYPE_CHECKING:
     from adaptive_routing.jobs.model_jobs.cache import Cache
@@ -24,7 +26,15 @@ class ConfigurationRequest(TypedDict):
     name: str
     strategy: str
     max_experts: int
-    parameters: dict[str, float]
+    parameters: dict[str, Any]
+    control_of: str | None
+
+
+class ControlRequest(TypedDict):
+    """Where a control's expert counts come from: the configuration's tensors, and the seed of the draws."""
+
+    tensors: str
+    seed: int
 
 
 class ExperimentRequest(TypedDict):
@@ -36,11 +46,11 @@ class ExperimentRequest(TypedDict):
     configuration: ConfigurationRequest
     routing: RoutingSettings
     null_distribution: str | None
+    control: ControlRequest | None
     dataset: str
     prepared: str
     batch_tokens: int
     second_pass_samples: int
-    seed: int
     code_version: CodeVersion
     outputs: dict[str, str]  # of `ExperimentFiles`
 
@@ -53,9 +63,13 @@ def run(request: ExperimentRequest, cache: Cache) -> None:
     if request["null_distribution"]:
         null_distribution = cache.read(NullDistribution.load, request["null_distribution"])
         null_distribution.expect_model(info, request["null_distribution"])
-    strategy = make_strategy(configuration, request["routing"], null_distribution)
     dataset_settings, prepared = cache.read(read_prepared, request["prepared"])
     check_vocabulary(prepared, info["shapes"]["vocab_size"], request["prepared"])
+    if request["control"]:
+        counts = _control_counts(request["control"], configuration, prepared)
+        strategy = make_control(configuration, request["routing"], counts)
+    else:
+        strategy = make_strategy(configuration, request["routing"], null_distribution)
     loaded = cache.model(info, request["dtype"], request["device"])
     summary = run_experiment(
         loaded,
@@ -71,6 +85,7 @@ def run(request: ExperimentRequest, cache: Cache) -> None:
             "dataset": dataset_settings,
             "second_pass_samples": request["second_pass_samples"],
             "null_distribution": null_distribution.metadata if null_distribution else None,
+            "control_seed": request["control"]["seed"] if request["control"] else None,
         },
         ExperimentFiles(**request["outputs"]),
         cache.log_workers,
@@ -83,3 +98,16 @@ def run(request: ExperimentRequest, cache: Cache) -> None:
     )
     speed = summary["summary"]["total_tokens"] / summary["timings"]["forward_seconds"]
     print(f"{configuration.name} on {request['dataset']}: {scores}; {speed:,.0f} tokens/s", file=sys.stderr)
+
+
+def _control_counts(control, configuration, prepared):
+    """The expert counts (N, L) of a control on the prepared samples."""
+    with TensorFile(control["tensors"]) as tensors:
+        counts = tensors.read("expert_counts")
+    num_tokens = sum(one.num_inputs for one in prepared)
+    if len(counts) != num_tokens:
+        raise InputError(
+            f"{control['tensors']} has {len(counts)} tokens, but the data set has {num_tokens}; delete it "
+            "and run again"
+        )
+    return control_counts(counts, configuration.parameters["control"], control["seed"])
