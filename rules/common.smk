@@ -25,6 +25,7 @@ from adaptive_routing.settings.load import (
     imported_config,
     load_settings,
     needs_p_values,
+    null_distributions,
 )
 from adaptive_routing.data.tasks import task_module
 from adaptive_routing.system.cores import keep_user_limit
@@ -129,7 +130,7 @@ def null_suffix(name):
 
 def null_setting(key):
     """A setting of the null distribution that a job is about."""
-    return lambda wildcards: SETTINGS["null_distributions"][
+    return lambda wildcards: null_distributions(SETTINGS)[
         wildcards.null.removeprefix("_") or DEFAULTS["null"]
     ][key]
 

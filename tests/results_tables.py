@@ -5,6 +5,7 @@ import pandas as pd
 from adaptive_routing.analysis.study import make_study
 from adaptive_routing.analysis.tables import COMPARISON_COLUMNS
 from adaptive_routing.settings.configurations import grid as configurations_of
+from synthetic import PLAIN
 
 BASELINE = "8experts_topk_baseline"
 LAYERS = 16
@@ -36,6 +37,7 @@ def tables(
     experiments, configurations, layers, comparisons = [], [], [], []
     for config, strategy, k, alpha in grid:
         head = {"config": config, "strategy": strategy, "k_or_max_k": k, "alpha": alpha, "num_experts": 64}
+        head |= PLAIN
         wanted = k if strategy == "topk" else max(1.0, min(0.85 * k, 1.1 + 16 * alpha**1.5 * (1 + k / 60)))
         rows = []
         for i, dataset in enumerate(datasets):
@@ -68,7 +70,7 @@ def tables(
                 comparisons.append(_comparison(config, dataset, "loss", 2.4, lambda *_: (0.5, 0.1, 0.001)))
         experiments += rows
         frame = pd.DataFrame(rows)
-        mean = frame.drop(columns=["config", "strategy", "dataset"]).mean().to_dict()
+        mean = frame.drop(columns=["config", "strategy", "dataset", *PLAIN]).mean().to_dict()
         mean.setdefault("avg_task_accuracy", np.nan)
         mean.setdefault("avg_task_accuracy_stderr", np.nan)
         configurations.append(mean | head)

@@ -69,6 +69,7 @@ def write_study(
                 "strategy": strategy,
                 "k_or_max_k": k_or_max_k,
                 "alpha": alpha,
+                **PLAIN,
                 "num_experts": num_experts,
                 "dataset": dataset,
             }
@@ -79,6 +80,10 @@ def write_study(
             write_json(study.summaries[-1], summary)
             save_file(tensors, study.tensors[-1], metadata={"head": json.dumps(head)})
     return study
+
+
+# What the head of an experiment says that is no control, with the model's own weights.
+PLAIN = {"weights": "native", "null": None, "control": None, "control_of": None}
 
 
 def select(logits, strategy, k_or_max_k, alpha):

@@ -36,6 +36,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from legibility import illegible
 from safetensors.numpy import load, save_file
+from synthetic import PLAIN
 from tokenizers import Tokenizer, decoders, models
 
 ROOT = Path(__file__).parents[1]
@@ -670,7 +671,7 @@ def hardest_experiment(path, num_layers=16, num_experts=64, num_samples=200, len
 def test_sixty_experiments_without_a_pattern_make_a_page_of_the_size_allowed(tmp_path):
     arrays, sample_ids = hardest_experiment(tmp_path)
     head = {"config": "64experts_bh_a030", "strategy": "bh", "k_or_max_k": 64, "alpha": 0.3}
-    head |= {"num_experts": 64, "dataset": "wikitext"}
+    head |= PLAIN | {"num_experts": 64, "dataset": "wikitext"}
     path = tmp_path / "64experts_bh_a030_wikitext.safetensors"
     routing_summary.write_routing_summary(path, head, arrays, sample_ids)
     assert path.stat().st_size < 1e6

@@ -26,6 +26,7 @@ from legibility import illegible
 from PIL import Image
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
+from synthetic import PLAIN
 
 LEVELS = (1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4)
 RISING = (2.0, 2.2, 2.1, 3.0, 3.2, 3.1, 4.0, 4.2, 4.1, 5.0, 5.2, 5.1)
@@ -41,6 +42,7 @@ def summary(config, experts, levels=LEVELS, new=None, losses=None):
         "strategy": "topk" if topk else "bh",
         "k_or_max_k": k,
         "alpha": None if topk else int(config[-3:]) / 100,
+        **PLAIN,
         "dataset": "prompts",
         "samples": [
             {
@@ -283,7 +285,7 @@ def test_a_configurations_averages_ignore_the_prompts_where_there_is_more():
 
     def experiment(dataset, **values):
         head = {"config": "8experts_bh_a030", "strategy": "bh", "k_or_max_k": 8, "alpha": 0.3}
-        own = {"num_experts": 64, "dataset": dataset, "metrics": metrics | sizes | values}
+        own = PLAIN | {"num_experts": 64, "dataset": dataset, "metrics": metrics | sizes | values}
         return head | own
 
     wikitext = experiment("wikitext", avg_experts=3.0, max_experts=8, latency_ms_per_token=1.0)

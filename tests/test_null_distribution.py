@@ -410,7 +410,7 @@ def run_script(folder, num_layers, **inputs):
     )
     fit = SimpleNamespace(
         input=Named(model=folder / "model.json", **inputs),
-        params=Named(kernel="linear", bandwidth="scott", trim=2),
+        params=Named(kernel="linear", bandwidth="scott", trim=2, center="none"),
         output=[folder / "null.safetensors"],
         log=[folder / "log.txt"],
     )
@@ -446,7 +446,8 @@ def test_script_reads_a_table(tmp_path):
     run_script(tmp_path, 2, table=tmp_path / "table.npz")
     null = NullDistribution.load(tmp_path / "null.safetensors")
     np.testing.assert_allclose(null.survival, 1 - CDF)
-    assert null.metadata == {"method": "table", "table": "table.npz", "model_fingerprint": "f00d"}
+    made = {"method": "table", "table": "table.npz", "center": "none", "model_fingerprint": "f00d"}
+    assert null.metadata == made
     assert (tmp_path / "null.png").exists()
 
 

@@ -17,6 +17,7 @@ from adaptive_routing.report.tables import table_sections
 from adaptive_routing.settings.configurations import Configuration
 from adaptive_routing.settings.load import needs_p_values
 from legibility import illegible
+from synthetic import PLAIN
 
 MARGINS = QualityMargins(0.02, 0.02)
 RENAMED = {"bh_a050": "topp_p050", "bh_a060": "topp_p060"}
@@ -96,7 +97,7 @@ def test_its_configurations_stand_last_and_by_name():
 
 def test_the_figure_of_the_prompts_has_a_line_for_it():
     study = study_with(RENAMED)
-    heads = study.configurations[["config", "strategy", "k_or_max_k", "alpha"]].to_dict("records")
+    heads = study.configurations[["config", "strategy", "k_or_max_k", "alpha", *PLAIN]].to_dict("records")
     prompts = [
         {"difficulty": level, "loss": 1.0, "avg_experts_prompt": 2.0 + level, "avg_experts_new": 3.0 + level}
         for level in (1, 2, 3)

@@ -19,8 +19,14 @@ ALPHAS = (0.01, 0.05, 0.1, 0.3, 0.4, 0.5, 0.57, 0.6, 0.99)
 class NegatedLogits:
     """A null distribution whose p-value is the negated logit, so that a test chooses every p to the bit."""
 
+    def tested(self, router_logits):
+        return router_logits.double()
+
+    def survival_at(self, tested, layer):
+        return -tested.double()
+
     def p_values(self, router_logits, layer):
-        return -router_logits.double()
+        return self.survival_at(self.tested(router_logits), layer)
 
 
 def bh_strategy(alpha, num_experts, null=None, min_k=0, max_k=None, weighting=None):

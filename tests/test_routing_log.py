@@ -27,6 +27,7 @@ from conftest import ROOT, normal_null_distribution
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from synthetic import PLAIN
 
 LAYERS = 3
 STRATEGIES = {
@@ -86,6 +87,7 @@ def head_of(run):
         "strategy": "bh" if adaptive else "topk",
         "k_or_max_k": run.strategy.max_experts,
         "alpha": run.strategy.alpha if adaptive else None,
+        **PLAIN,
         "num_experts": run.num_experts,
         "dataset": "lambada",
         "routing": {

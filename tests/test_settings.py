@@ -18,6 +18,7 @@ from adaptive_routing.settings.schema import dotted_keys, resolved, schema
 from adaptive_routing.system.errors import InputError
 from snakemake.cli import parse_config
 from snakemake.utils import update_config
+from synthetic import PLAIN
 
 ROOT = Path(__file__).parents[1]
 NUM_EXPERTS = 64
@@ -302,7 +303,7 @@ WRONG = [
     (
         {"strategies": {"bh": 5}},
         "strategies.bh",
-        "is 5, but must be a group of the keys max_k and alpha or null",
+        "is 5, but must be a group of the keys max_k, alpha, null and weights or null",
     ),
     ({"routing": None}, "routing", "is null, but must be a group of the keys min_k,"),
     ({"routing": {"min_k": 0}}, "routing.min_k", "is 0,"),
@@ -311,7 +312,7 @@ WRONG = [
     (
         {"routing": {"weights": "softmax"}},
         "routing.weights",
-        "is 'softmax', but must be native or renormalized",
+        "is 'softmax', but must be native, renormalized or uniform",
     ),
     ({"evaluation": {"max_samples": 0}}, "evaluation.max_samples", "is 0,"),
     ({"evaluation": {"second_pass_samples": -1}}, "evaluation.second_pass_samples", "is -1,"),
@@ -541,6 +542,8 @@ def test_config_file_shows_every_key():
                 yield from keys(value, f"{prefix}{key}.")
 
     others = ("datasets.lambada", "datasets.hellaswag", "datasets.arc_challenge", "datasets.prompts")
+    # A list in config.yaml would stand against routing.weights of a second config file; a comment says so.
+    others += ("strategies.topk.weights", "strategies.bh.weights", "strategies.bh.null")
     documented = {key for key in dotted_keys(schema()) if not key.startswith(others)}
     assert {key for key in keys(read("config.yaml")) if not key.startswith(others)} == documented
 
@@ -578,6 +581,7 @@ HEAD = {
     "strategy": "bh",
     "k_or_max_k": 8,
     "alpha": 0.3,
+    **PLAIN,
     "num_experts": 64,
     "dataset": "lambada",
 }

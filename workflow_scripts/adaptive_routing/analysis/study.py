@@ -57,8 +57,8 @@ class Study:
         columns = [column for column in columns if column in rows]
         if rows.empty or not columns:
             return rows
-        kinds = rows[columns].fillna("")
-        return rows[(kinds == kinds.iloc[0]).all(axis="columns")]
+        kinds = [tuple(row) for row in rows[columns].astype(object).where(rows[columns].notna(), None).values]
+        return rows[[kind == kinds[0] for kind in kinds]]
 
     @property
     def beside_topk(self) -> pd.DataFrame:

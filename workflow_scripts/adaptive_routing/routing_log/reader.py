@@ -132,7 +132,7 @@ class RoutingLog:
         """The null distribution that gives p-values."""
         if self._null_distribution is None:
             self._null_distribution = NullDistribution.load(
-                self.path.parent.parent / "calibration" / null_distribution_file(self.head["null"])
+                self.path.parent.parent / "calibration" / null_distribution_file(self.head.get("null"))
             )
         return self._null_distribution
 
@@ -141,7 +141,10 @@ class RoutingLog:
         """How the run weighted selected experts."""
         routing = self.head["routing"]
         return ExpertWeighting(
-            routing["temperature"], routing["renormalized"], self.router_rule, routing["weights"] == "uniform"
+            routing["temperature"],
+            routing["renormalized"],
+            self.router_rule,
+            routing.get("weights") == "uniform",
         )
 
     @functools.cached_property

@@ -154,7 +154,7 @@ def load_settings(
     """Check a study's config and return its settings: nested dicts like `config`, completed, and in addition
 
     - `configurations`: the list of Configurations of the grid, followed by their controls
-    - `null_distributions`: every one by name, `default` first, each with all its keys
+    - in `null_distributions.{name}` every key
     - `model.local`, `datasets.{dataset}.local`, `null_distribution.calibration.local`: whether the name is a
       path (relative to the working directory) rather than a hub name
     - in `datasets.{dataset}.max_samples`, and in every `split` of a hub data set, the value that applies. A
@@ -232,6 +232,12 @@ def needs_p_values(configuration: Configuration) -> bool:
     return strategies.get(configuration.strategy, {}).get("p_values", False)
 
 
+def null_distributions(settings: Settings) -> dict[str, NullDistributionVariant]:
+    """Every null distribution by name: `default`, the section `null_distribution`, and all others."""
+    default = {key: value for key, value in settings["null_distribution"].items() if key != "calibration"}
+    return {DEFAULTS["null"]: default, **settings["null_distributions"]}  # ty: ignore[invalid-explicit-return]
+
+
 def check_against_model(settings: Settings, num_experts: int) -> None:
     """Raise InputError if `settings` ask for more than the `num_experts` of a layer."""
     for configuration in grid(settings["strategies"]):
@@ -242,7 +248,7 @@ def check_against_model(settings: Settings, num_experts: int) -> None:
                 f"strategies.{configuration.strategy}.{key}[{index}] is {configuration.max_experts}, but the "
                 f"model {settings['model']['name']} has {num_experts} experts per layer, the most allowed"
             )
-    for name, null_distribution in settings["null_distributions"].items():
+    for name, null_distribution in null_distributions(settings).items():
         trim = null_distribution["trim"]
         if 2 * trim < num_experts:
             continue
@@ -373,24 +379,25 @@ def _resolve_datasets(settings, base_dir):
 
 
 def _resolve_null_distribution(settings, base_dir):
-    shared = {key: value for key, value in settings["null_distribution"].items() if key != "calibration"}
+    shared = null_distributions(settings)[DEFAULTS["null"]]
     calibration = settings["null_distribution"]["calibration"]
-    named = {name: shared | own for name, own in settings["null_distributions"].items()}
-    settings["null_distributions"] = {DEFAULTS["null"]: shared, **named}
+    for name, own in settings["null_distributions"].items():
+        settings["null_distributions"][name] = shared | own
+    variants = null_distributions(settings)
     _resolve_source(calibration, base_dir, "train")
     used = {one.null: one for one in settings["configurations"] if needs_p_values(one)}
     for name, configuration in used.items():
-        if name not in settings["null_distributions"]:
+        if name not in variants:
             index = settings["strategies"][configuration.strategy]["null"].index(name)
             raise InputError(
                 f"strategies.{configuration.strategy}.null[{index}] is {shown(name)}, which is not in "
-                f"null_distributions; there are {alternatives(settings['null_distributions'], 'and')}"
+                f"null_distributions; there are {alternatives(variants, 'and')}"
             )
-        table = settings["null_distributions"][name]["table"]
+        table = variants[name]["table"]
         if table is not None:
             key = "null_distribution" if name == DEFAULTS["null"] else f"null_distributions.{name}"
             _check_table(f"{key}.table", table, base_dir)
-    if all(settings["null_distributions"][name]["table"] is not None for name in used):
+    if all(variants[name]["table"] is not None for name in used):
         return
     key = "null_distribution.calibration.source"
     _check_source(key, calibration, base_dir)
