@@ -118,6 +118,7 @@ AFTER_EDIT = {
     "routing/base": PASS,
     "routing/batch": PASS,
     "routing/bh": jobs(experiments=of(BH)),
+    "routing/control": NOTHING,  # a study without controls
     "routing/router_rule": PASS,
     "routing/topk": jobs("collect_router_logits", experiments=of(TOP_K)),  # calibration runs under top-k
     "routing_log": PASS,
