@@ -63,13 +63,16 @@ class Choice:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a study recommends for each aim, and its verdict on BH (`bh_verdict`, `bh_outcomes`)."""
+    """What a study recommends for each aim, and its verdict on its adaptive rules compared with the baseline.
+
+    See `adaptive_verdict` and `adaptive_outcomes`.
+    """
 
     quality: Choice
     compute: Choice
     speed: Choice
-    bh: str
-    bh_outcomes: dict[str, list[str]]
+    verdict: str
+    outcomes: dict[str, list[str]]
 
     @property
     def choices(self) -> tuple[Choice, ...]:
@@ -78,7 +81,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class SameCompute:
-    """BH configurations against top-k at the same average number of experts; lists of configuration names."""
+    """Adaptive configurations against top-k at the same average number of experts: lists of names."""
 
     column: str
     better: list[str]
@@ -101,8 +104,8 @@ def decide(study: Study, margins: QualityMargins) -> Decision:
         _best_quality(study, margins),
         _at_same_quality(study, margins, COMPUTE, cheaper(study), "avg_experts", ascending=True),
         _at_same_quality(study, margins, SPEED, faster(study), "tokens_per_second", ascending=False),
-        bh_verdict(study, margins),
-        bh_outcomes(study, margins),
+        adaptive_verdict(study, margins),
+        adaptive_outcomes(study, margins),
     )
 
 
@@ -239,8 +242,8 @@ def mean_loss(study: Study, config: str, margins: QualityMargins) -> float:
 
 
 def least_loss(study: Study, margins: QualityMargins) -> str | None:
-    """Of the BH configurations with fewer experts than the baseline, that with the smallest `mean_loss`."""
-    candidates = set(cheaper(study)) & set(study.bh["config"]) & set(tested(study))
+    """Of the adaptive configurations with fewer experts, that with the smallest `mean_loss`."""
+    candidates = set(cheaper(study)) & set(study.adaptive["config"]) & set(tested(study))
     return _with_least_loss(study, candidates, margins) if candidates else None
 
 
@@ -286,11 +289,11 @@ def missing_experiments(study: Study) -> list[tuple[str, str]]:
     return [pair for pair in pairs if pair not in present]
 
 
-# BH
+# Adaptive rules against the baseline
 
 
-def bh_outcomes(study: Study, margins: QualityMargins) -> dict[str, list[str]]:
-    """Sort the BH configurations by the tests and intervals: {outcome: list of names}; each is in one list.
+def adaptive_outcomes(study: Study, margins: QualityMargins) -> dict[str, list[str]]:
+    """Sort the adaptive configurations by tests and intervals: {outcome: names}; each is in one list.
 
     - `better`: better on at least one data set and worse on none
     - `same`: the same quality, within the margin
@@ -301,7 +304,7 @@ def bh_outcomes(study: Study, margins: QualityMargins) -> dict[str, list[str]]:
     """
     outcomes = {name: [] for name in ("better", "same", "mixed", "worse", "open", "untested")}
     compared = set(tested(study))
-    for config in study.bh["config"]:
+    for config in study.adaptive["config"]:
         if config == study.baseline:
             continue
         gains, losses = better_on(study, config), worse_on(study, config)
@@ -319,17 +322,17 @@ def bh_outcomes(study: Study, margins: QualityMargins) -> dict[str, list[str]]:
     return outcomes
 
 
-def bh_verdict(study: Study, margins: QualityMargins) -> str:
-    """The study's verdict on BH.
+def adaptive_verdict(study: Study, margins: QualityMargins) -> str:
+    """The study's verdict on its adaptive rules, all taken together.
 
     - `better`: better than the baseline
     - `cheaper`: the same quality with fewer experts
     - `no gain`: the same quality, but not with fewer experts
     - `powerless`: too few samples for any significant difference
-    - `absent`: there is no BH configuration
-    - `open`, `mixed`, `worse`, `untested`: as in `bh_outcomes`
+    - `absent`: there is no adaptive configuration
+    - `open`, `mixed`, `worse`, `untested`: as in `adaptive_outcomes`
     """
-    outcomes = bh_outcomes(study, margins)
+    outcomes = adaptive_outcomes(study, margins)
     if not any(outcomes.values()):
         return "absent"
     if outcomes["better"]:
@@ -337,14 +340,17 @@ def bh_verdict(study: Study, margins: QualityMargins) -> str:
     if set(outcomes["same"]) & set(cheaper(study)):
         return "cheaper"
     if outcomes["open"]:
-        without_power = [d for d, (strategies, _) in powerless(study).items() if "bh" in strategies]
+        every = set(study.adaptive["strategy"])
+        without_power = [d for d, (strategies, _) in powerless(study).items() if every <= {*strategies}]
         return "powerless" if without_power == study.scored_datasets else "open"
     verdicts = {"mixed": "mixed", "same": "no gain", "worse": "worse", "untested": "untested"}
     return next(verdict for name, verdict in verdicts.items() if outcomes[name])
 
 
 def same_compute(study: Study, column: str) -> SameCompute | None:
-    """Compare BH with the top-k curve at the same average number of experts; None without two top-k points.
+    """Compare adaptive configurations with the top-k curve at the same average number of experts.
+
+    None without two top-k points.
 
     Between the k of the grid the curve is interpolated linearly in log k. This is descriptive, not a test.
     """
@@ -352,7 +358,7 @@ def same_compute(study: Study, column: str) -> SameCompute | None:
     if topk is None or len(topk) < 2:
         return None
     result = SameCompute(column, [], [], [])
-    for _, row in study.bh.dropna(subset=[column]).iterrows():
+    for _, row in study.adaptive.dropna(subset=[column]).iterrows():
         if not topk["avg_experts"].iloc[0] <= row["avg_experts"] <= topk["avg_experts"].iloc[-1]:
             result.outside.append(row["config"])
             continue
@@ -363,16 +369,19 @@ def same_compute(study: Study, column: str) -> SameCompute | None:
 
 
 def below_every_topk(study: Study) -> pd.DataFrame:
-    """The BH configurations that run fewer experts than any top-k of the study, as rows of the table."""
+    """The adaptive configurations that run fewer experts than any top-k, as rows of the table."""
     smallest = study.topk["avg_experts"].min() if len(study.topk) else math.inf
-    return study.bh[study.bh["avg_experts"] < smallest]
+    return study.adaptive[study.adaptive["avg_experts"] < smallest]
 
 
 def fixed_k_to_add(study: Study) -> list[int]:
-    """The k of top-k configurations that would run as many experts as BH below the smallest k of the grid."""
+    """The k of top-k around the numbers of experts that lie below the smallest k of the grid.
+
+    Both neighbours of each number: 2 and 3 for 2.71.
+    """
     smallest = study.topk["avg_experts"].min() if len(study.topk) else math.inf
     below = below_every_topk(study)["avg_experts"]
-    return sorted({k for k in below.round().astype(int) if 1 <= k < smallest})
+    return sorted({int(k) for k in [*np.floor(below), *np.ceil(below)] if 1 <= k < smallest})
 
 
 def setting_effects(study: Study, column: str) -> dict[str, tuple[float, float, float, float]]:

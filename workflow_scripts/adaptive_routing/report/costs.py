@@ -28,11 +28,15 @@ def cost_section(study: Study, decision: Decision, margins: QualityMargins) -> I
         "rows hold changes against it, with 95 % intervals of the paired differences. ▲ significantly "
         "better, ▼ significantly worse than the baseline (Holm-corrected p < "
         f"{SIGNIFICANCE_LEVEL}), ○ no significant difference. The intervals are not corrected, so one beside "
-        "○ may exclude 0. Tokens/s are over all data sets; the range over the data sets is in brackets."
+        "○ may exclude 0. Tokens/s are over all data sets, "
+        "measured once; the range over the data sets is in brackets."
     )
     effects = list(filter(None, (_setting_effect(study, setting) for setting in ("alpha", "k_or_max_k"))))
     if effects:
-        remark = "These compare the two ends of the grid; in between, the change need not be monotone."
+        remark = (
+            "These are measured changes between the two ends of BH's grid, without a test; in between, the "
+            "change need not be monotone."
+        )
         yield " ".join([*effects, remark])
 
 
@@ -53,8 +57,10 @@ def _roles(study, decision, margins):
     if decision.quality.reason == rules.CONFLICT:
         add(decision.quality.candidate, "better and worse")
     add(rules.least_loss(study, margins), "fewer experts, least loss")
-    if len(study.bh):
-        add(study.bh.loc[study.bh["avg_experts"].idxmin(), "config"], "BH with fewest experts")
+    adaptive = study.adaptive.dropna(subset=["avg_experts"])
+    if len(adaptive):
+        name = words.adaptive(study)
+        add(adaptive.loc[adaptive["avg_experts"].idxmin(), "config"], f"{name} with fewest experts")
     if study.has("tokens_per_second"):
         fastest = study.configurations["tokens_per_second"].idxmax()
         add(study.configurations.loc[fastest, "config"], "fastest")

@@ -50,6 +50,7 @@ def _routing(settings):
     weights = {
         "native": "are left as the model computes them",
         "renormalized": "are made to sum to 1 per token",
+        "uniform": "are replaced by 1/n for each of a token's n experts",
     }[routing["weights"]]
     return "\n".join(
         f"- {item}"
@@ -60,12 +61,16 @@ def _routing(settings):
             "function of the layer's null distribution, and sorts them. It selects the k* experts with "
             "the smallest p-values, where k* is the largest k with p₍ₖ₎ ≤ k·α/E (Benjamini and Hochberg, "
             f"J. R. Stat. Soc. B 57, 1995), but at least {routing['min_k']} and at most max_k. Experts "
-            "that are not selected are not run.",
+            "that are not selected are not run. The floor holds two kinds of tokens: those where no expert "
+            "passed (k* = 0) and those where min_k or fewer did. For independent logits from the null "
+            "distribution, no expert passes for a share 1 − α of the tokens (Simes, Biometrika 73, 1986): α "
+            "sets the share at the floor, and is no error rate of the routing.",
             f"**Null distribution** of each layer: {_null_distribution(null)}",
             *(
-                f"**{strategy}** is defined in its module, `routing/{strategy}.py`."
+                f"**{words.capitalized(words.strategy(strategy))}** is defined in its module, "
+                f"`routing/{strategy}.py`."
                 for strategy in settings["strategies"]
-                if strategy not in words.STRATEGIES
+                if strategy not in ("topk", "bh")
             ),
             f"**Weights** are the softmax over all E logits{_temperature(routing['temperature'])} at the "
             f"selected experts; they {weights}, in every configuration.",

@@ -60,6 +60,8 @@ EXPERTS = (
     ("expert_overlap_score", "overlap of two passes", ".4f"),
     ("output_determinism", "same greedy token (%)", ".2f"),
 )
+# Of these the top-k that runs all experts has the best value whatever the model does.
+EVEN_BY_CONSTRUCTION = ("gini_coefficient", "expert_utilization")
 BETTER = {metric.name: metric.better for metric in ALL_METRICS}
 # Names of tests in a sentence, where they differ from those in the comparisons table.
 TEST_NAMES = {"McNemar exact": "McNemar's exact test"}
@@ -130,7 +132,10 @@ def _table(study, columns):
 
 def _best(study, name):
     """The configurations with the best value of a metric; none where it has no direction or all are equal."""
-    values = study.configurations.set_index("config")[name].dropna()
+    table = study.configurations
+    if name in EVEN_BY_CONSTRUCTION:
+        table = table[(table["strategy"] != "topk") | (table["k_or_max_k"] < table["num_experts"])]
+    values = table.set_index("config")[name].dropna()
     better = "higher" if name in study.accuracies else BETTER.get(name, "none")
     if better == "none" or values.nunique() < 2:
         return set()
@@ -142,7 +147,7 @@ def _summary_of_tests(study, dataset, comparisons):
     strategies = study.configurations.set_index("config")["strategy"]
     parts = []
     # BH first, then top-k, then other strategies.
-    for strategy in dict.fromkeys((*words.STRATEGIES, *strategies)):
+    for strategy in dict.fromkeys(("bh", "topk", *strategies)):
         verdicts = [
             study.verdict(config, dataset) for config, _ in comparisons if strategies[config] == strategy
         ]
