@@ -109,3 +109,40 @@ if HAS_PROMPTS:
             code=code_fingerprint("tabulate_difficulty"),
         script:
             "../workflow_scripts/tabulate_difficulty.py"
+
+
+# The tables of a study with controls, by the names that scripts use.
+CONTROL_TABLES = {}
+
+if HAS_CONTROLS:
+
+    rule tabulate_same_compute:
+        input:
+            summaries=per_experiment(
+                rules.run_experiment.output.summary, CONTROLLED + CONTROLS_OF_STUDY
+            ),
+            metrics=per_experiment(rules.compute_metrics.output.metrics, CONTROLLED),
+        output:
+            csv=report(
+                results("bh_routing_same_compute.csv"),
+                caption="../report/same_compute_table.rst",
+                category="Tables",
+                labels={"shows": "Adaptive against fixed at the same compute: tests"},
+            ),
+            json=results("bh_routing_same_compute.json"),
+        log:
+            job_log("tabulate_same_compute"),
+        benchmark:
+            job_benchmark("tabulate_same_compute")
+        conda:
+            "../envs/adaptive_routing.yaml"
+        resources:
+            mem_mb=each_attempt(4000),
+            runtime=each_attempt(5),
+        params:
+            margins=SETTINGS["report"],
+            code=code_fingerprint("tabulate_same_compute"),
+        script:
+            "../workflow_scripts/tabulate_same_compute.py"
+
+    CONTROL_TABLES["same_compute"] = rules.tabulate_same_compute.output.csv

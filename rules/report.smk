@@ -5,6 +5,8 @@ rule write_report:
     input:
         **STUDY_TABLES,
         **report_on_difficulty(),
+        **report_on_controls(),
+        **model_card(),
         summaries=per_experiment(rules.run_experiment.output.summary),
         figure=rules.plot_panels.output.figure_png,
         panels=[rules.plot_panels.output[f"panel_{panel}"] for panel in PANELS],

@@ -219,7 +219,7 @@ def test_the_margin_decides_what_is_the_same_quality():
     wide = rules.QualityMargins(perplexity=0.03, accuracy=0.02)
     assert rules.within_margin(study, "8experts_bh_a030", wide)
     assert rules.decide(study, wide).compute.reason == rules.SHOWN
-    assert "3 % of perplexity or 0.02 of accuracy" in main_sentences(study, wide)[0]
+    assert "3 % of perplexity or 0.02 of accuracy" in main_sentences(study, wide)[1]
     strict = rules.QualityMargins(perplexity=0.03, accuracy=0.01)
     assert not rules.within_margin(study, "8experts_bh_a030", strict)
 
@@ -418,7 +418,7 @@ def test_the_answer_names_the_winner_with_its_numbers(images):
     study = study_of(WINS)
     text = report(study, images)
     opening = section(text, "## Answers").strip().splitlines()
-    assert opening[:3] == [f"{i}. {one}" for i, one in enumerate(sentences_of(study), start=1)]
+    assert opening[:4] == [f"{i}. {one}" for i, one in enumerate(main_sentences(study, MARGINS), start=1)]
     use = section(text, "### What to use")
     best = "| best quality | `8experts_bh_a030` | significantly better on wikitext, lambada and hellaswag"
     assert best in use
@@ -868,12 +868,12 @@ def test_the_margins_are_settings(images):
     assert "2 % of" not in text
 
 
-def test_the_summary_is_three_lines_of_plain_text():
+def test_the_summary_is_the_main_sentences_as_plain_text():
     study = study_of(WINS)
     lines = plain_main_sentences(study, SETTINGS).splitlines()
-    assert len(lines) == 3
-    assert lines == [sentence.replace("`", "") for sentence in sentences_of(study)]
-    assert not set("`*{}") & set("".join(lines))
+    assert len(lines) == 4
+    assert lines == [sentence.replace("`", "") for sentence in main_sentences(study, MARGINS)]
+    assert not set("`*{}") & set("".join(lines).replace("controls: {of: [all]}", ""))
 
 
 def test_the_method_defines_every_metric_with_its_unit(images):
@@ -1049,7 +1049,7 @@ def test_from_logs_to_figure_and_report(tmp_path, run_script):
     lowest = frames["configurations"].set_index("config")["perplexity"].idxmin()
     assert row_of(costs, lowest)["configuration"].startswith(f"`{lowest}`<br>")
     lines = Path(output.summary).read_text().splitlines()
-    assert len(lines) == 3 and all(f"{i}. " in text for i in (1, 2, 3))
+    assert len(lines) == 4 and all(f"{i}. " in text for i in (1, 2, 3, 4))
     parser = Links()
     parser.feed(Path(output.html).read_text())
     assert len(parser.sources) == 10

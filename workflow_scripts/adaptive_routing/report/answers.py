@@ -41,14 +41,14 @@ def answer_sections(
     figures: links to the figures `same_compute`, `decomposition` and `where`; null_check: see `why_section`.
     """
     figures = figures or {}
+    if not rules.obstacle(study) and (powerless := rules.powerless(study)):
+        yield _too_few_samples(powerless)
     yield from same_compute_section(study, margins, figures.get("same_compute"))
     yield from why_section(study, figures.get("decomposition"), null_check)
     if rules.obstacle(study):
         yield from where_section(study, figures.get("where"))
         return
     decision = rules.decide(study, margins)
-    if powerless := rules.powerless(study):
-        yield _too_few_samples(powerless)
     yield "### What to use"
     yield _what_to_use(study, decision, margins)
     yield f"*Same quality*: {margin_definition(study, margins)}. This margin is set in the config file."
