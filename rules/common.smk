@@ -317,7 +317,6 @@ def panel_reports():
 CONTROL_FIGURES = {
     "same_compute": "Adaptive against fixed at the same compute",
     "decomposition": "What layers, spread and token information are worth",
-    **({"where": "Where adaptive wins and loses"} if HAS_FIXED_CONTROLS else {}),
 }
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from adaptive_routing.analysis.study import Study
     from adaptive_routing.figures.quality import Quality
 
-MOST_SPELLED_OUT = 6  # top-k whose names are top-8; of more, k 8
+MOST_SPELLED_OUT = 6  # top-k named top-8; more are k 8
 SIZE, SMALL_SIZE, MANY = 4.6, 3.4, 40  # of markers in points; for more than MANY configurations
 
 
@@ -32,10 +32,10 @@ def draw(
     named: Iterable[str] = (),
     cheap_is_left: bool = True,
 ) -> None:
-    """Draw quality over a cost or a speed: the variants of a rule joined, top-k along k, the baseline crossed.
+    """Draw quality over a cost or a speed: lines join a rule's variants and top-k, a cross is the baseline.
 
-    x: Series by configuration; quality: of `quality`; x_scale: of `scales`; named: adaptive configurations to name;
-    cheap_is_left: on which side of the baseline's x the better ones lie, which is shaded.
+    x: Series by configuration; quality: of `quality`; x_scale: of `scales`; named: adaptive configurations to
+    name; cheap_is_left: on which side of the baseline's x the better ones lie, which is shaded.
     """
     table = study.configurations.assign(
         x=x.reindex(study.configurations["config"]).to_numpy(float),
