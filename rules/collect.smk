@@ -16,7 +16,8 @@ def metrics_of(configurations):
 def study_tables():
     """The results tables."""
     with_prompts = rules.tabulate_difficulty.output if HAS_PROMPTS else []
-    with_controls = rules.tabulate_same_compute.output if HAS_CONTROLS else []
+    with_controls = [*rules.tabulate_same_compute.output] if HAS_CONTROLS else []
+    with_controls += rules.tabulate_where.output if HAS_FIXED_CONTROLS else []
     return [*rules.tabulate_results.output, *with_prompts, *with_controls]
 
 

@@ -257,14 +257,23 @@ CONTROLLED = list(
 CONTROLS_OF_STUDY = [
     name for name, one in CONFIGURATIONS.items() if one.control_of is not None
 ]
-HAS_CONTROLS = bool(CONTROLLED)
+# Prompts have no controls: see `per_experiment`.
+CONTROLLED_DATASETS = [dataset for dataset in DATASETS if dataset != "prompts"]
+HAS_CONTROLS = bool(CONTROLLED and CONTROLLED_DATASETS)
 # Whether tokens can be compared with a fixed number of experts.
 HAS_FIXED_CONTROLS = HAS_CONTROLS and "fixed" in SETTINGS["controls"]["kinds"]
 
 
-def fixed_control(name):
-    """The name of a configuration's control with a fixed number of experts."""
-    return CONFIGURATIONS[name].control("fixed").name
+def per_controlled_experiment(path, instead=lambda name: name):
+    """A path for every configuration with controls and every data set that these have.
+
+    instead: the configuration, by name, that stands for it.
+    """
+    return [
+        path.format(config=instead(name), dataset=dataset)
+        for name in CONTROLLED
+        for dataset in CONTROLLED_DATASETS
+    ]
 
 
 # Figures and report
@@ -317,6 +326,7 @@ def panel_reports():
 CONTROL_FIGURES = {
     "same_compute": "Adaptive against fixed at the same compute",
     "decomposition": "What layers, spread and token information are worth",
+    **({"where": "Where adaptive wins and loses"} if HAS_FIXED_CONTROLS else {}),
 }
 
 

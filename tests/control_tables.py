@@ -15,7 +15,7 @@ DIVISIONS = {
     "frequency": ["rarest fifth", "second fifth", "third fifth", "fourth fifth", "most frequent fifth"],
     "word_start": ["begins a word", "continues a word"],
     "baseline_loss": ["below 0.1", "0.1 to 1", "1 to 3", "above 3"],
-    "expert_count": ["1", "2 to 3", "4 to 7", "8 and more"],
+    "experts": ["1", "2 to 3", "4 to 7", "8 and more"],
 }
 
 

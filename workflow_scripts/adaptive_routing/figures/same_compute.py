@@ -38,8 +38,7 @@ DIVISIONS = {
     "frequency": "frequency of the token",
     "word_start": "beginning of a word",
     "baseline_loss": "the baseline's loss",
-    "expert_count": "number of experts",
-    "count": "number of experts",
+    "experts": "experts per layer",
 }
 
 

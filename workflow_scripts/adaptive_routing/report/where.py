@@ -16,10 +16,9 @@ if TYPE_CHECKING:
 DIVISIONS = {
     "position": "position in the text",
     "frequency": "frequency of the token",
-    "word_start": "beginning of a word",
+    "word_start": "beginning or inside of a word",
     "baseline_loss": "the baseline's loss",
-    "expert_count": "number of experts",
-    "count": "number of experts",
+    "experts": "experts per layer where the token is predicted",
 }
 MOST_BINS = 4  # named in a sentence
 
@@ -41,7 +40,7 @@ def where_section(study: Study, figure: str | None = None) -> Iterator[str]:
         "The loss of every predicted token is compared between an adaptive configuration and its control "
         "`fixed`, which runs as many experts. A negative difference means that the adaptive configuration "
         "does better on these tokens. Differences count as significant where the Holm-corrected p is below "
-        f"{SIGNIFICANCE_LEVEL}; the correction is over the bins."
+        f"{SIGNIFICANCE_LEVEL}; the correction and the simultaneous intervals are over all bins."
     )
     yield "\n".join(f"- {sentence}" for sentence in _sentences(study))
     if figure:
@@ -88,5 +87,5 @@ def _table(study):
                 words.p_value(row["p_holm"]),
             ]
         )
-    headings = ["configuration", "data set", "by", "bin", "tokens", "difference (nats)", "95 % interval"]
+    headings = ["configuration", "data set", "by", "bin", "tokens", "difference (nats)", "simultaneous 95 % interval"]
     return words.table([*headings, "p (Holm)"], rows)
