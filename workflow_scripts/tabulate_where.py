@@ -1,4 +1,4 @@
-"""Make the table of where adaptive configurations and their fixed controls differ, from tensors and summaries."""
+"""Make the table of where adaptive configurations and their fixed controls differ, token by token."""
 
 from adaptive_routing.analysis.tables import write_table
 from adaptive_routing.analysis.where import begins_word, token_differences, where_table

@@ -90,17 +90,27 @@ def uncertainty_section(study: Study, margins: QualityMargins) -> Iterator[str]:
     """Yield what the tests, intervals and speeds do not show, and how many samples would be enough."""
     yield (
         f"- **Differences.** A difference is significant where the Holm-corrected p is below "
-        f"{SIGNIFICANCE_LEVEL}. Among {_family_sizes(study)} on one data set, the chance of any false "
+        f"{SIGNIFICANCE_LEVEL}. Among {_family_sizes(study)} on all data sets, the chance of any false "
         f"positive is at most {100 * SIGNIFICANCE_LEVEL:g} %. A difference that is not significant may still "
-        "exist.\n- **Same quality.** The intervals are not corrected for the number of configurations: the "
-        f"choice with least compute is one of {words.plural(len(rules.cheaper(study)), 'candidate')}. "
-        "Confirm a choice on new samples.\n- **Speed** was measured once, on the machine named below, which "
-        "may have been doing other work, and has no standard error. Only a configuration that was faster on "
-        "every data set counts as faster. Differences of a few percent mean nothing."
+        "exist.\n- **Same quality.** The intervals are simultaneous: with 95 % they hold for all "
+        "configurations of a strategy and all data sets together. Confirm a choice on new samples.\n- "
+        "**Speed** " + _speed(study)
     )
     yield from _precision(study, margins)
     if unscored := [dataset for dataset in study.datasets if dataset not in study.scored_datasets]:
         yield f"Left out of the answers (no perplexity or accuracy): {words.joined(unscored)}."
+
+
+def _speed(study):
+    if rules.speeds_repeated(study):
+        return (
+            "was measured repeatedly, the configurations in turn, on the machine named below. A "
+            "configuration counts as faster where the intervals of the ratios exclude 1 on every data set."
+        )
+    return (
+        "was measured once, on the machine named below, which may have been doing other work, and has no "
+        "standard error. No configuration counts as faster."
+    )
 
 
 def _precision(study, margins):
@@ -125,15 +135,15 @@ def _precision(study, margins):
     headings = ["score", "half-width of the 95 % interval", "margin", "samples", "samples for 50 % power"]
     yield words.table(headings, rows)
     yield (
-        "The half-width is the median over the configurations; a smaller difference cannot be told from "
-        "zero. Where the half-width exceeds the margin, the power is below 50 %: a configuration exactly as "
-        "good as the baseline is confirmed to be within the margin in fewer than half of all studies. The "
-        "last column is the number of samples for a power of 50 %."
+        "The half-width is the median over the configurations that are not significantly worse; a smaller "
+        "difference cannot be told from zero. Where the half-width exceeds the margin, the power is below "
+        "50 %: a configuration exactly as good as the baseline is confirmed to be within the margin in "
+        "fewer than half of all studies. The last column is the number of samples for a power of 50 %."
     )
 
 
 def _family_sizes(study):
     rows = study.comparisons[study.comparisons["metric"] == study.comparisons["dataset"].map(study.scores)]
     strategies = rows["config"].map(study.configurations.set_index("config")["strategy"])
-    sizes = rows.groupby([strategies, rows["dataset"]]).size().groupby(level=0).max()
+    sizes = rows.groupby(strategies).size()
     return " or ".join(f"{size} {words.strategy(strategy)} comparisons" for strategy, size in sizes.items())

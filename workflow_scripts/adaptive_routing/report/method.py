@@ -113,29 +113,37 @@ def _statistics(study, settings):
     kinds = {lower_is_better(score) for score in study.scores.values()}
     margins = settings["report"]
     items = [
-        "Every configuration is compared with the baseline over the same samples. Standard errors and "
-        "tests treat samples as independent, even where texts repeat or belong together.",
+        "Every configuration is compared with the baseline over the same samples. Samples with "
+        "the same text, and rows of one article, are one cluster; standard errors, intervals and tests take "
+        "clusters as independent, not samples.",
     ]
     if True in kinds or not kinds:
         items.append(
-            "**Losses** (perplexities): paired t-test and its 95 % interval"
+            "**Losses** (perplexities): paired t-test, by clusters, and its interval"
             + (", per word as a linearised ratio of sums" if study.perplexity == "word_perplexity" else "")
             + ". Wilcoxon's signed-rank test is reported as well."
         )
     if False in kinds:
         items.append(
-            "**Accuracies**: McNemar's exact test and Tango's 95 % score interval, which belongs to "
-            "McNemar's asymptotic test and is slightly less strict."
+            "**Accuracies**: McNemar's exact test and Tango's score interval, which belongs to McNemar's "
+            "asymptotic test and is slightly less strict; where samples form clusters, the t-test by "
+            "clusters and its interval."
         )
     items += [
-        "**Correction**: Holm's, over the configurations of one strategy on one data set, at "
-        f"{SIGNIFICANCE_LEVEL}. The tables also hold Benjamini and Hochberg's correction and a paired "
-        "bootstrap, for information only.",
+        "**Correction**: Holm's, over the configurations of one strategy on all data sets, at "
+        f"{SIGNIFICANCE_LEVEL}. Intervals are simultaneous over the same comparisons and never contradict "
+        "it. The tables also hold Benjamini and Hochberg's correction and a paired bootstrap, for "
+        "information only.",
         "**Same quality** (non-inferiority): on every data set the 95 % interval excludes a loss of more "
         f"than {100 * margins['perplexity_margin']:g} % of the baseline's perplexity or "
         f"{margins['accuracy_margin']:g} of accuracy. An interval of fewer than {rules.FEWEST_SAMPLES} "
-        "samples, or of zero width, proves nothing. The margins are settings (`report`); fix them before "
-        "looking at results.",
+        "samples, or of zero width, proves nothing; identical losses are the same quality. The margins are "
+        "settings (`report`); fix them before looking at results.",
+        "**At the same compute**: each adaptive configuration against its controls, on the same samples. The "
+        "answer (against `fixed`) is one family of Holm's correction over all configurations and data sets, "
+        "the three contrasts that it is the sum of are another. A perplexity is compared per predicted "
+        "token or word. The same means that the whole simultaneous interval lies within the margin, on both "
+        "sides.",
         "**Ranking** where one configuration has to be named: the measured loss in units of the margin, "
         "averaged over the data sets.",
         "**FLOPs** are those of one token's forward pass, counted from the model's shapes. “FLOPs” is "

@@ -299,7 +299,7 @@ def compute_against_baseline(study: Study, config: str) -> str:
     if math.isfinite(flops):
         beside.append(f"{abs(100 * (1 - flops)):.0f} % {'fewer' if flops < 1 else 'more'} FLOPs")
     speed = row.get("tokens_per_second", math.nan) / study.baseline_value("tokens_per_second")
-    if math.isfinite(speed):
+    if math.isfinite(speed) and rules.speeds_repeated(study):
         beside.append(f"{speed:.2f} times the tokens/s")
     return (
         f"runs {row['avg_experts']:.2f} experts per token and layer instead of "

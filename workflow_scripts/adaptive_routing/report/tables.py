@@ -174,13 +174,13 @@ def _test_table(study, dataset, comparisons):
         corrected["p_wilcoxon_holm"] = "Wilcoxon's test"
     corrected["p_bootstrap_holm"] = "the bootstrap"
     effect = "odds ratio of the discordant samples" if accuracy else "Cohen's d of the paired losses"
-    interval = "Tango's score interval" if accuracy else "t interval"
+    interval = "Tango's score interval" if "McNemar" in first["test"] else "t interval"
     samples = words.span([c["samples"] for _, c in comparisons])
     caption = (
         f"Score: {words.score_name(first['metric'])}; baseline "
         f"{words.with_error(first, 'baseline_value', words.digits_of(study, dataset))}; {first['test']}, "
         f"{words.plural(samples, 'sample')}; effect size: {effect}; interval: "
-        f"{interval}."
+        f"{interval}, simultaneous."
     )
     headings = [
         "configuration",

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from adaptive_routing.analysis import control_outcomes as controls
+from adaptive_routing.analysis import recommendations as rules
 from adaptive_routing.report import words
 
 if TYPE_CHECKING:
@@ -14,9 +13,6 @@ if TYPE_CHECKING:
 
     from adaptive_routing.analysis.study import Study
     from adaptive_routing.evaluation.experiment import Summary
-
-# An accuracy is saturated where fewer than this many samples could still become right.
-FEWEST_WRONG = 6
 
 
 def warning_section(study: Study, summaries: Sequence[Summary], note: str | None = None) -> Iterator[str]:
@@ -47,10 +43,13 @@ def _warnings(study, summaries):
             f"On {dataset} the samples form only {words.plural(clusters, 'cluster')} of the same text or "
             "article: standard errors from so few are unreliable and tend to be too small."
         )
-    for dataset, right, samples in saturated(study):
+    for dataset, found in rules.saturated(study).items():
+        hidden = [
+            word for word, is_hidden in (("gain", found.no_better), ("loss", found.no_worse)) if is_hidden
+        ]
         yield (
-            f"On {dataset} the baseline is right on {right} of {samples} samples, so no improvement can be "
-            "shown there."
+            f"On {dataset} the baseline is right on {found.right} of {found.samples} samples, so that no "
+            f"{' and no '.join(hidden)} can be shown there."
         )
 
 
@@ -62,20 +61,3 @@ def _weights_shrink(summaries):
         and "min_k" in summary["routing"]
         for summary in summaries
     )
-
-
-def saturated(study: Study) -> list[tuple[str, int, int]]:
-    """The data sets on which the baseline leaves too few samples wrong: [(data set, right, samples)].
-
-    With fewer than 6 that could become right, McNemar's exact test cannot be significant: 2 · 2⁻⁵ > 0.05.
-    """
-    found = []
-    for dataset in study.scored_datasets:
-        rows = study.comparisons
-        rows = rows[(rows["dataset"] == dataset) & (rows["metric"] == study.scores[dataset])]
-        if rows.empty or not study.scores[dataset].endswith("_accuracy"):
-            continue
-        accuracy, samples = rows.iloc[0][["baseline_value", "samples"]]
-        if np.isfinite(accuracy) and round((1 - accuracy) * samples) < FEWEST_WRONG <= samples:
-            found.append((dataset, round(accuracy * samples), int(samples)))
-    return found

@@ -87,5 +87,13 @@ def _table(study):
                 words.p_value(row["p_holm"]),
             ]
         )
-    headings = ["configuration", "data set", "by", "bin", "tokens", "difference (nats)", "simultaneous 95 % interval"]
+    headings = [
+        "configuration",
+        "data set",
+        "by",
+        "bin",
+        "tokens",
+        "difference (nats)",
+        "simultaneous 95 % interval",
+    ]
     return words.table([*headings, "p (Holm)"], rows)
