@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -34,12 +35,13 @@ PARTS = {  # look of a contrast, and its name
     controls.ANSWER: ("D", "#ffffff", "together (C − fixed)"),
 }
 DIVISIONS = {
-    "position": "position in the text",
-    "frequency": "frequency of the token",
+    "position": "position",
+    "frequency": "token frequency",
     "word_start": "beginning of a word",
-    "baseline_loss": "the baseline's loss",
+    "baseline_loss": "baseline's loss",
     "experts": "experts per layer",
 }
+PARTS_OF = {4: ("lowest quarter", "second", "third", "highest quarter")}
 
 
 def draw_same_compute(study: Study) -> Figure:
@@ -84,7 +86,9 @@ def draw_decomposition(study: Study, margins: QualityMargins) -> Figure:
             cell = layout.Cell(figure, left + i * width - 0.08, room, width, size[1] - room - 0.06)
             table = study.answers[study.answers["dataset"] == dataset]
             unit, scale = _unit(table["metric"].iloc[0])
-            cell.heading(dataset, _direction(table["metric"].iloc[0]) + (f"; {what}" if i == 0 else ""))
+            cell.heading(
+                dataset, _direction(table["metric"].iloc[0]) + (f"; {what}" if what and i == 0 else "")
+            )
             axes = cell.axes(left=0.08, right=0.2)[0, 0]
             for j, (contrast, (shape, colour, _)) in enumerate(PARTS.items()):
                 part = table[table["contrast"] == contrast].set_index("config").reindex(configs)
@@ -127,11 +131,13 @@ def draw_where(study: Study, margins: QualityMargins) -> Figure:
             for config in configs
         ]  # fmt: skip
         marks = [_mark("black", "significant"), _mark("white", "not significant")]
-        labels = [str(label) for label in table["label"].unique()]
-        left = 0.22 + 0.052 * max(map(len, labels))
-        columns = min(3, len(divisions))
+        table = table[table["config"].isin(configs)].assign(bin=_bins_of(table))
+        left = 0.22 + 0.05 * max(map(len, table["bin"].map(lambda one: one[1])))
+        columns = min(5, len(divisions))
         rows_each = -(-len(divisions) // columns)
-        size = (columns * (left + 2.1) + 2 * layout.EDGE, ROW * 0.95 * rows_each * len(datasets) + 0.5)
+        most = table.groupby(["dataset", "by"])["bin"].nunique().max()
+        height = max(2.1, 0.85 + 0.14 * most)
+        size = (columns * (left + 1.45) + 2 * layout.EDGE, height * rows_each * len(datasets) + 0.4)
         figure = style.new_figure(size, layout=None)
         legend = _legend_rows(figure, [handles, marks])
         cells = layout.cells(figure, rows_each * len(datasets), columns, len(legend))
@@ -139,7 +145,6 @@ def draw_where(study: Study, margins: QualityMargins) -> Figure:
             for b, by in enumerate(divisions):
                 cell = cells[(d * rows_each + b // columns) * columns + b % columns]
                 part = table[(table["dataset"] == dataset) & (table["by"] == by)]
-                part = part[part["config"].isin(configs)]
                 if part.empty:
                     cell.nothing_to_show(f"{dataset}: by {_division(by)}", "not compared")
                 else:
@@ -187,7 +192,7 @@ def _differences(cell, study, rows, dataset, first):
     scales.count_axis(axes, "x", experts)
     axes.margins(x=0.08)
     scales.plain_axis(axes, "y")
-    _far(axes, values, low, high)
+    axes.set_ylim(*_limits(values, low, high))
     bottom, top = axes.get_ylim()
     good = (bottom, 0) if lower_is_better(metric) else (0, top)
     axes.axhspan(*good, color="#56b4e9", alpha=0.14, linewidth=0, zorder=0)
@@ -197,16 +202,19 @@ def _differences(cell, study, rows, dataset, first):
     axes.set_ylabel(unit)
 
 
-def _far(axes, values, low, high):
-    """Limits that hold zero and every value, and intervals as far as they do not flatten the values."""
+def _limits(values, low, high):
+    """Limits that hold 0, every value, and of intervals what does not flatten the values."""
+    values = np.asarray(values, dtype=float)
     held = np.array([0.0, *values[np.isfinite(values)]])
-    height = max(np.ptp(held), 1e-9)
+    halves = (np.asarray(high, dtype=float) - np.asarray(low, dtype=float)) / 2
+    halves = halves[np.isfinite(halves)]
+    reach = 2 * float(np.median(halves)) if len(halves) else 0.0
     ends = np.concatenate([low, high])
     ends = ends[np.isfinite(ends)]
-    bottom = max(min([*ends, held.min()]), held.min() - height)
-    top = min(max([*ends, held.max()]), held.max() + height)
+    bottom = max(min([*ends, held.min()]), held.min() - reach)
+    top = min(max([*ends, held.max()]), held.max() + reach)
     room = 0.07 * max(top - bottom, 1e-9)
-    axes.set_ylim(bottom - room, top + room)
+    return bottom - room, top + room
 
 
 def _curve(cell, study, rows, dataset):
@@ -260,13 +268,14 @@ def _points(axes: Axes, study: Study, configs, x, bars, filled) -> None:
 
 def _bins(cell, study, rows, configs, title, left):
     """One division of the tokens: a row a bin, in it a marker a configuration."""
-    cell.heading(title, "loss, adaptive − fixed; left of 0: adaptive is better; bars: 95 %")
+    cell.heading(title, "left of 0: adaptive is better")
     axes = cell.axes(left=left, right=0.15)[0, 0]
-    bins = rows.drop_duplicates("label").sort_values("bin_low", kind="stable")["label"].astype(str).tolist()
+    places = sorted(set(rows["bin"]))
+    bins = [name for _, name in places]
     shown = [config for config in configs if (rows["config"] == config).any()]
     for j, config in enumerate(shown):
         own = rows[rows["config"] == config]
-        y = np.array([bins.index(str(label)) for label in own["label"]]) + _shift(j, len(shown))
+        y = np.array([places.index(one) for one in own["bin"]]) + _shift(j, len(shown))
         colour, shape = style.colour(study, config), style.marker(study, config)
         significant = (own["p_holm"].astype(float) < SIGNIFICANCE_LEVEL).to_numpy()
         axes.hlines(y, own["ci_low"], own["ci_high"], color=colour, linewidth=0.9, zorder=2)
@@ -284,8 +293,29 @@ def _bins(cell, study, rows, configs, title, left):
     axes.yaxis.set_major_locator(FixedLocator(range(len(bins))))
     axes.set_yticklabels(bins)
     axes.tick_params(axis="y", length=0)
-    scales.plain_axis(axes, "x", most=4)
-    axes.set_xlabel("difference (nats per token)")
+    axes.set_xlim(*_limits(*(rows[name].astype(float) for name in ("difference", "ci_low", "ci_high"))))
+    scales.plain_axis(axes, "x", most=3)
+    axes.set_xlabel("loss, adaptive − fixed (nats)")
+
+
+def _bins_of(table):
+    """(place, name) of every row's bin.
+
+    Where the bins of configurations differ, as quartiles of their own do, they are the configurations' first,
+    second … bins.
+    """
+    found = {}
+    for _, rows in table.groupby(["dataset", "by"], sort=False):
+        bins = {tuple(sorted(set(own["bin_low"]))) for _, own in rows.groupby("config")}
+        for _, own in rows.groupby("config", sort=False):
+            lows = sorted(set(own["bin_low"]))
+            for index, row in own.iterrows():
+                place, count = lows.index(row["bin_low"]), len(lows)
+                name = str(row["label"])
+                if len(bins) > 1:
+                    name = PARTS_OF[count][place] if count in PARTS_OF else f"{place + 1} of {count}"
+                found[index] = (float(place) if len(bins) > 1 else float(row["bin_low"]), name)
+    return pd.Series(found, dtype=object).reindex(table.index)
 
 
 def _shift(i, count):

@@ -130,6 +130,7 @@ def _setting(study, summaries):
     return (
         f"Model {', '.join(map(words.code, models))}; {words.plural(len(study.experiments), 'experiment')}: "
         f"{words.joined(kinds)} on {samples}."
+        + _controls(study)
         + (f" **{words.plural(missing, 'experiment')} missing** (listed below)." if missing else "")
         + f" All are compared with the baseline, {words.code(study.baseline)}, sample by sample."
         + (
@@ -138,6 +139,13 @@ def _setting(study, summaries):
             else ""
         )
     )
+
+
+def _controls(study):
+    count = 0 if study.controls is None else len(study.controls)
+    if not count:
+        return ""
+    return f" {words.plural(count, 'more experiment')} {'is a control' if count == 1 else 'are controls'}."
 
 
 def _panels(study, links):

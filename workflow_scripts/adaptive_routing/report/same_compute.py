@@ -89,26 +89,24 @@ def _rest(same, unclear):
 
 def _of_many_rules(outcomes):
     """What each rule does, grouped by verdict: min-p does better (3 of 4 configurations), BH does worse …"""
-    verbs = {BETTER: ("does", "better"), WORSE: ("does", "worse"), SAME: ("does", "as well")}
+    if {outcome.verdict for outcome in outcomes} == {OPEN}:
+        names = words.joined(words.rule(outcome.family) for outcome in outcomes)
+        return f"it is open for every rule ({names}) whether it beats {FIXED}: no difference is significant."
+    phrases = {BETTER: "{} {} better", WORSE: "{} {} worse", SAME: "{} {} as well", OPEN: "for {} it is open"}
+    phrases[MIXED] = "{} {} better in some cases and worse in others"
     parts = []
     for verdict in (BETTER, WORSE, MIXED, SAME, OPEN):
         group = [outcome for outcome in outcomes if outcome.verdict == verdict]
-        if not group:
-            continue
-        names = words.joined(f"{words.rule(one.family)} ({_count(one)})" for one in group)
-        several = len(group) > 1
-        if verdict in verbs:
-            parts.append(f"{names} {'do' if several else 'does'} {verbs[verdict][1]}")
-        elif verdict == MIXED:
-            parts.append(f"{names} {'do' if several else 'does'} better in some cases and worse in others")
-        else:
-            parts.append(f"for {names} it is open")
-    opening = "" if any(one.verdict == BETTER for one in outcomes) else f"no rule does better than {FIXED}: "
-    text = opening + "; ".join(parts)
-    text = re.sub(r"(\d+ of \d+)\)", r"\1 configurations)", text, count=1)
-    if not opening:
+        if group:
+            names = words.joined(f"{words.rule(one.family)} ({_count(one)})" for one in group)
+            parts.append(phrases[verdict].format(names, "do" if len(group) > 1 else "does"))
+    text = "; ".join(parts)
+    if any(outcome.verdict == BETTER for outcome in outcomes):
         text = text.replace(" better", f" better than {FIXED}", 1)
-    return f"{text}."
+    else:
+        text = f"no rule is shown to do better than {FIXED}: {text}"
+    # The first count says of what.
+    return re.sub(r"(\d+ of \d+)\)", r"\1 configurations)", text, count=1) + "."
 
 
 def _count(outcome):
@@ -190,7 +188,8 @@ def same_compute_section(study: Study, margins: QualityMargins, figure: str | No
     yield _rule_table(study, outcomes, margins)
     yield (
         "▲ significantly better than the control, ▼ significantly worse (Holm-corrected p < 0.05); ≈ the "
-        "same within the margin; no mark: open."
+        "same within the margin; no mark: open. In the line “all”: how many configurations of the rule are "
+        "better and worse on that data set."
     )
     if missing := controls.without_controls(study):
         yield f"Without controls, and so without an answer: {words.joined(map(words.rule, missing))}."
@@ -207,10 +206,22 @@ def _rule_table(study: Study, outcomes: list[RuleOutcome], margins: QualityMargi
     for outcome in outcomes:
         best = controls.best(study, outcome.configs, margins)
         counts = [outcome.count(name) or words.NOTHING for name in controls.OUTCOMES]
-        cells = _cells(study, best, datasets)
+        cells = [
+            cell + _counts_on(study, outcome.configs, dataset)
+            for cell, dataset in zip(_cells(study, best, datasets), datasets, strict=True)
+        ]
         rows.append([words.rule(outcome.family), len(outcome.configs), *counts, words.code(best), *cells])
     headings = ["rule", "configurations", "better", "worse", "both", "the same", "open"]
     return words.table([*headings, "best configuration", *names], rows)
+
+
+def _counts_on(study, configs, dataset):
+    """How many of several configurations are better and worse on a data set, as another line of a cell."""
+    rows = controls.rows_of(study, ANSWER, configs)
+    verdicts = rows.loc[rows["dataset"] == dataset, "verdict"].tolist()
+    if len(verdicts) < 2:
+        return ""
+    return f"<br>all: ▲ {verdicts.count(BETTER)}, ▼ {verdicts.count(WORSE)} of {len(verdicts)}"
 
 
 def _config_table(study, outcomes):

@@ -69,12 +69,7 @@ SINGLE = {
 }
 # The same in a list of rules.
 MANY = {
-    TOKEN: {
-        BETTER: "useful",
-        WORSE: "harmful",
-        SAME: "worth nothing",
-        OPEN: "not shown to be worth anything",
-    },
+    TOKEN: {BETTER: "useful", WORSE: "harmful", SAME: "worth nothing", OPEN: "open"},
     SPREAD: {BETTER: "a gain", WORSE: "a loss", SAME: "no difference", OPEN: "open"},
     LAYERS: {BETTER: "a gain", WORSE: "a loss", SAME: "no difference", OPEN: "open"},
 }
@@ -85,6 +80,8 @@ def why_sentences(study: Study) -> list[str]:
     outcomes = {contrast: controls.by_rule(study, contrast) for contrast in PARTS}
     if not controls.has_answer(study) or not any(outcomes.values()):
         return []
+    if {outcome.verdict for group in outcomes.values() for outcome in group} == {OPEN}:
+        return ["Why cannot be told: no difference between configurations and controls is significant."]
     families = {outcome.family for group in outcomes.values() for outcome in group}
     if len(families) == 1:
         parts = [_single(group[0]) for group in outcomes.values() if group]
