@@ -41,7 +41,8 @@ def same_compute_text(study: Study) -> str:
         count = words.of(below, len(study.bh), "BH configuration")
         text.append(
             f"{count[0].upper()}{count[1:]} {verb} fewer experts than any top-k configuration of this study "
-            "on at least one data set. Whether a fixed top-k with as few experts would lose as much is **not answered here**. To find "
+            "on at least one data set. Whether a fixed top-k with as few experts would lose as much is **not "
+            "answered here**. To find "
             f"out, add k = {words.joined(missing)} to `strategies.topk.k` in the settings; only the new "
             "experiments will run."
         )
@@ -94,7 +95,7 @@ def uncertainty_section(study: Study, margins: QualityMargins) -> Iterator[str]:
         f"{SIGNIFICANCE_LEVEL}. Among {_family_sizes(study)} on all data sets, the chance of any false "
         f"positive is at most {100 * SIGNIFICANCE_LEVEL:g} %. A difference that is not significant may still "
         "exist.\n- **Same quality.** The intervals hold for all comparisons of a strategy together, so that "
-        f"the choice with least compute may be one of {words.plural(len(rules.cheaper(study)), 'candidate')}. "
+        f"the choice with least compute is one of {words.plural(len(rules.cheaper(study)), 'candidate')}. "
         "Confirm a choice on new samples.\n- **Speed** was measured once, on the machine named below, which "
         "may have been doing other work, and has no standard error. No difference between speeds that were "
         "measured once is called one."
