@@ -206,7 +206,7 @@ def faster(study: Study) -> list[str]:
         return []
     ratios = speed_ratios(study)
     errors = _by_averaged_dataset(study, LOG_SPEED_STDERR)
-    errors = np.hypot(errors, errors.loc[study.baseline])
+    errors = np.sqrt(errors**2 + errors.loc[study.baseline] ** 2)
     reach = NormalDist().inv_cdf(1 - SIGNIFICANCE_LEVEL / max(1, len(ratios) - 1))
     lowest = (np.log(ratios) - reach * errors).min(axis="columns", skipna=False)
     return [c for c in study.configurations["config"] if c in lowest.index and lowest[c] > 0]
@@ -516,12 +516,12 @@ class Saturation:
 
 
 def saturated(study: Study) -> dict[str, Saturation]:
-    """The accuracy data sets on which no configuration could be shown better, or none worse, than the baseline.
+    """The accuracy data sets where no configuration could be shown better than the baseline, or none worse.
 
     The best that a configuration can do is to answer right whatever the baseline answers wrong, and lose
     nothing. The smallest corrected p-value of that is McNemar's times the configurations of its strategy on
-    this data set, all others in the family being significant; here it is not below the level for any strategy.
-    The worst is the same with right and wrong exchanged.
+    this data set, all others in the family being significant; here it is not below the level for any
+    strategy. The worst is the same with right and wrong exchanged.
     """
     found = {}
     strategies = study.configurations.set_index("config")["strategy"]

@@ -164,8 +164,8 @@ def where_table(
     have two bins per octave; frequency, the baseline's loss and expert counts are cut at the quartiles of
     the predicted tokens, into fewer bins where quartiles coincide.
 
-    All rows are one family: Holm's correction and the simultaneous intervals are over all of them. A bin whose
-    tokens lie in a single cluster has no test.
+    All rows are one family: Holm's correction and the simultaneous intervals are over all of them. A bin
+    whose tokens lie in a single cluster has no test.
     """
     rows, family = [], []
     for config, dataset, tokens in studied:

@@ -301,20 +301,22 @@ def _bins(cell, study, rows, configs, title, left):
 def _bins_of(table):
     """(place, name) of every row's bin.
 
-    Where the bins of configurations differ, as quartiles of their own do, they are the configurations' first,
-    second … bins.
+    Where the bins of configurations differ, as quartiles of their own do, or look the same, they are named by
+    rank.
     """
     found = {}
     for _, rows in table.groupby(["dataset", "by"], sort=False):
         bins = {tuple(sorted(set(own["bin_low"]))) for _, own in rows.groupby("config")}
+        first = rows[rows["config"] == rows["config"].iloc[0]]
+        by_rank = len(bins) > 1 or first["label"].duplicated().any()
         for _, own in rows.groupby("config", sort=False):
             lows = sorted(set(own["bin_low"]))
             for index, row in own.iterrows():
                 place, count = lows.index(row["bin_low"]), len(lows)
                 name = str(row["label"])
-                if len(bins) > 1:
+                if by_rank:
                     name = PARTS_OF[count][place] if count in PARTS_OF else f"{place + 1} of {count}"
-                found[index] = (float(place) if len(bins) > 1 else float(row["bin_low"]), name)
+                found[index] = (float(place) if by_rank else float(row["bin_low"]), name)
     return pd.Series(found, dtype=object).reindex(table.index)
 
 

@@ -42,8 +42,9 @@ def topk_curve_text(study: Study) -> str:
         verb = "runs" if below == 1 else "run"
         count = words.of(below, len(study.adaptive), noun)
         text.append(
-            f"{count[0].upper()}{count[1:]} {verb} fewer experts than any top-k configuration of this study. "
-            "Whether a fixed top-k with as few experts would lose as much is **not answered here**. To find "
+            f"{count[0].upper()}{count[1:]} {verb} fewer experts than any top-k configuration of this study "
+            "on at least one data set. Whether a fixed top-k with as few experts would lose as much is **not "
+            "answered here**. To find "
             f"out, add k = {words.joined(missing)} to `strategies.topk.k` in the settings; only the new "
             "experiments will run."
         )
@@ -135,10 +136,11 @@ def _precision(study, margins):
     headings = ["score", "half-width of the 95 % interval", "margin", "samples", "samples for 50 % power"]
     yield words.table(headings, rows)
     yield (
-        "The half-width is the median over the configurations that are not significantly worse; a smaller "
-        "difference cannot be told from zero. Where the half-width exceeds the margin, the power is below "
-        "50 %: a configuration exactly as good as the baseline is confirmed to be within the margin in "
-        "fewer than half of all studies. The last column is the number of samples for a power of 50 %."
+        "The half-width is the median over the configurations that are not significantly worse, of intervals "
+        "that hold for all comparisons together; a smaller difference cannot be told from zero. Where the "
+        "half-width exceeds the margin, the power is below 50 %: a configuration exactly as good as the "
+        "baseline is confirmed to be within the margin in fewer than half of all studies. The last column is "
+        "the number of samples for a power of 50 %."
     )
 
 
