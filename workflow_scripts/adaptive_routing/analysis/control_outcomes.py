@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from adaptive_routing.analysis.study import lower_is_better
+from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL, lower_is_better
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -78,8 +78,8 @@ def by_rule(study: Study, contrast: str) -> list[RuleOutcome]:
     """The outcome of every rule that was compared in a contrast, in table order."""
     outcomes = {}
     for config, rows in rows_of(study, contrast).groupby("config", sort=False):
-        family = outcomes.setdefault(study.family(config), {name: [] for name in OUTCOMES})
-        family[_outcome(set(rows["verdict"]))].append(config)
+        family = outcomes.setdefault(study.family(str(config)), {name: [] for name in OUTCOMES})
+        family[_outcome(set(rows["verdict"]))].append(str(config))
     order = {family: i for i, family in enumerate(study.families)}
     names = sorted(outcomes, key=lambda family: order.get(family, len(order)))
     return [RuleOutcome(family, contrast, outcomes[family]) for family in names]
@@ -139,12 +139,12 @@ def where_counts(study: Study) -> dict[str, tuple[list[str], list[str], int]]:
 
     A bin is better or worse where the difference of the loss is significant in at least one configuration
     and on one data set, after the correction over the bins. A bin that is both is in both lists."""
-    counts = {}
+    counts: dict[str, tuple[list[str], list[str], int]] = {}
     for by, rows in study.where.groupby("by", sort=False):
-        significant = rows[rows["p_holm"].astype(float) < 0.05]
-        lists = [
+        significant = rows[rows["p_holm"].astype(float) < SIGNIFICANCE_LEVEL]
+        better, worse = (
             list(dict.fromkeys(significant.loc[np.sign(significant["difference"]) == sign, "label"]))
             for sign in (-1, 1)
-        ]
-        counts[str(by)] = (*lists, int(rows["label"].nunique()))
+        )
+        counts[str(by)] = better, worse, int(rows["label"].nunique())
     return counts

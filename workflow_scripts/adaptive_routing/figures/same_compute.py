@@ -106,7 +106,7 @@ def draw_decomposition(study: Study, margins: QualityMargins) -> Figure:
                 axes.axhline(place + 0.5, color="#e0e0e0", linewidth=0.5, zorder=0)
             axes.set_ylim(len(configs) - 0.5, -0.5)
             axes.grid(axis="y", visible=False)
-            axes.yaxis.set_major_locator(FixedLocator(places))
+            axes.yaxis.set_major_locator(FixedLocator(places.tolist()))
             axes.yaxis.set_minor_locator(NullLocator())
             axes.tick_params(axis="y", length=0)
             axes.set_yticklabels(names if i == 0 else [""] * len(names))
