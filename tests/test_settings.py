@@ -105,6 +105,61 @@ def test_older_grid(study):
     assert {"8experts_topk_baseline", "4experts_bh_a001", "64experts_bh_a020"} <= set(names)
 
 
+def test_the_grid_of_rival_strategies(study):
+    settings = load_settings(merged(read("configs/rivals.yaml")), study)
+    names = [one.name for one in settings["configurations"]]
+    assert {one.strategy for one in settings["configurations"]} == set(
+        schema()["properties"]["strategies"]["properties"]
+    )
+    assert len(names) == 20
+    assert {"16experts_hc_b050", "16experts_hc_bauto", "16experts_topp_p020", "32experts_confidence"} <= set(
+        names
+    )
+    assert settings["baseline"] in names
+
+
+def rival(strategy, **lists):
+    return {"strategies": {strategy: {"max_k": [8]} | lists}}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            rival("hc", beta=[0]),
+            "strategies.hc.beta[0] is 0, but must be a number above 0 and up to 1, or auto",
+        ),
+        (rival("hc", beta=["all"]), "strategies.hc.beta[0] is 'all', but must be"),
+        (rival("hc"), "strategies.hc.beta is missing, but must be a list"),
+        (rival("topp", p=[1.0]), "strategies.topp.p[0] is 1.0, but must be a number above 0 and below 1"),
+        (rival("minp", p=[0.0]), "strategies.minp.p[0] is 0.0, but must be a number above 0 and below 1"),
+        (
+            rival("entropy", steps=[1]),
+            "strategies.entropy.steps[0] is 1, but must be an integer from 2 to 32",
+        ),
+        (rival("entropy", steps=[2.5]), "strategies.entropy.steps[0] is 2.5, but must be an integer"),
+        (rival("layerwise", budget=[2.5]), "strategies.layerwise.budget[0] is 2.5, but must be an integer"),
+        (rival("pooled", budget=[0]), "strategies.pooled.budget[0] is 0, but must be a number above 0"),
+        (rival("confidence", p=[0.3]), "strategies.confidence.p is not a known key"),
+        (rival("pooled", max_k=[65], budget=[4]), "strategies.pooled.max_k[0] is 65, but the model"),
+    ],
+)
+def test_wrong_values_of_rival_strategies(study, change, sentence):
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        load_settings(merged(change), study)
+
+
+@pytest.mark.parametrize(("budget", "limits"), [(15, "16 to 128"), (129, "16 to 128")])
+def test_a_layerwise_budget_has_to_fit_the_model(study, budget, limits):
+    settings = load_settings(merged(rival("layerwise", budget=[64, budget])), study)
+    check_against_model(settings, 64)  # a model of which nothing but that is known
+    with pytest.raises(
+        InputError, match=rf"^strategies\.layerwise\.budget\[1\] is {budget}, but .*from {limits}"
+    ):
+        check_against_model(settings, 64, 16)
+    check_against_model(load_settings(merged(rival("layerwise", budget=[16, 128])), study), 64, 16)
+
+
 @pytest.mark.parametrize(
     ("name", "num_experts", "count"),
     [
@@ -265,7 +320,11 @@ WRONG = [
     ({"evaluations": {}}, "evaluations", "did you mean evaluation?"),
     ({"max_samples": 5}, "max_samples", "did you mean evaluation.max_samples?"),
     ({"evaluation": {"max_sample": 5}}, "evaluation.max_sample", "did you mean evaluation.max_samples?"),
-    ({"strategies": {"bonferroni": {"max_k": [8]}}}, "strategies.bonferroni", "may hold topk and bh"),
+    (
+        {"strategies": {"bonferroni": {"max_k": [8]}}},
+        "strategies.bonferroni",
+        "may hold topk, bh, hc, .* and pooled",
+    ),
     ({"strategies": {"bh": {"alphas": [0.3]}}}, "strategies.bh.alphas", "did you mean strategies.bh.alpha?"),
     (
         {"datasets": {"triviaqa": None}},
@@ -352,7 +411,11 @@ WRONG = [
     ({"datasets": None}, "datasets", "is null,"),
     # checks across keys
     ({"datasets": dict.fromkeys(["wikitext", "lambada", "hellaswag"])}, "datasets", "is empty,"),
-    ({"strategies": dict.fromkeys(["topk", "bh"])}, "strategies", "is empty, but must hold .* topk or bh"),
+    (
+        {"strategies": dict.fromkeys(["topk", "bh"])},
+        "strategies",
+        "is empty, but must hold .* topk, bh, hc, .* or pooled",
+    ),
     (alpha(0.3, 0.4, 0.3), "strategies.bh.alpha[2]", "is 0.3, which the list already holds"),
     ({"strategies": {"topk": {"k": [8, 128]}}}, "strategies.topk.k[1]", "is 128,", "64 experts"),
     ({"strategies": {"bh": {"max_k": [65]}}}, "strategies.bh.max_k[0]", "is 65,", "64 experts"),
@@ -533,7 +596,10 @@ def test_schema_describes_every_key():
 
 
 def test_config_file_shows_every_key():
-    """The schema and config.yaml hold the same keys; wikitext stands for all data sets."""
+    """The schema and config.yaml hold the same keys; wikitext stands for all data sets.
+
+    configs/rivals.yaml shows the keys of all strategies.
+    """
 
     def keys(mapping, prefix=""):
         for key, value in mapping.items():
@@ -543,9 +609,11 @@ def test_config_file_shows_every_key():
 
     others = ("datasets.lambada", "datasets.hellaswag", "datasets.arc_challenge", "datasets.prompts")
     # A list in config.yaml would stand against routing.weights of a second config file; a comment says so.
-    others += ("strategies.topk.weights", "strategies.bh.weights", "strategies.bh.null")
-    documented = {key for key in dotted_keys(schema()) if not key.startswith(others)}
-    assert {key for key in keys(read("config.yaml")) if not key.startswith(others)} == documented
+    lists = re.compile(r"strategies\.\w+\.(weights|null)")
+    shown = {key for key in keys(read("config.yaml")) if not key.startswith(others)}
+    shown |= set(keys(read("configs/rivals.yaml")))
+    documented = {key for key in dotted_keys(schema()) if not (key.startswith(others) or lists.fullmatch(key))}
+    assert shown == documented
 
 
 @pytest.mark.parametrize("change", [{}, {"evaluation": {"max_samples": 0}}, {"unknown": 1}, alpha(1.5)])

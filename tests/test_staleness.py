@@ -118,9 +118,17 @@ AFTER_EDIT = {
     "routing/base": PASS,
     "routing/batch": PASS,
     "routing/bh": jobs(experiments=of(BH)),
+    "routing/confidence": NOTHING,
     "routing/control": NOTHING,  # a study without controls
+    "routing/entropy": NOTHING,
+    "routing/hc": NOTHING,
+    "routing/layerwise": NOTHING,
+    "routing/minp": NOTHING,
+    "routing/pooled": NOTHING,
+    "routing/probabilities": NOTHING,
     "routing/router_rule": PASS,
     "routing/topk": jobs("collect_router_logits", experiments=of(TOP_K)),  # calibration runs under top-k
+    "routing/topp": NOTHING,
     "routing_log": PASS,
     "routing_log/arrays": jobs(experiments=EXPERIMENTS),
     "routing_log/reader": NOTHING,

@@ -238,8 +238,11 @@ def null_distributions(settings: Settings) -> dict[str, NullDistributionVariant]
     return {DEFAULTS["null"]: default, **settings["null_distributions"]}  # ty: ignore[invalid-explicit-return]
 
 
-def check_against_model(settings: Settings, num_experts: int) -> None:
-    """Raise InputError if `settings` ask for more than the `num_experts` of a layer."""
+def check_against_model(settings: Settings, num_experts: int, num_moe_layers: int | None = None) -> None:
+    """Raise InputError if `settings` ask for more than the `num_experts` of a layer.
+
+    Also, where the number of layers with experts is given, if their numbers cannot sum to a budget.
+    """
     for configuration in grid(settings["strategies"]):
         if configuration.max_experts > num_experts:
             key = next(key for key in EXPERT_COUNTS if key in configuration.parameters)
@@ -248,6 +251,8 @@ def check_against_model(settings: Settings, num_experts: int) -> None:
                 f"strategies.{configuration.strategy}.{key}[{index}] is {configuration.max_experts}, but the "
                 f"model {settings['model']['name']} has {num_experts} experts per layer, the most allowed"
             )
+        if configuration.strategy == "layerwise" and num_moe_layers is not None:
+            _check_layer_budget(settings, configuration, num_moe_layers)
     for name, null_distribution in null_distributions(settings).items():
         trim = null_distribution["trim"]
         if 2 * trim < num_experts:
@@ -256,6 +261,18 @@ def check_against_model(settings: Settings, num_experts: int) -> None:
         raise InputError(
             f"{key}.trim is {trim}, but the model {settings['model']['name']} has {num_experts} "
             "experts per layer; twice the trim must be less, so that logits remain"
+        )
+
+
+def _check_layer_budget(settings, configuration, num_moe_layers):
+    budget, min_k = configuration.parameters["budget"], settings["routing"]["min_k"]
+    least, most = num_moe_layers * min_k, num_moe_layers * configuration.max_experts
+    if not least <= budget <= most:
+        index = settings["strategies"]["layerwise"]["budget"].index(budget)
+        raise InputError(
+            f"strategies.layerwise.budget[{index}] is {budget}, but with max_k {configuration.max_experts} "
+            f"must be from {least} to {most}, since the model {settings['model']['name']} has "
+            f"{num_moe_layers} MoE layers, each with {min_k} to {configuration.max_experts} experts"
         )
 
 
