@@ -116,7 +116,9 @@ def layer_sensitivities(layers: MoeLayers, weighting: ExpertWeighting, max_k: in
             (_layer_output(weighting, logits, experts, outputs, k) - own).norm()
             for k in range(1, min(max_k, slots) + 1)
         ]
-        rows.append((torch.stack(differences) / own.norm()).cpu().numpy())
+        # A layer that gives nothing but zeros is not sensitive.
+        smallest = torch.finfo(torch.float64).tiny
+        rows.append((torch.stack(differences) / own.norm().clamp_min(smallest)).cpu().numpy())
     return np.stack(rows)
 
 
