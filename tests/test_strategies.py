@@ -195,13 +195,6 @@ def test_numbers_on_a_threshold():
     assert Entropy(3, 4).select(spread, 0).counts.tolist() == [1, 2, 4]
 
 
-class NegatedLogits:
-    """A null distribution whose p-value is the negated logit, so that a test chooses every p to the bit."""
-
-    def p_values(self, router_logits, layer):
-        return -router_logits.double()
-
-
 def squared_statistics(p_values):
     """Squares of HC_i / √E with their signs, exact; infinite ones as ±2^4000."""
     exact = []
