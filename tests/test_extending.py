@@ -102,10 +102,8 @@ def test_the_new_configuration_has_a_row_on_every_data_set(study):
     }
     configurations = pd.read_csv(study.results("bh_routing_configurations.csv"))
     assert configurations["config"].tolist() == CONFIGS
-    assert configurations.set_index("config").loc[THRESHOLD, ["strategy", "k_or_max_k"]].tolist() == [
-        "threshold",
-        16,
-    ]
+    row = configurations.set_index("config").loc[THRESHOLD]
+    assert row[["strategy", "k_or_max_k"]].tolist() == ["threshold", 16]
     assert study.plan() == {}
 
 

@@ -111,7 +111,7 @@ def test_the_grid_of_rival_strategies(study):
     assert {one.strategy for one in settings["configurations"]} == set(
         schema()["properties"]["strategies"]["properties"]
     )
-    assert len(names) == 20
+    assert len(names) == 19
     assert {"16experts_hc_b050", "16experts_hc_bauto", "16experts_topp_p020", "32experts_confidence"} <= set(
         names
     )

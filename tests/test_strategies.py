@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -282,6 +283,18 @@ def test_higher_criticism_through_a_null_distribution(dtype):
     allowed = np.where(p < np.arange(1, 65) / 64, statistic, -np.inf)
     assert np.array_equal(auto, np.where(np.isinf(allowed).all(-1), 1, allowed.argmax(-1) + 1))
     assert torch.equal(strategy.p_values(logits, 1), NULL.p_values(logits, 1))
+
+
+def test_higher_criticism_of_centred_logits():
+    """A shift of all logits of a token changes nothing under a centred null distribution."""
+    logits = torch.randn(200, 32, generator=torch.Generator().manual_seed(1)) * 1.5
+    centred = logits.double() - logits.double().mean(-1, keepdim=True)
+    null = replace(NULL, metadata={"center": "mean"})
+    for beta in (0.5, "auto"):
+        expected = HigherCriticism(beta, 32, NULL).select(centred, 0)
+        shifted = HigherCriticism(beta, 32, null).select(logits + 3, 0)
+        assert torch.equal(shifted.counts, expected.counts)
+        assert torch.equal(shifted.experts, expected.experts)
 
 
 def reference_pooled(probabilities, budget, min_k, max_k):

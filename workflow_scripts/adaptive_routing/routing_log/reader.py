@@ -130,7 +130,7 @@ class RoutingLog:
     @property
     def has_p_values(self) -> bool:
         """Whether the run's strategy had a null distribution."""
-        return self.head["alpha"] is not None or self.head["null"] is not None
+        return self.head["alpha"] is not None or self.head.get("null") is not None
 
     @property
     def null_distribution(self) -> NullDistribution:
