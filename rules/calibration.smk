@@ -15,7 +15,7 @@ rule collect_router_logits:
     conda:
         "../envs/adaptive_routing.yaml"
     resources:
-        gpu=1,
+        gpu=SETTINGS["model"]["gpus_per_experiment"],
         mem_mb=each_attempt(48000),
         runtime=each_attempt(5),
     params:

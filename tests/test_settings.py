@@ -385,6 +385,17 @@ WRONG = [
         "is 'results/{study}', but must be a folder name, not empty and without braces",
     ),
     ({"model": {"dtype": "fp16"}}, "model.dtype", "is 'fp16', but must be float32, bfloat16 or float16"),
+    (
+        {"model": {"gpus_per_experiment": 0}},
+        "model.gpus_per_experiment",
+        "is 0, but must be an integer from 1 up",
+    ),
+    ({"model": {"gpus_per_experiment": 1.5}}, "model.gpus_per_experiment", "is 1.5, but must be an integer"),
+    (
+        {"model": {"gpus_per_experiment": 2, "device": "cuda:1"}},
+        "model.gpus_per_experiment",
+        "is 2, but model.device is cuda:1, which is one GPU; set model.device to cuda or auto",
+    ),
     ({"model": {"device": "cuda:"}}, "model.device", "is 'cuda:', but must be auto, cpu, cuda or cuda:N"),
     ({"model": {"revision": 1234567}}, "model.revision", "is 1234567,", "put it in quotes: '1234567'"),
     ({"model": {"revision": date(2024, 9, 1)}}, "model.revision", "is 2024-09-01,"),
@@ -612,7 +623,9 @@ def test_config_file_shows_every_key():
     lists = re.compile(r"strategies\.\w+\.(weights|null)")
     shown = {key for key in keys(read("config.yaml")) if not key.startswith(others)}
     shown |= set(keys(read("configs/rivals.yaml")))
-    documented = {key for key in dotted_keys(schema()) if not (key.startswith(others) or lists.fullmatch(key))}
+    documented = {
+        key for key in dotted_keys(schema()) if not (key.startswith(others) or lists.fullmatch(key))
+    }
     assert shown == documented
 
 

@@ -152,6 +152,7 @@ def test_a_new_alpha_adds_its_experiments_and_runs_only_those(study):
         ({"datasets": {"lambada": {"source": "resources/datasets/lambada.jsonl", "max_samples": 5}}}, 3),
         ({"evaluation": {"batch_tokens": 1024}}, 0),  # decides how, not what
         ({"model": {"name": "resources/embedded_model", "device": "cpu"}}, 0),
+        ({"model": {"name": "resources/embedded_model", "gpus_per_experiment": 2}}, 0),
     ],
 )
 def test_a_changed_setting_reruns_what_it_decides(study, changes, experiments):
@@ -163,6 +164,16 @@ def test_a_changed_setting_reruns_what_it_decides(study, changes, experiments):
         study.settings = before
         study.configure()
     assert plan.get("run_experiment", 0) == experiments
+
+
+def test_jobs_that_need_the_model_take_the_gpus_that_it_is_spread_over(tmp_path):
+    model = {"name": "resources/embedded_model", "gpus_per_experiment": 2}
+    folder = StudyFolder(tmp_path / "two", model=model)
+    said = folder.ask("16experts_bh_a030", "--dry-run", "--workflow-profile", "none")
+    jobs = re.findall(r"rule (\w+):\n((?: {4}.*\n)+)", said.stdout + said.stderr)
+    gpus = {rule: re.findall(r"\bgpu=(\d+)", directives) for rule, directives in jobs}
+    expected = {"run_experiment": ["2"], "collect_router_logits": ["2"]}
+    assert {rule: number for rule, number in gpus.items() if number} == expected
 
 
 def test_one_experiment_can_be_the_target(tmp_path):

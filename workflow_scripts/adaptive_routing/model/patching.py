@@ -265,9 +265,13 @@ class RouterPatcher:
         own = self._pass
         if not self._is_innermost() or len(own.columns) != self.num_layers:
             return
-        columns = [torch.stack(column, dim=1) for column in zip(*own.columns, strict=True)]
+        device = own.columns[0][0].device  # where those of layers on other devices meet
+        columns = [
+            torch.stack([of_layer.to(device) for of_layer in column], dim=1)
+            for column in zip(*own.columns, strict=True)
+        ]
         if own.real_tokens is not None:
-            columns = [column[own.real_tokens] for column in columns]
+            columns = [column[own.real_tokens.to(device)] for column in columns]
         columns.append(pack_selection(columns[1], self.num_experts))
         own.batch = BatchRouting(*(column.detach() for column in columns), tuple(own.lengths))
         own.columns = []

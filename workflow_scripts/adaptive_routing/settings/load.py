@@ -53,6 +53,7 @@ class ModelSettings(TypedDict):
     revision: str | None
     dtype: str
     device: str
+    gpus_per_experiment: int
     local: bool
 
 
@@ -176,6 +177,7 @@ def load_settings(
     _check_results(settings["results"], base_dir)
     _check_baseline(settings)
     _check_limits(settings)
+    _check_gpus(settings["model"])
     _resolve_datasets(settings, base_dir)
     _resolve_null_distribution(settings, base_dir)
     num_experts = _resolve_model(settings["model"], base_dir)
@@ -383,6 +385,15 @@ def _check_limits(settings):
         raise InputError(
             f"evaluation.batch_tokens is {evaluation['batch_tokens']}, but must be at least "
             f"evaluation.max_length, {evaluation['max_length']}, for a batch to hold one sample"
+        )
+
+
+def _check_gpus(model):
+    gpus, device = model["gpus_per_experiment"], model["device"]
+    if gpus > 1 and device.startswith("cuda:"):
+        raise InputError(
+            f"model.gpus_per_experiment is {gpus}, but model.device is {device}, which is one GPU; set "
+            "model.device to cuda or auto"
         )
 
 
