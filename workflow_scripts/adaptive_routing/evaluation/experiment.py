@@ -202,7 +202,7 @@ def _head(loaded, configuration, patcher, dataset, settings):
         "k_or_max_k": configuration.max_experts,
         "alpha": configuration.alpha,
         "weights": settings["routing"]["weights"],
-        "null": configuration.null if settings["null_distribution"] else None,
+        "null": configuration.null if settings.get("null_distribution") else None,
         "control": configuration.parameters.get("control"),
         "control_of": configuration.control_of,
         "num_experts": patcher.num_experts,
