@@ -69,7 +69,9 @@ def pooled_counts(
 
 def _to_device(tensor, device):
     """A copy on a device, for which nobody waits."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
