@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import dispatch_model
+from adaptive_routing import Confidence, Entropy, HigherCriticism, Layerwise, MinP, Pooled, TopP
 from adaptive_routing.data.samples import PreparedSample
 from adaptive_routing.data.tokens import EncodedSequence
 from adaptive_routing.evaluation import scoring
@@ -83,7 +84,10 @@ def test_a_spread_model_gives_what_one_device_gives(family, monkeypatch, capsys)
     monkeypatch.setattr(scoring, "HostCopies", CopiesAtOnce)
     model = tiny_model(family)
     model.set_experts_implementation(ALL_SLOTS)  # as `load_model` has it
-    on_one, strategies = copy.deepcopy(model), [TopK(3), TopK(2), BH(0.5, 4, null_distribution())]
+    null = null_distribution()
+    strategies = [TopK(3), TopK(2), BH(0.5, 4, null), HigherCriticism("auto", 4, null), TopP(0.5, 4)]
+    strategies += [MinP(0.3, 4), Confidence(4), Entropy(4, 4), Layerwise(5, 4), Pooled(2.5, 4)]
+    on_one = copy.deepcopy(model)
     samples = [PreparedSample(f"{i}", None, (one,)) for i, one in enumerate(sequences())]
     check_parity(on_one)
     expected = [outcome(on_one, strategy) for strategy in strategies]

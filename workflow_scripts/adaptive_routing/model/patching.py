@@ -246,6 +246,7 @@ class RouterPatcher:
         if real_tokens is None:
             return strategy.select_sequences(router_logits, layer, lengths)
         # Padding is no part of a sequence: the strategy does not see it, and it gets no experts.
+        real_tokens = real_tokens.to(router_logits.device)
         of_real = strategy.select_sequences(router_logits[real_tokens], layer, lengths)
         num_tokens, num_experts = router_logits.shape
 

@@ -37,7 +37,8 @@ def pooled_counts(
     """Experts of each token: (N,) int64, from `min_k` to `max_k`.
 
     Args:
-        probabilities: (N, E), descending in each row; negative where there is no expert to be had.
+        probabilities: (N, at least `max_k` or E), the largest of each token, descending; negative where there
+            is no expert to be had.
         lengths: tokens of each sequence; N in all, sequence after sequence.
         budget: mean number of experts of a sequence's tokens.
         min_k, max_k: limits of a token's number.
@@ -49,9 +50,12 @@ def pooled_counts(
     if not size:
         return torch.full(candidates.shape[:1], min_k, device=candidates.device)
     starts = torch.tensor([0, *lengths]).cumsum(0)[:-1] * size
-    per_sequence = torch.stack([starts, torch.tensor(budgets)])  # (2, S)
-    per_pair = per_sequence.repeat_interleave(torch.tensor(lengths) * size, 1)  # (2, N · C)
-    start, budget_of_pair = _to_device(per_pair, candidates.device)
+    per_sequence = torch.stack([starts, torch.tensor(budgets), torch.tensor(lengths) * size])  # (3, S)
+    per_sequence = _to_device(per_sequence, candidates.device)
+    # With the size told, nobody waits for the device to count.
+    num_pairs = candidates.numel()
+    per_pair = per_sequence[:2].repeat_interleave(per_sequence[2], 1, output_size=num_pairs)
+    start, budget_of_pair = per_pair  # (N · C,)
     # Sorted by probability, then by sequence: in each sequence, the pairs that come first are taken.
     values, order = candidates.reshape(-1).sort(descending=True, stable=True)
     if len(lengths) > 1:
@@ -65,7 +69,9 @@ def pooled_counts(
 
 def _to_device(tensor, device):
     """A copy on a device, for which nobody waits."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,6 @@ class Strategy(RoutingStrategy):
         choice = self.weighting.choice(router_logits, layer)
         order = order_by_logit(choice)[1]
         probabilities = router_probabilities(router_logits, choice).masked_fill(choice == -torch.inf, -1)
-        probabilities = probabilities.sort(-1, descending=True).values
+        probabilities = probabilities.topk(min(self.max_k, probabilities.shape[-1])).values
         counts = pooled_counts(probabilities, lengths, self.budget, self.min_k, self.max_k)
         return select_first(self, router_logits, order, counts, choice)
