@@ -180,9 +180,11 @@ def test_grids_of_other_models_fit_them(study, name, num_experts, count):
 def test_native_stands_for_the_models_own_number(study):
     make_model(study / "models/four", config=json.dumps({"num_local_experts": 32, "num_experts_per_tok": 4}))
     model = {"name": "models/four"}
-    grid = {"topk": {"k": ["native", 16, 4]}, "bh": {"max_k": [16], "alpha": [0.3]}}
+    grid = {"topk": {"k": ["native", 16, 4]}, "bh": {"max_k": [16, "native"], "alpha": [0.3]}}
     settings = load_settings(merged({"model": model, "strategies": grid, "baseline": "native"}), study)
     assert settings["strategies"]["topk"]["k"] == [4, 16]
+    assert settings["strategies"]["bh"]["max_k"] == [16, 4]
+    assert "4experts_bh_a030" in [configuration.name for configuration in settings["configurations"]]
     assert settings["baseline"] == "4experts_topk_baseline"
     # A baseline that the grid does not hold is added to it.
     grid = {"topk": None, "bh": {"max_k": [16], "alpha": [0.3]}}

@@ -14,7 +14,7 @@ from adaptive_routing.evaluation import scoring
 from adaptive_routing.evaluation.calibration import collect_router_logits
 from adaptive_routing.evaluation.generation import generate_samples
 from adaptive_routing.evaluation.scoring import score_patched_batch
-from adaptive_routing.model.devices import devices_of
+from adaptive_routing.model.devices import Clock, devices_of
 from adaptive_routing.model.experts import ALL_SLOTS
 from adaptive_routing.model.inspect import inspect_model
 from adaptive_routing.model.load import LoadedModel, load_model
@@ -156,6 +156,31 @@ def test_a_packing_is_copied_to_a_device_once():
         assert {one.device for one in (other.position_ids, other.offsets, other.padded)} == {SECOND}
         assert other.offsets.cpu().tolist() == [0, 2, 5]
     assert devices_of(torch.nn.Linear(1, 1)) == [CPU]
+
+
+class Stream:
+    """A stream of a GPU that is none: what it is told to wait for."""
+
+    def __init__(self, device):
+        self.device, self.waits_for = device, []
+
+    def wait_stream(self, other):
+        self.waits_for.append(other.device)
+
+
+def test_a_clock_of_two_gpus_starts_and_stops_when_both_are_done(monkeypatch):
+    devices = [torch.device("cuda:0"), torch.device("cuda:1")]
+    streams, recorded = {device: Stream(device) for device in devices}, []
+
+    class Event:
+        def record(self, stream):
+            recorded.append((stream.device, list(stream.waits_for)))
+
+    monkeypatch.setattr(torch.cuda, "current_stream", streams.get)
+    monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: Event())
+    Clock(*devices).stop()
+    # The events of the start and of the stop, both of the first GPU, after the second has been waited for.
+    assert recorded == [(devices[0], devices[1:]), (devices[0], 2 * devices[1:])]
 
 
 # Which layer where

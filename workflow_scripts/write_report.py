@@ -38,4 +38,4 @@ with job(snakemake):
     with atomic_path(output.html) as temporary:
         temporary.write_text(to_html(text, folder), encoding="utf-8")
     with atomic_path(output.summary) as temporary:
-        temporary.write_text(plain_main_sentences(study, params.settings), encoding="utf-8")
+        temporary.write_text(plain_main_sentences(study, params.settings, summaries), encoding="utf-8")

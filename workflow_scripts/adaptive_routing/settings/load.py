@@ -318,19 +318,25 @@ def _check_results(results, base_dir):
 
 def _resolve_native(settings, base_dir):
     """Put the model's own number of experts where the grid or the baseline says native."""
-    topk = settings["strategies"].get("topk")
-    is_baseline = settings["baseline"] == NATIVE
-    if not is_baseline and not (topk and NATIVE in topk["k"]):
+    strategies, is_baseline = settings["strategies"], settings["baseline"] == NATIVE
+    lists = [
+        lists for lists in strategies.values() for count in EXPERT_COUNTS if NATIVE in lists.get(count, [])
+    ]
+    if not is_baseline and not lists:
         return
     native = _native_top_k(settings["model"], base_dir)
-    numbers = [native if k == NATIVE else k for k in topk["k"]] if topk else []
+    for of_strategy in lists:
+        for count in EXPERT_COUNTS:
+            numbers = [native if number == NATIVE else number for number in of_strategy.get(count, [])]
+            if numbers:
+                of_strategy[count] = list(dict.fromkeys(numbers))  # a number beside native may be the same
     if is_baseline:
         settings["baseline"] = f"{native}experts_topk_baseline"
+        numbers = strategies.get("topk", {"k": []})["k"]
         if native not in numbers:
-            numbers.insert(0, native)
-    if NATIVE in (topk["k"] if topk else []):
-        numbers = list(dict.fromkeys(numbers))  # a number beside native may be the same
-    settings["strategies"] = {"topk": {"k": numbers}} | settings["strategies"] | {"topk": {"k": numbers}}
+            settings["strategies"] = {"topk": {"k": [native, *numbers]}} | {
+                name: lists for name, lists in strategies.items() if name != "topk"
+            }
 
 
 def _native_top_k(model, base_dir):
