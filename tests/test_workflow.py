@@ -278,7 +278,7 @@ def test_the_real_rows_and_the_real_null_distributions_run(tmp_path):
         evaluation={"max_samples": 3},
         null_distribution={"table": str(REAL_DATA / "olmoe_1b_7b_null_cdf.npz")},
     )
-    assert "collect_router_logits" not in folder.plan()
+    assert "collect_router_logits" not in folder.plan("experiments")  # only a check needs calibration text
     folder.snakemake()
     table = pd.read_csv(folder.results("bh_routing_results.csv"))
     assert len(table) == 6
