@@ -258,8 +258,8 @@ def table(**columns):
 def test_the_sentence_of_a_null_distribution():
     assert describe_null_check("default", table()) == (
         "`default`: at α = 0.6, 70 % of token-layers have k\\* < `min_k` and are raised to it (k\\* = 0 in "
-        "60 %, k\\* = 1 in 12 %); 65 % of the variance of k\\* is the token's mean logit; p-values of held-out "
-        "text are within 0.020 of uniform in every layer."
+        "60 %, k\\* = 1 in 12 %); 65 % of the variance of k\\* is the token's mean logit; p-values of "
+        "held-out text are within 0.020 of uniform in every layer."
     )
     assert "without each token’s 8 largest and smallest logits" in describe_null_check("t", table(trim=8))
     constant = describe_null_check("c", table(r2_mean_logit=np.nan))

@@ -32,8 +32,8 @@ def null_check_section(
     yield HEADING
     yield (
         "Each was checked on calibration text that it was not fitted to. k\\* is the number of experts that "
-        "BH would select; a token-layer with fewer than `min_k` is raised to it, so that the floor holds some "
-        "by the rule and some by choice."
+        "BH would select; a token-layer with fewer than `min_k` is raised to it, so that the floor holds "
+        "some by the rule and some by choice."
     )
     yield "\n".join(f"- {describe_null_check(name, table)}" for name, (table, _) in checks.items())
     if len(checks) > 1 or any(table["alpha"].nunique() > 1 for table, _ in checks.values()):
@@ -41,9 +41,9 @@ def null_check_section(
     if any(table["alpha"].notna().any() for table, _ in checks.values()):
         yield (
             "If a token's logits were independent draws from the null distribution, k\\* would be 0 in "
-            "exactly 1 − α of the token-layers (Simes 1986). Here α therefore sets the share at the floor; since the "
-            "logits of a token depend on each other, it is no error rate. A softmax router does not see a "
-            "token's mean logit; p-values do, unless the null distribution is of centred logits."
+            "exactly 1 − α of the token-layers (Simes 1986). Here α therefore sets the share at the floor; "
+            "since the logits of a token depend on each other, it is no error rate. A softmax router does "
+            "not see a token's mean logit; p-values do, unless the null distribution is of centred logits."
         )
     for name, (_, figure) in checks.items():
         link = quote(os.path.relpath(figure, folder))
