@@ -13,7 +13,7 @@ import jsonschema
 import numpy as np
 import pytest
 import yaml
-from adaptive_routing.settings.load import check_against_model, is_local, load_settings
+from adaptive_routing.settings.load import check_against_model, is_local, load_settings, null_distributions
 from adaptive_routing.settings.schema import dotted_keys, resolved, schema
 from adaptive_routing.system.errors import InputError
 from snakemake.cli import parse_config
@@ -586,6 +586,92 @@ def test_trim_leaves_some_logits(study, num_experts, allowed):
     else:
         with pytest.raises(InputError, match=r"^null_distribution\.trim is 8"):
             check_against_model(settings, num_experts)
+
+
+# Null distributions by name
+
+
+def bh_under(*nulls, **null_distributions):
+    """A study of BH under null distributions, of which these are made by name."""
+    return {
+        "strategies": {"bh": {"max_k": [8], "alpha": [0.3], "null": list(nulls)}},
+        "null_distributions": null_distributions,
+    }
+
+
+def test_a_null_distribution_inherits_what_it_leaves_out(study):
+    shared = {"null_distribution": {"kernel": "linear", "trim": 2}}
+    config = merged(shared, bh_under("default", "centred", centred={"center": "mean"}))
+    settings = load_settings(config, study)
+    variants = null_distributions(settings)
+    default = {"table": None, "kernel": "linear", "bandwidth": "silverman", "trim": 2, "center": "none"}
+    assert variants == {"default": default, "centred": default | {"center": "mean"}}
+    names = [one.name for one in settings["configurations"] if one.strategy == "bh"]
+    assert names == ["8experts_bh_a030", "8experts_bh_a030_ncentred"]
+
+
+def test_null_as_a_key_may_stand_without_quotes(study):
+    """YAML reads the word as no value."""
+    text = "strategies: {bh: {null: [default, centred]}}\nnull_distributions: {centred: {center: mean}}"
+    config = merged(yaml.safe_load(text))
+    assert None in config["strategies"]["bh"]
+    assert len(load_settings(config, study)["configurations"]) == 4 + 2 * 16
+    command_line = parse_config(
+        ["strategies={bh: {null: [centred]}}", "null_distributions={centred: {center: mean}}"]
+    )
+    settings = load_settings(merged(command_line), study, command_line)
+    assert {one.null for one in settings["configurations"] if one.strategy == "bh"} == {"centred"}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            bh_under("default", "centred", other={}),
+            r"bh\.null\[1\] is 'centred', which is not in null_distributions; there are default and "
+            "other",
+        ),
+        (
+            bh_under("x", x={"center": "median"}),
+            r"null_distributions\.x\.center is 'median', .* none or mean",
+        ),
+        (bh_under("x", x={"kernel": "box"}), r"null_distributions\.x\.kernel is 'box'"),
+        (bh_under("x", x={"calibration": {}}), r"null_distributions\.x\.calibration is not a known key"),
+        (bh_under("x", x={"table": "null.npz"}), r"null_distributions\.x\.table is 'null\.npz'"),
+        (bh_under("default", default={}), r"null_distributions.*default.*other than default"),
+        (bh_under("a_b", a_b={}), r"null_distributions.*a_b.*letters and digits"),
+        ({"strategies": {"topk": {"k": [8], "weights": ["softmax"]}}}, r"strategies\.topk\.weights\[0\]"),
+        (
+            {"strategies": {"topk": {"k": [8], "null": ["default"]}}},
+            r"strategies\.topk\.null is not a known key",
+        ),
+    ],
+)
+def test_a_wrong_null_distribution_is_one_sentence(study, change, sentence):
+    with pytest.raises(InputError, match=sentence) as error:
+        load_settings(merged(change), study)
+    assert "\n" not in str(error.value)
+
+
+def test_a_null_distribution_that_nothing_uses_needs_no_table(study):
+    settings = load_settings(merged({"null_distributions": {"unused": {"table": "nowhere.npz"}}}), study)
+    assert "unused" in null_distributions(settings)
+
+
+def test_trim_of_a_named_null_distribution_is_checked(study):
+    settings = load_settings(
+        merged(bh_under("x", x={"trim": 8}), {"strategies": {"topk": {"k": [8]}}}), study
+    )
+    with pytest.raises(InputError, match=r"^null_distributions\.x\.trim is 8"):
+        check_against_model(settings, 16)
+
+
+def test_the_study_of_several_null_distributions(study):
+    settings = load_settings(merged(read("configs/null_distributions.yaml")), study)
+    bh = [one for one in settings["configurations"] if one.strategy == "bh"]
+    assert [one.null for one in bh[:6]] == list(null_distributions(settings))
+    assert len(settings["configurations"]) == 4 + 12
+    assert settings["baseline"] in {one.name for one in settings["configurations"]}
 
 
 # The schema and the config files

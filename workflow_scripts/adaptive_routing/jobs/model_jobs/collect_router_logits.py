@@ -45,4 +45,6 @@ def run(request: CalibrationRequest, cache: Cache) -> None:
     check_vocabulary(samples, info["shapes"]["vocab_size"], "null_distribution.calibration")
     loaded = cache.model(info, request["dtype"], request["device"], request.get("gpus", 1))
     router_logits = collect_router_logits(loaded, samples, request["batch_tokens"])
-    save_router_logits(request["output"], router_logits, {"calibration": text, "dtype": request["dtype"]})
+    lengths = [sample.sequences[0].num_inputs for sample in samples]
+    metadata = {"calibration": text, "dtype": request["dtype"]}
+    save_router_logits(request["output"], router_logits, lengths, metadata)
