@@ -144,6 +144,7 @@ def _behaviour(strategy, k, experts):
         "flops_reduction_pct": 100 * 0.6 * (8 - experts) / 64 / (0.6 * 8 / 64 + 0.4),
         "flops_reduction_exact_pct": 5.0 * (8 - experts) / 8,
         "tokens_per_second": 40000 / (0.2 + experts / 8),
+        "log_speed_stderr": 1e-4,  # as if speeds had been measured repeatedly
         "latency_ms_per_token": 1.4 + 0.01 * experts,
         "expert_utilization": min(1.0, 0.93 + 0.01 * experts),
         "gini_coefficient": 0.55 / (1 + experts / 20),

@@ -292,3 +292,149 @@ def test_standard_error_of_a_mean_of_scores():
     rng = np.random.default_rng(0)
     scores = rng.normal([0.4, 0.6], [0.03, 0.04], size=(100_000, 2)).mean(axis=1)
     assert statistics.mean_standard_error([0.03, 0.04]) == pytest.approx(scores.std(), rel=0.02)
+
+
+@settings(max_examples=40, deadline=None)
+@given(pairs_of_losses)
+def test_clusters_of_one_sample_change_nothing(pairs):
+    baseline, other = map(np.array, zip(*pairs, strict=True))
+    single = list(range(len(pairs)))
+    for sizes in (None, [2 + i % 3 for i in single]):
+        result = statistics.compare_losses(baseline, other, sizes, single)
+        expected = statistics.compare_losses(baseline, other, sizes)
+        for name, value in vars(expected.loss).items():
+            if isinstance(value, float):
+                assert getattr(result.loss, name) == pytest.approx(value, rel=1e-12, abs=1e-12)
+        assert result.loss.test == expected.loss.test
+        assert result.wilcoxon_p == pytest.approx(expected.wilcoxon_p, rel=1e-12)
+    assert statistics.compare_accuracies(baseline > 5, other > 5, single) == statistics.compare_accuracies(
+        baseline > 5, other > 5
+    )
+
+
+def test_samples_repeated_as_clusters_count_once():
+    rng = np.random.default_rng(3)
+    baseline = rng.normal(3, 1, size=30)
+    other = baseline + rng.normal(0.1, 0.3, size=30)
+    once = statistics.compare_losses(baseline, other)
+    twice = statistics.compare_losses(np.tile(baseline, 2), np.tile(other, 2), None, list(range(30)) * 2)
+    for name in ("difference", "ci_low", "ci_high", "p_value", "value_stderr", "p_bootstrap"):
+        assert getattr(twice.loss, name) == pytest.approx(getattr(once.loss, name))
+    assert twice.wilcoxon_p == pytest.approx(once.wilcoxon_p)
+    assert (twice.loss.samples, twice.loss.clusters) == (60, 30)
+    assert twice.loss.test == "clustered paired t-test"
+
+
+def test_accuracies_of_clusters_are_compared_by_the_clustered_t_test():
+    rng = np.random.default_rng(4)
+    clusters = rng.integers(0, 12, size=90).tolist()
+    baseline, other = rng.random(90) < 0.5, rng.random(90) < 0.7
+    result = statistics.compare_accuracies(baseline, other, clusters)
+    t = statistics.compare_losses(baseline.astype(float), other.astype(float), None, clusters).loss
+    for name in ("difference", "ci_low", "ci_high", "p_value", "test", "clusters"):
+        assert getattr(result, name) == pytest.approx(getattr(t, name))
+
+
+def test_clusters_in_which_nothing_differs_still_leave_an_interval():
+    same = statistics.compare_accuracies([True] * 40, [True] * 40, [i // 2 for i in range(40)])
+    assert (same.difference, same.p_value) == (0, 1)
+    assert (same.ci_low, same.ci_high) == statistics.tango_interval(0, 0, 20)
+    all_gained = statistics.compare_accuracies([False] * 8, [True] * 8, [i // 2 for i in range(8)])
+    assert all_gained.p_value == pytest.approx(0.125)
+    assert all_gained.ci_low < 1 == all_gained.ci_high
+    one = statistics.compare_accuracies([True, False], [True, True], [0, 0])
+    assert one.p_value is one.ci_low is one.ci_high is one.value_stderr is None
+
+
+def paired(difference, stderr, clusters=30):
+    p_value = float(2 * stats.t.sf(abs(difference) / stderr, clusters - 1))
+    return statistics.PairedDifference(difference, stderr, p_value, "paired t-test", clusters, clusters)
+
+
+def test_simultaneous_intervals_are_bonferronis_with_ends_at_0_where_holm_needs_them():
+    # p-values about 1e-9, 0.015, 0.03 and 0.6: Holm rejects the first two, Bonferroni (0.0125) the first.
+    family = [paired(d, 1.0) for d in (9.0, -2.58, 2.28, 0.5)]
+    p_holm, intervals = statistics.simultaneous_intervals(family)
+    assert [p < 0.05 for p in p_holm] == [True, True, False, False]
+    reach = stats.t.isf(0.05 / 8, 29)
+    expected = [(9 - reach, 9 + reach), (-2.58 - reach, 0), (2.28 - reach, 2.28 + reach)]
+    for interval, ends in zip(intervals, expected, strict=False):
+        assert interval == pytest.approx(ends)
+    assert -2.58 + reach > 0  # Bonferroni's interval holds 0 there
+    # Without a test there is no interval, and it is not counted.
+    nothing = statistics.PairedDifference(1.0, None, None, "paired t-test", 1, 1)
+    assert statistics.simultaneous_intervals([*family, nothing]) == (
+        [*p_holm, None],
+        [*intervals, (None, None)],
+    )
+    assert statistics.simultaneous_intervals([]) == ([], [])
+
+
+def test_tangos_interval_that_excludes_0_is_extended_where_the_exact_test_does_not_reject():
+    gained = 5  # p = 2^-4 = 0.0625, while the asymptotic test gives 0.025
+    one = statistics.paired_accuracies([False] * gained + [True] * 45, [True] * 50)
+    assert one.p_value == pytest.approx(0.0625) and one.interval()[0] > 0
+    (p_holm,), ((low, high),) = statistics.simultaneous_intervals([one])
+    assert p_holm == pytest.approx(0.0625)
+    assert low == 0 and high == one.interval()[1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.floats(-5, 5), st.floats(0.01, 3)), min_size=1, max_size=12))
+def test_intervals_and_corrected_tests_never_contradict_each_other(family):
+    family = [paired(d, stderr) for d, stderr in family]
+    for one, p_value, (low, high) in zip(family, *statistics.simultaneous_intervals(family), strict=True):
+        assert low <= one.difference <= high
+        if p_value < 0.05:
+            assert low >= 0 if one.difference > 0 else high <= 0
+        else:
+            assert low <= 0 <= high
+
+
+@pytest.mark.parametrize("truth", ["none", "some", "tiny"])
+def test_simultaneous_intervals_cover_all_differences_and_holm_keeps_its_error(truth):
+    """16 correlated configurations on 40 unequal clusters of tokens, in 1,000 studies."""
+    rng = np.random.default_rng(17)
+    studies, configurations, groups = 1000, 16, 40
+    true = {"none": 0.0, "some": 0.06 * (np.arange(configurations) % 4), "tiny": 0.002}[truth]
+    true = np.broadcast_to(true, configurations)
+    covered = false = contradicted = 0
+    for _ in range(studies):
+        tokens = rng.integers(50, 400, size=groups)
+        shared = rng.normal(0, 0.08, size=(groups, 1))
+        own = rng.normal(0, 0.08, size=(groups, configurations))
+        means = true + shared + own + rng.normal(size=(groups, configurations)) / np.sqrt(tokens)[:, None]
+        totals = means * tokens[:, None]
+        # The estimate and its error as `ratio_with_stderr` has them, of all configurations at once.
+        difference = totals.sum(axis=0) / tokens.sum()
+        residuals = totals - tokens[:, None] * difference
+        stderr = np.sqrt((residuals**2).sum(axis=0) * groups / (groups - 1)) / tokens.sum()
+        p_values = 2 * stats.t.sf(np.abs(difference) / stderr, groups - 1)
+        family = [
+            statistics.PairedDifference(d, s, p, "clustered", groups, groups)
+            for d, s, p in zip(difference.tolist(), stderr.tolist(), p_values.tolist(), strict=True)
+        ]
+        p_holm, intervals = statistics.simultaneous_intervals(family)
+        low, high = np.array(intervals).T
+        covered += bool(np.all((low <= true) & (true <= high)))
+        rejected = np.array(p_holm) < 0.05
+        false += bool(np.any(rejected & (true == 0)))
+        contradicted += bool(np.any(rejected & (low < 0) & (high > 0)))
+    assert covered / studies >= 0.93
+    # The level and three standard errors of a share of 1,000 studies.
+    assert false / studies <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / studies)
+    assert contradicted == 0
+
+
+def test_the_clustered_t_test_keeps_its_level_where_the_plain_one_does_not():
+    rng = np.random.default_rng(5)
+    studies, rejected = 400, np.zeros(2)
+    for _ in range(studies):
+        clusters = np.repeat(np.arange(20), rng.integers(2, 9, size=20))
+        values = rng.normal(0, 0.5, size=20)[clusters] + rng.normal(0, 0.5, size=len(clusters))
+        nothing = np.zeros(len(clusters))
+        tests = (statistics.paired_losses(nothing, values, None, c) for c in (clusters.tolist(), None))
+        rejected += [test.p_value < 0.05 for test in tests]
+    clustered, plain = rejected / studies
+    assert clustered <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / studies)
+    assert plain > 0.15

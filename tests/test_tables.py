@@ -135,19 +135,83 @@ def test_comparisons_have_a_row_for_the_score_and_one_for_the_loss(summaries, st
             assert row["ratio_ci_low"] <= row["ratio"] <= row["ratio_ci_high"]
 
 
-def test_the_bh_configurations_are_one_family_of_corrections(summaries, study):
+def test_the_bh_configurations_on_all_data_sets_are_one_family_of_corrections(summaries, study):
     table = tables.comparisons_table(summaries, study.baseline)
     bh = table[table["config"].str.contains("_bh_")]
-    for _, family in bh.groupby(["dataset", "metric"]):
-        assert len(family) == 16
+    families = dict(list(bh.groupby(bh["metric"] == "loss")))
+    assert len(families) == 2
+    for family in families.values():
+        assert len(family) == 16 * 3
+        assert family["dataset"].nunique() == 3
         for column, name in (("p_value", "p"), ("p_wilcoxon", "p_wilcoxon"), ("p_bootstrap", "p_bootstrap")):
-            if column == "p_wilcoxon" and "accuracy" in family["metric"].iloc[0]:
-                assert family[[column, f"{name}_holm", f"{name}_bh"]].isna().all(axis=None)
-                continue
-            expected = stats.false_discovery_control(family[column])
-            np.testing.assert_allclose(family[f"{name}_bh"], expected)
-            assert family[f"{name}_holm"].min() == pytest.approx(min(1, 16 * family[column].min()))
-            assert (family[f"{name}_holm"] >= family[f"{name}_bh"] - 1e-12).all()
+            tested = family[family[column].notna()]
+            assert family.loc[family[column].isna(), [f"{name}_holm", f"{name}_bh"]].isna().all(axis=None)
+            assert len(tested) == (
+                16 if column == "p_wilcoxon" and "loss" not in set(family["metric"]) else 48
+            )
+            expected = stats.false_discovery_control(tested[column].astype(float))
+            np.testing.assert_allclose(tested[f"{name}_bh"].astype(float), expected)
+            assert tested[f"{name}_holm"].min() == pytest.approx(min(1, len(tested) * tested[column].min()))
+            assert (tested[f"{name}_holm"] >= tested[f"{name}_bh"] - 1e-12).all()
+
+
+def test_an_interval_never_contradicts_the_corrected_test(summaries, study):
+    # Losses far apart, so that some differences are significant after the correction.
+    apart = []
+    for i, one in enumerate(summaries):
+        one = dict(one, samples=[dict(sample) for sample in one["samples"]])
+        for j, sample in enumerate(one["samples"]):
+            sample["loss"] += (i % 7) * 0.05 * (1 + 0.3 * (j % 3))
+        apart.append(one)
+    table = tables.comparisons_table(apart, study.baseline)
+    significant = table["p_holm"] < 0.05
+    assert 10 < significant.sum() < len(table) - 10
+    above, below = table["ci_low"] >= 0, table["ci_high"] <= 0
+    assert ((above | below)[significant]).all()
+    assert ((table["ci_low"] <= 0) & (table["ci_high"] >= 0))[~significant].all()
+    assert (table["ci_low"] <= table["difference"]).all() and (table["difference"] <= table["ci_high"]).all()
+    losses = table[table["metric"] == "loss"]
+    np.testing.assert_allclose(losses["ratio_ci_high"].astype(float), np.exp(losses["ci_high"].astype(float)))
+    # Bonferroni's t interval, where Holm changes nothing.
+    bh = losses[losses["config"].str.contains("_bh_")]
+    row = bh.loc[bh["p_value"].idxmax()]
+    stderr = abs(row["difference"]) / stats.t.isf(row["p_value"] / 2, 11)
+    reach = stats.t.isf(0.025 / 48, 11) * stderr
+    assert row["ci_high"] - row["difference"] == pytest.approx(reach)
+
+
+def test_rows_of_one_cluster_count_once(summaries, study):
+    def of(clusters):
+        chosen = [dict(one, samples=[dict(sample) for sample in one["samples"]]) for one in summaries]
+        for one in chosen:
+            for sample, cluster in zip(one["samples"], clusters, strict=True):
+                sample["cluster"] = cluster
+        return tables.comparisons_table(chosen, study.baseline)
+
+    plain, single = tables.comparisons_table(summaries, study.baseline), of(range(12))
+    for name in plain.columns:
+        if plain[name].dtype == float:
+            np.testing.assert_allclose(single[name], plain[name], rtol=1e-12, atol=1e-12)
+        else:
+            assert plain[name].equals(single[name])
+    assert plain["clusters"].eq(12).all() and not plain["identical"].any()
+    pairs = of([i // 2 for i in range(12)])
+    assert pairs["clusters"].eq(6).all() and pairs["samples"].eq(12).all()
+    assert pairs["test"].str.startswith("clustered ").all()
+    np.testing.assert_allclose(pairs["difference"], plain["difference"], rtol=1e-9, atol=1e-12)
+    one = of([0] * 12)
+    assert one[["ci_low", "ci_high", "value_stderr"]].isna().all(axis=None)
+    accuracies = one["metric"].str.endswith("_accuracy")
+    assert one.loc[~accuracies, ["p_value", "p_holm"]].isna().all(axis=None)
+    assert set(one.loc[accuracies, "p_value"].dropna()) <= {1.0}  # no sample differs
+
+
+def test_identical_losses_are_named(summaries, study):
+    one = next(s for s in summaries if s["config"] == study.baseline and s["dataset"] == "wikitext")
+    twin = dict(one, config="another")
+    (row, _) = tables.records(tables.comparisons_table([one, twin], study.baseline))
+    assert row["identical"] is True
+    assert (row["difference"], row["p_holm"], row["ci_low"], row["ci_high"]) == (0, 1, 0, 0)
 
 
 def test_a_data_set_without_a_score_of_its_own_is_compared_by_its_loss(tmp_path):
@@ -207,7 +271,7 @@ def test_whole_articles_are_compared_by_word_perplexity(summaries, study):
         residuals = (d - d.sum() / x.sum() * x) / x.mean()
         error = np.sqrt(np.sum(residuals**2) / (len(x) * (len(x) - 1)))
         assert row["p_value"] == pytest.approx(2 * stats.t.sf(abs(d.sum() / x.sum()) / error, len(x) - 1))
-        assert (row["ratio_ci_low"] > 1 or row["ratio_ci_high"] < 1) == (row["p_value"] < 0.05)
+        assert (row["ratio_ci_low"] >= 1 or row["ratio_ci_high"] <= 1) == (row["p_holm"] < 0.05)
 
     # An exp too large in one configuration leaves it without the score; in the baseline, all without it.
     other = articles[-1]

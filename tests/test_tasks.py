@@ -259,6 +259,51 @@ def test_a_malformed_row_is_named_with_its_column(embedded, dataset, good, chang
     assert all(word in message for word in words), message
 
 
+def clusters_of(embedded, dataset, rows, *protocol):
+    prepared = prepare_samples(dataset, rows, embedded.tokenizer, 50, 512, 512, *protocol)
+    return [one.sample.attributes["cluster"] for one in prepared]
+
+
+def test_rows_of_an_article_are_one_cluster(embedded):
+    rows = [" = One = \n", " = = Home = = \n", " It is small . \n", "", " = Two = \n", " = = Home = = \n",
+            " It is tall . \n", " = Three = \n", " Not there . \n"]  # fmt: skip
+    assert clusters_of(embedded, "wikitext", [{"text": row} for row in rows]) == [0, 0, 0, 1, 1, 1, 2, 2]
+    # A repeated title or paragraph joins articles, also by way of a third; a section's heading does not.
+    rows += [" = One = \n", " It is tall . \n", " = Five = \n", " A new one . \n"]
+    joined = [0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 2, 2]
+    assert clusters_of(embedded, "wikitext", [{"text": row} for row in rows]) == joined
+
+
+def test_rows_without_titles_are_their_own_clusters_unless_they_repeat(embedded):
+    rows = [
+        {"text": text} for text in ("A first row .", " = = Heading = = ", "Another .", " A first row .\n")
+    ]
+    assert clusters_of(embedded, "wikitext", rows) == [0, 1, 2, 0]
+    assert clusters_of(embedded, "wikitext", [{"page": one["text"]} for one in rows], "documents") == [
+        0,
+        1,
+        2,
+        3,
+    ]
+
+
+def test_samples_with_the_same_text_are_one_cluster(embedded):
+    other = {**HELLASWAG_ROW, "ctx_a": "Somebody else arrives."}
+    endings = {**HELLASWAG_ROW, "endings": [*HELLASWAG_ROW["endings"][:-1], "something new"]}
+    assert clusters_of(embedded, "hellaswag", [HELLASWAG_ROW, other, HELLASWAG_ROW, endings]) == [0, 1, 0, 0]
+    texts = [{"text": text} for text in ("the king went home", "the queen went home", "the king went home")]
+    assert clusters_of(embedded, "lambada", texts) == [0, 1, 0]
+
+
+def test_clusters_of_the_embedded_data_sets(embedded):
+    counts = {}
+    for dataset in ("wikitext", "lambada", "hellaswag"):
+        rows = rows_of(ROOT / f"resources/datasets/{dataset}.jsonl")
+        prepared = prepare_samples(dataset, rows, embedded.tokenizer, 200, 512, 512)
+        counts[dataset] = len({one.sample.attributes["cluster"] for one in prepared})
+    assert counts == {"wikitext": 32, "lambada": 200, "hellaswag": 200}
+
+
 def test_a_missing_column_and_an_empty_data_set_are_named(embedded):
     row = {key: value for key, value in HELLASWAG_ROW.items() if key != "ctx_b"}
     with pytest.raises(

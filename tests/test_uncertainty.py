@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from adaptive_routing.data.tasks import get_task
+from adaptive_routing.data.tasks.accuracy import accuracy_with_stderr
 from adaptive_routing.data.tasks.uncertainty import (
     exp_mean_with_stderr,
     exp_ratio_with_stderr,
@@ -57,6 +58,58 @@ def test_equal_denominators_make_a_ratio_a_mean(values, size):
 def test_numerators_in_proportion_have_no_error(samples):
     denominators = [x for _, x in samples]
     assert ratio_with_stderr([3.0 * x for x in denominators], denominators) == (3.0, 0.0)
+
+
+@given(pairs)
+def test_samples_that_are_their_own_clusters_have_todays_errors(samples):
+    numerators, denominators = zip(*samples, strict=True)
+    single = ratio_with_stderr(numerators, denominators, list(range(len(samples))))
+    assert single == pytest.approx(ratio_with_stderr(numerators, denominators), rel=1e-12, abs=1e-12)
+    correct = [y > 100 for y in numerators]
+    single = accuracy_with_stderr(correct, list(range(len(samples))))
+    assert single == pytest.approx(accuracy_with_stderr(correct), rel=1e-12, abs=1e-12)
+
+
+@given(pairs, st.data())
+def test_a_repeated_sample_leaves_the_error_as_it_was(samples, data):
+    numerators, denominators = zip(*samples, strict=True)
+    times = data.draw(st.integers(2, 4))
+    clusters = list(range(len(samples))) * times
+    repeated = ratio_with_stderr(numerators * times, denominators * times, clusters)
+    assert repeated == pytest.approx(ratio_with_stderr(numerators, denominators), rel=1e-9, abs=1e-9)
+
+
+def test_the_clustered_error_is_that_of_statsmodels():
+    from statsmodels.regression.linear_model import OLS
+
+    rng = np.random.default_rng(2)
+    clusters = rng.integers(0, 9, size=80)
+    values = rng.normal(size=9)[clusters] + rng.normal(size=80)
+    fit = OLS(values, np.ones(80)).fit(
+        cov_type="cluster", cov_kwds={"groups": clusters, "use_correction": False}
+    )
+    value, stderr = mean_with_stderr(values.tolist(), clusters.tolist())
+    assert value == pytest.approx(fit.params[0])
+    assert stderr == pytest.approx(fit.bse[0] * math.sqrt(9 / 8))
+    correct = (values > 0).tolist()
+    assert accuracy_with_stderr(correct, clusters.tolist()) == pytest.approx(
+        mean_with_stderr([float(one) for one in correct], clusters.tolist())
+    )
+
+
+def test_a_single_cluster_has_no_error():
+    assert ratio_with_stderr([1.0, 2.0], [1, 1], [7, 7]) == (1.5, None)
+    assert accuracy_with_stderr([True, False], ["a", "a"]) == (0.5, None)
+
+
+@pytest.mark.parametrize(
+    "task", ["wikitext", "wikitext_documents", "prompts", "lambada", "hellaswag", "arc_challenge"]
+)
+def test_the_errors_of_a_task_are_those_of_its_clusters(task):
+    other = OUTCOME | {"loss": 3.0, "log_likelihood": -6.0, "correct": False, "gold": 0}
+    metrics = get_task(task).metrics([OUTCOME, other])
+    twice = [one | {"cluster": number} for number, one in enumerate([OUTCOME, other])] * 2
+    assert get_task(task).metrics(twice) == pytest.approx(metrics)
 
 
 OUTCOME = {

@@ -1,29 +1,40 @@
 """The rules that turn the tables into answers: which configuration for which aim, on what evidence.
 
-Pure functions on a `Study`. Tests are those of the comparisons table: paired against the baseline, corrected
-by Holm. Only data sets with a perplexity or an accuracy count.
+Pure functions on a `Study`. Tests and intervals are those of the comparisons table: paired against the
+baseline, corrected by Holm over the configurations of a strategy on all data sets, intervals simultaneous
+over the same family. Only data sets with a perplexity or an accuracy count.
 
-- *Better* and *worse* mean a significant difference.
-- *The same quality* means non-inferiority: on every data set the 95 % interval excludes a loss beyond a
-  margin fixed in advance (Piaggio et al., JAMA 308, 2012). A loss that is not significant is no proof of
-  equality: with few samples the test may have missed it.
-- *Faster* means faster on every data set, since speeds have no standard error.
+- *Better* and *worse* mean a significant difference. *Better on at least one data set* is wrong for any
+  configuration of a strategy in at most 5 % of studies.
+- *The same quality* means non-inferiority: on every data set the interval excludes a loss beyond a margin
+  fixed in advance (Piaggio et al., JAMA 308, 2012), or every loss is the baseline's. A loss that is not
+  significant is no proof of equality: with few samples the test may have missed it.
+- *Fewer experts* means fewer on every data set.
+- *Faster* means that repeated measurements show it on every data set. A single measurement shows nothing.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
 
-from adaptive_routing.analysis.statistics import smallest_attainable_p
+from adaptive_routing.analysis.statistics import (
+    corrected_p_values,
+    paired_accuracies,
+    smallest_attainable_p,
+)
 from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL, Study, lower_is_better
 from adaptive_routing.analysis.tables import averaged_datasets
 
 # With fewer samples nothing is within a margin: the interval assumes that their mean is about normal.
 FEWEST_SAMPLES = 30
+
+# Column of the experiments: standard error of ln(tokens_per_second) over repeated, interleaved measurements.
+LOG_SPEED_STDERR = "log_speed_stderr"
 
 QUALITY, COMPUTE, SPEED = "quality", "compute", "speed"
 
@@ -31,6 +42,7 @@ QUALITY, COMPUTE, SPEED = "quality", "compute", "speed"
 SHOWN = "shown"
 NO_CANDIDATE = "no candidate"  # none measured better; none runs fewer experts; none was faster
 UNMEASURED = "unmeasured"  # the baseline's speed is unknown
+UNREPEATED = "unrepeated"  # speeds were measured once: no difference between them can be told from noise
 UNTESTED = "untested"  # no candidate was compared on every data set
 CONFLICT = "conflict"  # significantly better on one data set, significantly worse on another
 UNPROVEN = "unproven"  # a candidate is not worse, but neither better nor within the margin
@@ -133,6 +145,8 @@ def _at_same_quality(study, margins, aim, candidates, column, ascending):
     """Of the candidates within the margin on every data set, the first when sorted by `column`."""
     if aim == SPEED and not np.isfinite(study.baseline_value(column)):
         return Choice(aim, study.baseline, UNMEASURED)
+    if aim == SPEED and not speeds_repeated(study):
+        return Choice(aim, study.baseline, UNREPEATED)
     if not candidates:
         return Choice(aim, study.baseline, NO_CANDIDATE)
     values = study.configurations.set_index("config")[column]
@@ -162,24 +176,55 @@ def tested(study: Study) -> list[str]:
 
 
 def cheaper(study: Study) -> list[str]:
-    """The configurations that run fewer experts than the baseline."""
-    table = study.configurations
-    return table.loc[table["avg_experts"] < study.baseline_value("avg_experts"), "config"].tolist()
+    """The configurations that run fewer experts than the baseline on every data set that counts."""
+    experts = experts_by_dataset(study)
+    fewer = experts.lt(experts.loc[study.baseline]) | experts.isna()
+    return [
+        config
+        for config in study.configurations["config"]
+        if config in experts.index and fewer.loc[config].all() and experts.loc[config].notna().any()
+    ]
+
+
+def experts_by_dataset(study: Study) -> pd.DataFrame:
+    """Average experts: a frame of configurations x the data sets that have a score (or all, without one)."""
+    table = study.experiments
+    table = table[table["dataset"].isin(study.scored_datasets or study.datasets)]
+    return table.pivot(index="config", columns="dataset", values="avg_experts")
 
 
 def faster(study: Study) -> list[str]:
-    """The configurations that were faster than the baseline on every data set."""
+    """The configurations that repeated measurements show to be faster than the baseline on every data set.
+
+    The ratio of the speeds has to exceed 1 by its one-sided normal interval on every data set, with
+    Bonferroni's correction for the number of configurations. None where speeds were measured once.
+    """
+    if not speeds_repeated(study):
+        return []
     ratios = speed_ratios(study)
-    slowest = ratios.min(axis="columns")
-    return [c for c in study.configurations["config"] if c in slowest.index and slowest[c] > 1]
+    errors = _by_averaged_dataset(study, LOG_SPEED_STDERR)
+    errors = np.sqrt(errors**2 + errors.loc[study.baseline] ** 2)
+    reach = NormalDist().inv_cdf(1 - SIGNIFICANCE_LEVEL / max(1, len(ratios) - 1))
+    lowest = (np.log(ratios) - reach * errors).min(axis="columns", skipna=False)
+    return [c for c in study.configurations["config"] if c in lowest.index and lowest[c] > 0]
+
+
+def speeds_repeated(study: Study) -> bool:
+    """Whether speeds were measured often enough to have a standard error."""
+    return LOG_SPEED_STDERR in study.experiments and bool(study.experiments[LOG_SPEED_STDERR].notna().any())
 
 
 def speed_ratios(study: Study) -> pd.DataFrame:
     """Tokens per second over the baseline's: a frame of configurations x averaged data sets."""
+    speeds = _by_averaged_dataset(study, "tokens_per_second")
+    return speeds / speeds.loc[study.baseline]
+
+
+def _by_averaged_dataset(study, column):
+    """A column of the experiments as a frame of configurations x averaged data sets."""
     table = study.experiments
     table = table[table["dataset"].isin(averaged_datasets(study.datasets))]
-    speeds = table.pivot(index="config", columns="dataset", values="tokens_per_second")
-    return speeds / speeds.loc[study.baseline]
+    return table.pivot(index="config", columns="dataset", values=column)
 
 
 def flops_ratio(study: Study, config: str) -> float:
@@ -210,14 +255,19 @@ def within_margin(study: Study, config: str, margins: QualityMargins) -> bool:
 
 
 def excludes_loss(comparison: pd.Series, margins: QualityMargins) -> bool:
-    """Whether the interval excludes a loss beyond the margin; it needs enough samples and a width above 0."""
+    """Whether the interval excludes a loss beyond the margin; it needs enough samples and a width above 0.
+
+    Identical losses are the same quality without it.
+    """
+    if comparison.get("identical") in (True, 1):
+        return True
     has_width = comparison["ci_high"] > comparison["ci_low"]
     enough = comparison["samples"] >= FEWEST_SAMPLES
     return bool(has_width and enough and largest_loss(comparison) <= margins.of(comparison))
 
 
 def largest_loss(comparison: pd.Series) -> float:
-    """The largest loss of quality that the comparison's 95 % interval allows, in the score's unit."""
+    """The largest loss of quality that the comparison's interval allows, in the score's unit."""
     return comparison["ci_high"] if lower_is_better(comparison["metric"]) else -comparison["ci_low"]
 
 
@@ -346,33 +396,59 @@ def bh_verdict(study: Study, margins: QualityMargins) -> str:
 def same_compute(study: Study, column: str) -> SameCompute | None:
     """Compare BH with the top-k curve at the same average number of experts; None without two top-k points.
 
-    Between the k of the grid the curve is interpolated linearly in log k. This is descriptive, not a test.
+    Experts are averaged over the data sets whose scores the column is made of. Between the k of the grid the
+    curve is interpolated linearly in log k. This is descriptive, not a test.
     """
-    topk = study.topk.dropna(subset=[column]).sort_values("avg_experts") if column in study.topk else None
-    if topk is None or len(topk) < 2:
+    table = study.configurations
+    if column not in table:
+        return None
+    experts = experts_by_dataset(study)
+    experts = experts[[d for d in scores_of(study, column) if d in experts] or list(experts)].mean(
+        axis="columns"
+    )
+    table = table.assign(experts=table["config"].map(experts)).dropna(subset=[column, "experts"])
+    topk = table[table["strategy"] == "topk"].sort_values("experts")
+    if len(topk) < 2:
         return None
     result = SameCompute(column, [], [], [])
-    for _, row in study.bh.dropna(subset=[column]).iterrows():
-        if not topk["avg_experts"].iloc[0] <= row["avg_experts"] <= topk["avg_experts"].iloc[-1]:
+    for _, row in table[table["strategy"] == "bh"].iterrows():
+        if not topk["experts"].iloc[0] <= row["experts"] <= topk["experts"].iloc[-1]:
             result.outside.append(row["config"])
             continue
-        curve = np.interp(np.log(row["avg_experts"]), np.log(topk["avg_experts"]), topk[column])
+        curve = np.interp(np.log(row["experts"]), np.log(topk["experts"]), topk[column])
         improved = row[column] < curve if lower_is_better(column) else row[column] > curve
         (result.better if improved else result.worse).append(row["config"])
     return result
 
 
 def below_every_topk(study: Study) -> pd.DataFrame:
-    """The BH configurations that run fewer experts than any top-k of the study, as rows of the table."""
-    smallest = study.topk["avg_experts"].min() if len(study.topk) else math.inf
-    return study.bh[study.bh["avg_experts"] < smallest]
+    """The BH configurations that run fewer experts than any top-k on a data set, as rows of the table."""
+    experts, smallest = _experts_and_smallest_topk(study)
+    below = experts.lt(smallest).any(axis="columns")
+    return study.bh[study.bh["config"].isin(below.index[below])]
 
 
 def fixed_k_to_add(study: Study) -> list[int]:
-    """The k of top-k configurations that would run as many experts as BH below the smallest k of the grid."""
-    smallest = study.topk["avg_experts"].min() if len(study.topk) else math.inf
-    below = below_every_topk(study)["avg_experts"]
-    return sorted({k for k in below.round().astype(int) if 1 <= k < smallest})
+    """The k of top-k configurations on both sides of BH's experts below the smallest k of the grid.
+
+    On every data set BH runs between two of them, its average rounded down and rounded up, or between one of
+    them and the grid's smallest.
+    """
+    experts, smallest = _experts_and_smallest_topk(study)
+    below = experts.loc[experts.index.isin(study.bh["config"])]
+    missing = set()
+    for dataset in below:
+        values = below[dataset][below[dataset] < smallest[dataset]]
+        ks = {rounded for value in values for rounded in (math.floor(value), math.ceil(value))}
+        missing |= {k for k in ks if 1 <= k < smallest[dataset]}
+    return sorted(missing)
+
+
+def _experts_and_smallest_topk(study):
+    """Average experts by data set, and the smallest of a top-k configuration on each."""
+    experts = experts_by_dataset(study)
+    topk = experts.loc[experts.index.isin(study.topk["config"])]
+    return experts, topk.min() if len(topk) else experts.min() * 0 + math.inf
 
 
 def setting_effects(study: Study, column: str) -> dict[str, tuple[float, float, float, float]]:
@@ -399,29 +475,80 @@ def setting_effects(study: Study, column: str) -> dict[str, tuple[float, float, 
 def powerless(study: Study) -> dict[str, tuple[tuple[str, ...], int]]:
     """The data sets with too few samples for any significant difference: {data set: (strategies, samples)}.
 
-    There the smallest p-value that the test can give, corrected by Holm for the configurations of the
-    strategy, is not below the level; or there is a single sample and no test.
+    There the smallest p-value that the test can give, corrected by Holm for the family of the strategy while
+    every test of it gives its smallest, is not below the level; or there is a single sample and no test.
     """
     without_power = {}
+    rows = study.comparisons
+    rows = rows[rows["metric"] == rows["dataset"].map(study.scores)]
+    strategies = rows["config"].map(study.configurations.set_index("config")["strategy"])
+    for strategy, family in rows.groupby(strategies, sort=False):
+        smallest = [
+            None if pd.isna(p) else smallest_attainable_p(test, samples)
+            for p, test, samples in zip(family["p_value"], family["test"], family["samples"], strict=True)
+        ]
+        corrected = pd.Series(corrected_p_values(smallest, "holm"), index=family.index, dtype=float)
+        for dataset in study.scores:
+            own = family["dataset"] == dataset
+            if own.any() and not corrected[own].min() < SIGNIFICANCE_LEVEL:
+                names, samples = without_power.get(dataset, ((), 0))
+                without_power[dataset] = (
+                    (*names, strategy),
+                    max(samples, int(family.loc[own, "samples"].max())),
+                )
+    return {dataset: without_power[dataset] for dataset in study.scores if dataset in without_power}
+
+
+@dataclass(frozen=True)
+class Saturation:
+    """How many samples of an accuracy data set the baseline answers, and what cannot be shown there."""
+
+    right: int
+    samples: int
+    no_better: bool  # so many right that no configuration could be shown to be better
+    no_worse: bool  # so many wrong that none could be shown to be worse
+
+
+def saturated(study: Study) -> dict[str, Saturation]:
+    """The accuracy data sets where no configuration could be shown better than the baseline, or none worse.
+
+    The best that a configuration can do is to answer right whatever the baseline answers wrong, and lose
+    nothing. The smallest corrected p-value of that is McNemar's times the configurations of its strategy on
+    this data set, all others in the family being significant; here it is not below the level for any
+    strategy. The worst is the same with right and wrong exchanged.
+    """
+    found = {}
     strategies = study.configurations.set_index("config")["strategy"]
     for dataset, score in study.scores.items():
-        rows = study.comparisons
-        rows = rows[(rows["dataset"] == dataset) & (rows["metric"] == score)]
-        for strategy, family in rows.groupby(rows["config"].map(strategies), sort=False):
-            with_test = family[family["p_value"].notna()]
-            smallest = [
-                len(with_test) * smallest_attainable_p(test, samples)
-                for test, samples in zip(with_test["test"], with_test["samples"], strict=True)
-            ]
-            if min(smallest, default=1.0) >= SIGNIFICANCE_LEVEL:
-                names, samples = without_power.get(dataset, ((), 0))
-                without_power[dataset] = (*names, strategy), max(samples, int(family["samples"].max()))
-    return without_power
+        rows = _score_rows(study, dataset)
+        if not score.endswith("_accuracy") or rows.empty:
+            continue
+        size = rows["config"].map(strategies).value_counts().min()
+        row = rows.loc[rows["samples"].idxmax()]
+        count = int(row["samples"])
+        right = round(float(row["baseline_value"]) * count)
+        no_better, no_worse = (
+            size * _p_value_of_changed(changed, count) >= SIGNIFICANCE_LEVEL
+            for changed in (count - right, right)
+        )
+        if no_better or no_worse:
+            found[dataset] = Saturation(right, count, no_better, no_worse)
+    return found
+
+
+def _p_value_of_changed(changed, count):
+    """McNemar's p-value where `changed` of `count` samples differ, all in one direction."""
+    better = np.arange(count) < changed
+    return paired_accuracies(np.zeros(count, dtype=bool), better).p_value
 
 
 def typical_half_width(study: Study, dataset: str) -> float:
-    """The median over configurations of half the width of the 95 % interval on a data set."""
+    """Half the width of the simultaneous interval on a data set, median over those not significantly worse.
+
+    NaN where every configuration is.
+    """
     rows = _score_rows(study, dataset)
+    rows = rows[[study.verdict(config, dataset) != "worse" for config in rows["config"]]]
     return float(((rows["ci_high"] - rows["ci_low"]) / 2).median()) if len(rows) else math.nan
 
 

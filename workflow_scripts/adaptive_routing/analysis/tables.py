@@ -14,6 +14,7 @@ import pandas as pd
 
 from adaptive_routing.analysis import statistics
 from adaptive_routing.analysis.metrics import ALL_METRICS, CONFIGURATION_KEYS, HEAD, PER_LAYER_METRICS
+from adaptive_routing.data.tasks.uncertainty import clusters_of, exp_or_none
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.files import atomic_path
 from adaptive_routing.system.json_files import write_json
@@ -40,6 +41,8 @@ COMPARISON_COLUMNS = [
     "effect_size",
     "test",
     "samples",
+    "clusters",
+    "identical",
     "ratio",
     "ratio_ci_low",
     "ratio_ci_high",
@@ -50,6 +53,8 @@ COMPARISON_COLUMNS = [
     "p_bootstrap_holm",
     "p_bootstrap_bh",
 ]
+# What makes two comparisons one family: see `comparisons_table`.
+_SCORE, _LOSS = "score", "loss"
 # The perplexities that can be a data set's score; the first that it has counts. Only whole articles have one
 # per word.
 SCORE_PERPLEXITIES = ("word_perplexity", "perplexity")
@@ -164,10 +169,13 @@ def comparisons_table(summaries: Sequence[Summary], baseline: str) -> pd.DataFra
 
     summaries: contents of logs/{config}_{dataset}.json; baseline: a configuration's name. A data set gives
     a row for its score (`{dataset}_accuracy`, `word_perplexity` of whole articles or else `perplexity`) if it
-    has one, then a row for `loss`. `ratio` is the perplexity ratio. Each of the three p-values
-    (`p_value` of `test`, `p_wilcoxon`, `p_bootstrap`) is corrected by Holm and by Benjamini and Hochberg
-    over the configurations of one strategy on one data set and metric: the 16 BH configurations are one
-    family.
+    has one, then a row for `loss`. `ratio` is the perplexity ratio; `identical` says whether every sample's
+    loss is the same: both ran the same computation.
+
+    The configurations of one strategy on all data sets are one family, for scores and for losses: 16 BH
+    configurations on three data sets are 48 comparisons. Each of the three p-values (`p_value` of `test`,
+    `p_wilcoxon`, `p_bootstrap`) is corrected over it by Holm and by Benjamini and Hochberg, and the intervals
+    are simultaneous over it (`statistics.simultaneous_intervals`).
     """
     baselines = {s["dataset"]: s for s in summaries if s["config"] == baseline}
     rows, families = [], {}
@@ -177,7 +185,8 @@ def comparisons_table(summaries: Sequence[Summary], baseline: str) -> pd.DataFra
             continue
         for comparison in _compare(baselines[dataset], summary):
             row = {"config": summary["config"], "dataset": dataset, **comparison}
-            families.setdefault((summary["strategy"], dataset, row["metric"]), []).append(row)
+            kind = _LOSS if row["metric"] == "loss" else _SCORE
+            families.setdefault((summary["strategy"], kind), []).append(row)
             rows.append(row)
     for family in families.values():
         for column, name in _P_VALUES:
@@ -186,31 +195,61 @@ def comparisons_table(summaries: Sequence[Summary], baseline: str) -> pd.DataFra
                 corrected = statistics.corrected_p_values(p_values, method)
                 for row, p_value in zip(family, corrected, strict=True):
                     row[f"{name}_{suffix}"] = p_value
+        _, intervals = statistics.simultaneous_intervals([row["paired"] for row in family])
+        for row, ends in zip(family, intervals, strict=True):
+            row["ci_low"], row["ci_high"] = (_in_units_of(row, end) for end in ends)
+            if "ratio" in row:
+                row["ratio_ci_low"], row["ratio_ci_high"] = map(exp_of, ends)
     return pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
+
+
+def _in_units_of(row, end):
+    """An end of an interval in the unit of a row's metric; a perplexity's interval is of its logarithm."""
+    if "perplexity" in row["metric"]:
+        return statistics.perplexity_change(row["baseline_value"], end)
+    return end
+
+
+def exp_of(value: float | None) -> float | None:
+    """exp(value); None where the value is, or where exp exceeds the largest float."""
+    return None if value is None else exp_or_none(value)
+
+
+def paired_samples(*summaries: Summary) -> list[tuple[dict[str, Any], ...]]:
+    """The samples that all summaries have, by their ids, in the first one's order: one tuple a sample."""
+    first, *others = ({sample["sample_id"]: sample for sample in one["samples"]} for one in summaries)
+    return [
+        (sample, *(other[name] for other in others))
+        for name, sample in first.items()
+        if all(name in other for other in others)
+    ]
 
 
 def _compare(baseline, summary):
     """Return the rows of one comparison, without corrections; none where no sample is shared."""
-    reference = {sample["sample_id"]: sample for sample in baseline["samples"]}
-    pairs = [(reference[s["sample_id"]], s) for s in summary["samples"] if s["sample_id"] in reference]
+    pairs = [(reference, own) for own, reference in paired_samples(summary, baseline)]
     if not pairs:
         return []
-    losses = statistics.compare_losses([a["loss"] for a, _ in pairs], [b["loss"] for _, b in pairs])
-    rows = [{"metric": "loss", **vars(losses.loss), **_of_losses(losses)}]
+    of_baseline, of_summary = zip(*pairs, strict=True)
+    clusters = clusters_of(of_baseline)
+    both = [sample["loss"] for sample in of_baseline], [sample["loss"] for sample in of_summary]
+    losses = statistics.compare_losses(*both, clusters=clusters)
+    identical = both[0] == both[1]
+    rows = [{"metric": "loss", "identical": identical, **vars(losses.loss), **_of_losses(losses)}]
     score = _score(summary["dataset"], baseline["metrics"])
     if score is None or summary["metrics"].get(score) is None:
         return rows
     if score == "word_perplexity":
-        totals = ([-sample["log_likelihood"] for sample in samples] for samples in zip(*pairs, strict=True))
-        words = statistics.compare_losses(*totals, sizes=[a["num_words"] for a, _ in pairs])
+        totals = ([-sample["log_likelihood"] for sample in samples] for samples in (of_baseline, of_summary))
+        sizes = [sample["num_words"] for sample in of_baseline]
+        words = statistics.compare_losses(*totals, sizes=sizes, clusters=clusters)
         row = {**vars(words.perplexity), **_of_losses(words)}
     elif score == "perplexity":
         row = {**vars(losses.perplexity), **_of_losses(losses)}
     else:
-        row = vars(
-            statistics.compare_accuracies([a["correct"] for a, _ in pairs], [b["correct"] for _, b in pairs])
-        )
-    return [{"metric": score, **row}, *rows]
+        correct = ([sample["correct"] for sample in samples] for samples in (of_baseline, of_summary))
+        row = vars(statistics.compare_accuracies(*correct, clusters))
+    return [{"metric": score, "identical": identical, **row}, *rows]
 
 
 def _score(dataset, metrics):
@@ -221,13 +260,7 @@ def _score(dataset, metrics):
 
 def _of_losses(comparison):
     """The columns that exist only for comparisons of losses."""
-    low, high = comparison.perplexity_ratio_ci
-    return {
-        "ratio": comparison.perplexity_ratio,
-        "ratio_ci_low": low,
-        "ratio_ci_high": high,
-        "p_wilcoxon": comparison.wilcoxon_p,
-    }
+    return {"ratio": comparison.perplexity_ratio, "p_wilcoxon": comparison.wilcoxon_p}
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:

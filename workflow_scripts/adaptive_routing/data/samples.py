@@ -7,7 +7,7 @@ once per study.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,36 @@ def prepare_samples(
             break
     if not prepared:
         raise InputError(f"datasets.{dataset}: no row holds text that can be scored")
-    return prepared
+    return _with_clusters(prepared)
+
+
+def _with_clusters(prepared):
+    """Give each sample the number of its cluster: samples that share a key, directly or through others."""
+    parents = {}
+
+    def root(key):
+        while parents.setdefault(key, key) != key:
+            key = parents[key]
+        return key
+
+    keys_of = [_shared_keys(one) for one in prepared]
+    for first, *others in keys_of:
+        for key in others:
+            parents[root(key)] = root(first)
+    numbers, numbered = {}, []  # in the order of the clusters' first samples
+    for one, (key, *_) in zip(prepared, keys_of, strict=True):
+        cluster = numbers.setdefault(root(key), len(numbers))
+        attributes = one.sample.attributes | {"cluster": cluster}
+        numbered.append(replace(one, sample=replace(one.sample, attributes=attributes, alike=())))
+    return numbered
+
+
+def _shared_keys(one):
+    """What makes a sample the same draw as another: its own `alike`, or its text and the tokens scored."""
+    if one.sample.alike:
+        return one.sample.alike
+    tokens = tuple(tuple(sequence.token_ids) for sequence in one.sequences)
+    return (tokens, one.sample.text) if one.sample.text.strip() else (tokens,)
 
 
 def _checked(dataset, columns, rows):

@@ -27,8 +27,8 @@ def cost_section(study: Study, decision: Decision, margins: QualityMargins) -> I
         "Experts are per token and layer. The baseline's row holds values ± one standard error. The other "
         "rows hold changes against it, with 95 % intervals of the paired differences. ▲ significantly "
         "better, ▼ significantly worse than the baseline (Holm-corrected p < "
-        f"{SIGNIFICANCE_LEVEL}), ○ no significant difference. The intervals are not corrected, so one beside "
-        "○ may exclude 0. Tokens/s are over all data sets; the range over the data sets is in brackets."
+        f"{SIGNIFICANCE_LEVEL}), ○ no significant difference. The intervals hold for all comparisons of a "
+        "strategy together. Tokens/s are over all data sets; the range over the data sets is in brackets."
     )
     effects = list(filter(None, (_setting_effect(study, setting) for setting in ("alpha", "k_or_max_k"))))
     if effects:

@@ -40,8 +40,9 @@ def same_compute_text(study: Study) -> str:
         verb = "runs" if below == 1 else "run"
         count = words.of(below, len(study.bh), "BH configuration")
         text.append(
-            f"{count[0].upper()}{count[1:]} {verb} fewer experts than any top-k configuration of this study. "
-            "Whether a fixed top-k with as few experts would lose as much is **not answered here**. To find "
+            f"{count[0].upper()}{count[1:]} {verb} fewer experts than any top-k configuration of this study "
+            "on at least one data set. Whether a fixed top-k with as few experts would lose as much is **not "
+            "answered here**. To find "
             f"out, add k = {words.joined(missing)} to `strategies.topk.k` in the settings; only the new "
             "experiments will run."
         )
@@ -91,13 +92,13 @@ def uncertainty_section(study: Study, margins: QualityMargins) -> Iterator[str]:
     """Yield what the tests, intervals and speeds do not show, and how many samples would be enough."""
     yield (
         f"- **Differences.** A difference is significant where the Holm-corrected p is below "
-        f"{SIGNIFICANCE_LEVEL}. Among {_family_sizes(study)} on one data set, the chance of any false "
+        f"{SIGNIFICANCE_LEVEL}. Among {_family_sizes(study)} on all data sets, the chance of any false "
         f"positive is at most {100 * SIGNIFICANCE_LEVEL:g} %. A difference that is not significant may still "
-        "exist.\n- **Same quality.** The intervals are not corrected for the number of configurations: the "
-        f"choice with least compute is one of {words.plural(len(rules.cheaper(study)), 'candidate')}. "
+        "exist.\n- **Same quality.** The intervals hold for all comparisons of a strategy together, so that "
+        f"the choice with least compute is one of {words.plural(len(rules.cheaper(study)), 'candidate')}. "
         "Confirm a choice on new samples.\n- **Speed** was measured once, on the machine named below, which "
-        "may have been doing other work, and has no standard error. Only a configuration that was faster on "
-        "every data set counts as faster. Differences of a few percent mean nothing."
+        "may have been doing other work, and has no standard error. No difference between speeds that were "
+        "measured once is called one."
     )
     yield from _precision(study, margins)
     if unscored := [dataset for dataset in study.datasets if dataset not in study.scored_datasets]:
@@ -126,15 +127,16 @@ def _precision(study, margins):
     headings = ["score", "half-width of the 95 % interval", "margin", "samples", "samples for 50 % power"]
     yield words.table(headings, rows)
     yield (
-        "The half-width is the median over the configurations; a smaller difference cannot be told from "
-        "zero. Where the half-width exceeds the margin, the power is below 50 %: a configuration exactly as "
-        "good as the baseline is confirmed to be within the margin in fewer than half of all studies. The "
-        "last column is the number of samples for a power of 50 %."
+        "The half-width is the median over the configurations that are not significantly worse, of intervals "
+        "that hold for all comparisons together; a smaller difference cannot be told from zero. Where the "
+        "half-width exceeds the margin, the power is below 50 %: a configuration exactly as good as the "
+        "baseline is confirmed to be within the margin in fewer than half of all studies. The last column is "
+        "the number of samples for a power of 50 %."
     )
 
 
 def _family_sizes(study):
     rows = study.comparisons[study.comparisons["metric"] == study.comparisons["dataset"].map(study.scores)]
     strategies = rows["config"].map(study.configurations.set_index("config")["strategy"])
-    sizes = rows.groupby([strategies, rows["dataset"]]).size().groupby(level=0).max()
+    sizes = rows.groupby(strategies).size()
     return " or ".join(f"{size} {words.strategy(strategy)} comparisons" for strategy, size in sizes.items())

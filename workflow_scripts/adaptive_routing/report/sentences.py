@@ -49,6 +49,7 @@ KEPT = {
     rules.SPEED: {
         rules.NO_CANDIDATE: "no configuration was faster on every data set",
         rules.UNMEASURED: "the baseline's speed was not measured",
+        rules.UNREPEATED: "speeds were measured once, which shows no difference between them",
         rules.UNTESTED: "no faster configuration was compared on every data set",
         rules.UNPROVEN: f"no faster configuration is confirmed to be within the margin{MARGIN}",
         rules.LOSES: (

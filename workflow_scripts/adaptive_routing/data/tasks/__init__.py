@@ -4,7 +4,7 @@ Each module is a `Task` and follows lm-evaluation-harness 0.4.13 (`hf` model, ze
 """
 
 import importlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -68,12 +68,16 @@ class Sample:
         requests: one, or one per choice.
         gold: index of the right choice, or None.
         attributes: further entries of the sample in the summary.
+        alike: what it shares with samples that are no independent draws: samples with a common entry are one
+            cluster. Empty: the text and the scored tokens. Known while a data set is prepared, then
+            `attributes` has the cluster's number.
     """
 
     text: str
     requests: tuple[Request, ...]
     gold: int | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
+    alike: tuple[Hashable, ...] = ()
 
 
 @dataclass(frozen=True)

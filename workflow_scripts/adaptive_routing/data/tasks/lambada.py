@@ -5,7 +5,7 @@ from typing import Any
 
 from adaptive_routing.data.tasks import TEXT, Request, Sample, SequenceScore
 from adaptive_routing.data.tasks.accuracy import accuracy_with_stderr
-from adaptive_routing.data.tasks.uncertainty import exp_mean_with_stderr
+from adaptive_routing.data.tasks.uncertainty import clusters_of, exp_mean_with_stderr
 
 COLUMNS = {"text": TEXT}
 regroup = iter
@@ -28,8 +28,11 @@ def outcome(sample: Sample, scores: Sequence[SequenceScore]) -> dict[str, Any]:
 
 def metrics(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """Accuracy, and the target perplexity exp(−mean ln p(word)), as in the harness."""
-    accuracy, stderr = accuracy_with_stderr([one["correct"] for one in outcomes])
-    perplexity, perplexity_stderr = exp_mean_with_stderr([-one["log_likelihood"] for one in outcomes])
+    clusters = clusters_of(outcomes)
+    accuracy, stderr = accuracy_with_stderr([one["correct"] for one in outcomes], clusters)
+    perplexity, perplexity_stderr = exp_mean_with_stderr(
+        [-one["log_likelihood"] for one in outcomes], clusters
+    )
     return {
         "lambada_accuracy": accuracy,
         "lambada_accuracy_stderr": stderr,

@@ -5,6 +5,7 @@ from typing import Any
 
 from adaptive_routing.data.tasks import Request, Sample, SequenceScore
 from adaptive_routing.data.tasks.accuracy import accuracy_with_stderr
+from adaptive_routing.data.tasks.uncertainty import clusters_of
 
 
 def choice_sample(text: str, context: str, choices: Sequence[str], gold: int) -> Sample | None:
@@ -42,9 +43,10 @@ def choice_outcome(sample: Sample, scores: Sequence[SequenceScore]) -> dict[str,
 
 def choice_metrics(dataset: str, outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """`{dataset}_accuracy` (length-normalised) and `{dataset}_acc`, each with its standard error."""
-    accuracy, stderr = accuracy_with_stderr([one["correct"] for one in outcomes])
+    clusters = clusters_of(outcomes)
+    accuracy, stderr = accuracy_with_stderr([one["correct"] for one in outcomes], clusters)
     acc, acc_stderr = accuracy_with_stderr(
-        [one["prediction_unnormalized"] == one["gold"] for one in outcomes]
+        [one["prediction_unnormalized"] == one["gold"] for one in outcomes], clusters
     )
     return {
         f"{dataset}_accuracy": accuracy,

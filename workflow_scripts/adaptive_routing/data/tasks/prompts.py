@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adaptive_routing.data.tasks import TEXT, Column, Request, Sample, SequenceScore, as_label
-from adaptive_routing.data.tasks.uncertainty import exp_mean_with_stderr
+from adaptive_routing.data.tasks.uncertainty import clusters_of, exp_mean_with_stderr
 
 
 def _is_level(value):
@@ -36,5 +36,5 @@ def outcome(sample: Sample, scores: Sequence[SequenceScore]) -> dict[str, Any]:
 
 def metrics(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """`prompt_perplexity` = exp(mean of the prompts' losses)."""
-    perplexity, stderr = exp_mean_with_stderr([one["loss"] for one in outcomes])
+    perplexity, stderr = exp_mean_with_stderr([one["loss"] for one in outcomes], clusters_of(outcomes))
     return {"prompt_perplexity": perplexity, "prompt_perplexity_stderr": stderr}

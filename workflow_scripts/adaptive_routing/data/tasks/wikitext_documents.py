@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from adaptive_routing.data.tasks import TEXT, Column, Request, Sample, SequenceScore, wikitext
-from adaptive_routing.data.tasks.uncertainty import exp_ratio_with_stderr, ratio_with_stderr
+from adaptive_routing.data.tasks.uncertainty import clusters_of, exp_ratio_with_stderr, ratio_with_stderr
 
 COLUMNS = {"page": Column("a text", TEXT.holds, alternative="text")}
 
@@ -41,7 +41,7 @@ def regroup(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         if "page" in row:
             yield row
             continue
-        if _is_title(row["text"]):
+        if wikitext.is_title(row["text"]):
             yield from _article(lines)
             lines = []
         # The corpus's empty lines hold a space, which rows lack.
@@ -52,10 +52,6 @@ def regroup(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 def _article(lines):
     page = "\n".join(lines)
     return [{"page": page}] if page.strip() else []
-
-
-def _is_title(line):
-    return re.fullmatch(r"= (?!=).*(?<!=) =", line.strip()) is not None
 
 
 def sample(row: Mapping[str, Any]) -> Sample | None:
@@ -93,9 +89,10 @@ def metrics(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """`perplexity` and `token_perplexity` as for rows; also per word, per byte, and bits per byte."""
     totals = [-one["log_likelihood"] for one in outcomes]
     num_bytes = [one["num_bytes"] for one in outcomes]
-    word, word_stderr = exp_ratio_with_stderr(totals, [one["num_words"] for one in outcomes])
-    byte, byte_stderr = exp_ratio_with_stderr(totals, num_bytes)
-    bits, bits_stderr = ratio_with_stderr([total / math.log(2) for total in totals], num_bytes)
+    clusters = clusters_of(outcomes)
+    word, word_stderr = exp_ratio_with_stderr(totals, [one["num_words"] for one in outcomes], clusters)
+    byte, byte_stderr = exp_ratio_with_stderr(totals, num_bytes, clusters)
+    bits, bits_stderr = ratio_with_stderr([total / math.log(2) for total in totals], num_bytes, clusters)
     return {
         **wikitext.metrics(outcomes),
         "word_perplexity": word,
