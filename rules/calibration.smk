@@ -15,7 +15,7 @@ rule collect_router_logits:
     conda:
         "../envs/adaptive_routing.yaml"
     resources:
-        gpu=1,
+        gpu=SETTINGS["model"]["gpus_per_experiment"],
         mem_mb=each_attempt(48000),
         runtime=each_attempt(5),
     params:
@@ -56,3 +56,34 @@ rule fit_null_distribution:
         code=code_fingerprint("fit_null_distribution"),
     script:
         "../workflow_scripts/fit_null_distribution.py"
+
+
+rule check_null_distribution:
+    input:
+        null_distribution=rules.fit_null_distribution.output[0],
+        router_logits=rules.collect_router_logits.output[0],
+        model=rules.inspect_model.output[0],
+    output:
+        table=results("calibration/null_check{null}.csv"),
+        curves=results("calibration/null_check{null}.safetensors"),
+    log:
+        job_log("check_null_distribution{null}"),
+    benchmark:
+        job_benchmark("check_null_distribution{null}")
+    conda:
+        "../envs/adaptive_routing.yaml"
+    resources:
+        mem_mb=each_attempt(4000),
+        runtime=each_attempt(5),
+    params:
+        name=null_name,
+        table=null_setting("table"),
+        kernel=null_setting("kernel"),
+        bandwidth=null_setting("bandwidth"),
+        trim=null_setting("trim"),
+        center=null_setting("center"),
+        alphas=null_alphas,
+        min_k=SETTINGS["routing"]["min_k"],
+        code=code_fingerprint("check_null_distribution"),
+    script:
+        "../workflow_scripts/check_null_distribution.py"

@@ -32,6 +32,9 @@ def study_figures():
     figures += expand(
         rules.plot_null_distribution.output[0], null=map(null_suffix, NULLS_USED)
     )
+    figures += expand(
+        rules.plot_null_check.output, null=map(null_suffix, NULLS_CHECKED)
+    )
     return figures
 
 

@@ -128,11 +128,32 @@ def null_suffix(name):
     return "" if name == DEFAULTS["null"] else f"_{name}"
 
 
+def null_name(wildcards):
+    """The name of the null distribution that a job is about."""
+    return wildcards.null.removeprefix("_") or DEFAULTS["null"]
+
+
 def null_setting(key):
     """A setting of the null distribution that a job is about."""
-    return lambda wildcards: null_distributions(SETTINGS)[
-        wildcards.null.removeprefix("_") or DEFAULTS["null"]
-    ][key]
+    return lambda wildcards: null_distributions(SETTINGS)[null_name(wildcards)][key]
+
+
+def null_alphas(wildcards):
+    """The levels at which the study tests with the null distribution that a job is about, ascending."""
+    null = null_name(wildcards)
+    return sorted(
+        {
+            one.alpha
+            for name, one in CONFIGURATIONS.items()
+            if uses_null_distribution(name) and one.null == null and one.alpha
+        }
+    )
+
+
+# The null distributions that are checked: all, where there is calibration text. Tables need none.
+CALIBRATION = SETTINGS["null_distribution"]["calibration"]
+HAS_CALIBRATION = not CALIBRATION["local"] or Path(CALIBRATION["source"]).exists()
+NULLS_CHECKED = NULLS_USED if HAS_CALIBRATION else []
 
 
 # Whether the study has the data set of prompts in levels of difficulty.
@@ -358,6 +379,19 @@ def report_on_controls():
             f"{name}_figure": getattr(figures, f"{name}_png")
             for name in CONTROL_FIGURES
         },
+    }
+
+
+def report_on_null_distributions():
+    """What the report shows of the checks of the null distributions; nothing where none was checked."""
+    if not NULLS_CHECKED:
+        return {}
+    suffixes = list(map(null_suffix, NULLS_CHECKED))
+    return {
+        "null_checks": expand(
+            rules.check_null_distribution.output.table, null=suffixes
+        ),
+        "null_check_figures": expand(rules.plot_null_check.output.png, null=suffixes),
     }
 
 

@@ -56,6 +56,33 @@ rule plot_null_distribution:
         "../workflow_scripts/plot_null_distribution.py"
 
 
+rule plot_null_check:
+    input:
+        table=rules.check_null_distribution.output.table,
+        curves=rules.check_null_distribution.output.curves,
+    output:
+        svg=results("calibration/null_check{null}.svg"),
+        png=report(
+            results("calibration/null_check{null}.png"),
+            caption="../report/null_check.rst",
+            category="Calibration",
+            labels={"shows": "Check of the null distribution{null}"},
+        ),
+    log:
+        job_log("plot_null_check{null}"),
+    benchmark:
+        job_benchmark("plot_null_check{null}")
+    conda:
+        "../envs/adaptive_routing.yaml"
+    resources:
+        mem_mb=each_attempt(4000),
+        runtime=each_attempt(5),
+    params:
+        code=code_fingerprint("plot_null_check"),
+    script:
+        "../workflow_scripts/plot_null_check.py"
+
+
 if HAS_PROMPTS:
 
     rule plot_difficulty:

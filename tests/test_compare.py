@@ -36,7 +36,7 @@ def results(tmp_path_factory, embedded):
     write_json(folder / "model.json", embedded.loaded.info)
     embedded.null_distribution.save(folder / "calibration/null_distribution.safetensors")
     logits = embedded.loaded.model.lm_head.weight[:60].reshape(5, 4, -1)
-    save_router_logits(folder / "calibration/router_logits.safetensors", logits, {"dtype": "float32"})
+    save_router_logits(folder / "calibration/router_logits.safetensors", logits, [5], {"dtype": "float32"})
     summaries, metrics = [], []
     for dataset in ("wikitext", "lambada"):
         prepared = prepared_to_json(dataset, prepare(embedded, dataset), {"max_samples": 8})

@@ -82,6 +82,35 @@ def test_two_values_that_give_one_name_are_refused():
         grid({"threshold": {"max_k": [8], "probability": [1.001, 10.01]}})
 
 
+def test_weights_and_null_distributions_are_named_where_they_are_not_the_default():
+    lists = {"max_k": [8], "alpha": [0.6], "null": ["default", "centred"], "weights": ["native", "uniform"]}
+    assert names({"bh": lists}) == [
+        "8experts_bh_a060",
+        "8experts_bh_a060_wuniform",
+        "8experts_bh_a060_ncentred",
+        "8experts_bh_a060_ncentred_wuniform",
+    ]
+    assert [one.null for one in grid({"bh": lists})] == ["default", "default", "centred", "centred"]
+    assert names({"topk": {"k": [8], "weights": ["native", "renormalized"]}}) == [
+        "8experts_topk_baseline",
+        "8experts_topk_wrenormalized",
+    ]
+
+
+def test_a_null_distribution_twice_in_a_list_is_refused():
+    with pytest.raises(
+        InputError, match=r"strategies\.bh\.null\[1\] is centred, which the list already holds"
+    ):
+        grid({"bh": {"max_k": [8], "alpha": [0.6], "null": ["centred", "centred"]}})
+
+
+def test_a_control_keeps_limits_and_weights_and_needs_no_null_distribution():
+    lists = {"max_k": [8], "alpha": [0.6], "null": ["centred"], "weights": ["uniform"]}
+    control = grid({"bh": lists})[0].control("fixed")
+    assert control.name == "8experts_bh_a060_ncentred_wuniform_fixed"
+    assert control.parameters == {"max_k": 8, "weights": "uniform", "control": "fixed"}
+
+
 def test_configurations_travel_between_processes_and_into_sets():
     configurations = grid({"topk": {"k": [8, 16]}, "bh": {"max_k": [8], "alpha": [0.3]}})
     assert pickle.loads(pickle.dumps(configurations)) == configurations

@@ -138,7 +138,8 @@ def test_controls_follow_their_configuration_and_their_seed(study):
         controls={"of": ["bh"], "kinds": list(CONTROLS)}, null_distributions={"centred": {"trim": 2}}
     )
     assert study.plan("metrics") == {
-        "fit_null_distribution": 1, "run_experiment": 2 + controls, "compute_metrics": 2 + controls,
+        "metrics": 1, "fit_null_distribution": 1,
+        "run_experiment": 2 + controls, "compute_metrics": 2 + controls,
     }  # fmt: skip
     study.configure(null_distributions={"centred": {"center": "mean"}})
     assert study.plan("metrics") == {}

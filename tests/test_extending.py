@@ -20,8 +20,8 @@ WHERE = r"In `(?P<file>[^`\n]+)`, (?P<side>after|before) the line with `(?P<line
 BLOCK = re.compile(
     rf"^(?:New file `(?P<new>[^`\n]+)`|{WHERE}):\n\n```\w+\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
-TOP_P, BH, TOP_K = "16experts_topp_p030", "8experts_bh_a030", "8experts_topk_baseline"
-CONFIGS = [TOP_K, BH, TOP_P]
+THRESHOLD, BH, TOP_K = "16experts_threshold_t005", "8experts_bh_a030", "8experts_topk_baseline"
+CONFIGS = [TOP_K, BH, THRESHOLD]
 
 
 def blocks():
@@ -102,23 +102,23 @@ def test_the_new_configuration_has_a_row_on_every_data_set(study):
     }
     configurations = pd.read_csv(study.results("bh_routing_configurations.csv"))
     assert configurations["config"].tolist() == CONFIGS
-    assert configurations.set_index("config").loc[TOP_P, ["strategy", "k_or_max_k"]].tolist() == ["topp", 16]
+    row = configurations.set_index("config").loc[THRESHOLD]
+    assert row[["strategy", "k_or_max_k"]].tolist() == ["threshold", 16]
     assert study.plan() == {}
 
 
-def test_the_new_strategy_selects_the_fewest_experts_with_probability_p(study):
+def test_the_new_strategy_selects_the_experts_with_probability_t(study):
     decided = 0
     for config, _, log in routing_logs(study):
-        if config != TOP_P:
+        if config != THRESHOLD:
             continue
         for index in range(len(log)):
             sample = log.sample(index)
             assert sample.p_values(0) is None
             for layer in range(sample.expert_counts.shape[1]):
-                ordered = np.sort(probabilities(sample, layer))[:, ::-1]
-                sums = ordered.cumsum(axis=1)
-                near = (abs(sums - 0.3) < 1e-5).any(axis=1)  # where float32 may decide otherwise
-                expected = np.clip((sums < 0.3).sum(axis=1) + 1, 1, 16)
+                of_experts = probabilities(sample, layer)
+                near = (abs(of_experts - 0.05) < 1e-6).any(axis=1)  # where float32 may decide otherwise
+                expected = np.clip((of_experts >= 0.05).sum(axis=1), 1, 16)
                 assert (sample.expert_counts[:, layer] == expected)[~near].all()
                 assert (sample.selected(layer).sum(axis=1) == sample.expert_counts[:, layer]).all()
                 decided += int(((expected > 1) & (expected < 16) & ~near).sum())
@@ -139,7 +139,7 @@ def test_the_new_data_set_is_scored(study):
         assert summary["metrics"]["piqa_accuracy"] == pytest.approx(np.mean(chosen))
         assert table.loc[config, "piqa_accuracy"] == pytest.approx(np.mean(chosen))
     comparisons = pd.read_csv(study.results("bh_routing_comparisons.csv"))
-    assert set(comparisons.loc[comparisons["metric"] == "piqa_accuracy", "config"]) == {BH, TOP_P}
+    assert set(comparisons.loc[comparisons["metric"] == "piqa_accuracy", "config"]) == {BH, THRESHOLD}
 
 
 def test_the_new_metric_is_in_the_tables(study):
@@ -179,20 +179,20 @@ def test_the_new_panel_and_the_new_strategy_are_in_the_report(study):
     least = table.loc[table["selected_probability"].idxmin()]
     assert f"from {least['selected_probability']:.2f} (`{least['config']}`)" in section
     assert f"]({panel})" in section
-    assert f"`{TOP_P}`" in report
-    assert "1 top-k configuration, 1 BH configuration and 1 topp configuration" in report
+    assert f"`{THRESHOLD}`" in report
+    assert "1 top-k configuration, 1 BH configuration and 1 threshold configuration" in report
     assert "router probability of the selected experts" in report.split("## Method")[1]
     assert study.results("bh_routing_report.html").read_text().count("<img") == 11
     picture = study.results("visualizations/bh_comprehensive_comparison.svg").read_text()
-    assert "topp_p030" in picture and "10  Router probability" in picture
-    assert TOP_P in study.results("routing_atlas.html").read_text()
+    assert "threshold_t005" in picture and "10  Router probability" in picture
+    assert THRESHOLD in study.results("routing_atlas.html").read_text()
     own = study.folder / "snakemake_report.html"
     study.snakemake("--report", own)
     assert "10 Router probability of the selected experts" in own.read_text()
 
 
 def test_an_edit_of_the_new_strategy_reruns_its_experiments_alone(study):
-    path = study.project / "workflow_scripts/adaptive_routing/routing/topp.py"
+    path = study.project / "workflow_scripts/adaptive_routing/routing/threshold.py"
     text = path.read_text()
     path.write_text(text + "\nEDITED = True\n")
     plan = study.plan()
@@ -202,6 +202,6 @@ def test_an_edit_of_the_new_strategy_reruns_its_experiments_alone(study):
 
 
 def test_a_strategy_without_p_values_needs_no_null_distribution(study):
-    plan = study.plan(f"results/extended/logs/{TOP_P}_piqa.json", "--forceall")
+    plan = study.plan(f"results/extended/logs/{THRESHOLD}_piqa.json", "--forceall")
     assert plan == {"inspect_model": 1, "prepare_dataset": 1, "run_experiment": 1}
     assert "fit_null_distribution" in study.plan(f"results/extended/logs/{BH}_piqa.json", "--forceall")

@@ -251,10 +251,10 @@ def gpu_of(place, output):
     return place.read(output).split()[2]
 
 
-def start_at_work(place, output, gpus, **arguments):
+def start_at_work(place, output, visible, **arguments):
     """Start a job with these GPUs visible, and wait until it is at work."""
     process = place.start(
-        "work", output, device="auto", variables={"CUDA_VISIBLE_DEVICES": gpus}, **arguments
+        "work", output, device="auto", variables={"CUDA_VISIBLE_DEVICES": visible}, **arguments
     )
     assert process.stderr.readline() == "at work\n"
     return process
@@ -305,6 +305,67 @@ def test_another_workflow_takes_another_gpu_while_there_is_one(place):
     assert set(gpus[:2]) == {"0", "1"}
     assert gpus[2] in {"0", "1"}
     assert len({place.pid_in(f"out{i}") for i in range(3)}) == 3
+
+
+@pytest.mark.parametrize("execution", ["host", "process"])
+def test_jobs_at_once_have_two_gpus_each_and_wait_for_two(place, execution):
+    """Five GPUs are two groups of two; of two jobs that wait, neither holds half of what it needs."""
+    arguments, visible = {"gpus": 2, "execution": execution}, "0,GPU-1,2,3,4"
+    jobs = [start_at_work(place, name, visible, **arguments) for name in ("first", "second")]
+    variables = {"CUDA_VISIBLE_DEVICES": visible}
+    waiting = [
+        place.start("work", name, device="auto", variables=variables, **arguments)
+        for name in ("third", "fourth")
+    ]
+    for job in waiting:
+        assert job.stderr.readline() == (
+            "waiting for 2 GPUs: all 4 that make groups of 2 have jobs of this workflow; start no more at "
+            "once than there are, with --resources gpu=4\n"
+        )
+    (place.folder / "finish").touch()
+    assert [process.wait(60) for process in (*jobs, *waiting)] == [0] * 4
+    assert {gpu_of(place, "first"), gpu_of(place, "second")} == {"0,GPU-1", "2,3"}
+    assert {gpu_of(place, "third"), gpu_of(place, "fourth")} <= {"0,GPU-1", "2,3"}
+    if execution == "host":
+        hosts = {place.pid_in(name) for name in ("first", "second", "third", "fourth")}
+        assert len(hosts) == 2
+
+
+def test_a_killed_job_gives_both_gpus_back(place):
+    killed = start_at_work(place, "killed", "0,1,2", gpus=2)
+    killed.kill()
+    killed.wait(60)
+    job = start_at_work(place, "next", "0,1,2", gpus=2)
+    (place.folder / "finish").touch()
+    assert job.wait(60) == 0
+    assert gpu_of(place, "next") == "0,1"
+
+
+def test_another_workflow_takes_other_groups_while_there_are_some(place):
+    variables = {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}
+    for i, gpus in enumerate((1, 2, 2)):
+        place.start("report", f"out{i}", workflow=True, device="auto", gpus=gpus, variables=variables)
+        wait_until(lambda i=i: place.log.count("report: done") == i + 1)
+    assert [gpu_of(place, f"out{i}") for i in range(2)] == ["0", "2,3"]
+    assert gpu_of(place, "out2") in {"0,1", "2,3"}
+
+
+def test_a_model_on_other_gpus_is_another_host(place):
+    variables = {"CUDA_VISIBLE_DEVICES": "0,1"}
+    on_one = place.host_pid("one", device="auto", variables=variables)
+    on_both = place.host_pid("both", device="auto", gpus=2, variables=variables)
+    assert on_one != on_both
+    assert gpu_of(place, "both") == "0,1"
+
+
+def test_fewer_gpus_than_a_job_needs_are_refused(place):
+    variables = {"CUDA_VISIBLE_DEVICES": "0,1"}
+    status, said = place.run("report", device="auto", gpus=3, variables=variables, check=False)
+    assert status == 1
+    assert said == (
+        "error: model.gpus_per_experiment is 3, but must be at most 2, the number of GPUs that this job may "
+        "use\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -472,3 +472,73 @@ def test_figure_shows_the_density_and_its_critical_logits():
     assert (
         null.p_values(torch.tensor([critical]), 0) <= 0.05 < null.p_values(torch.tensor([critical - 0.01]), 0)
     )
+
+
+# Centring
+
+
+@pytest.fixture(scope="module")
+def centred_null():
+    """Two layers, fitted to centred logits."""
+    logits = np.random.default_rng(10).normal(1, 1.5, (2, 400, 16))
+    return fit_null_distribution(logits, center="mean")
+
+
+def test_centring_fits_each_logit_less_its_tokens_mean():
+    logits = np.random.default_rng(11).normal(3, 1, (300, 16))
+    null = fit_null_distribution([logits], center="mean")
+    values = (logits - logits.mean(axis=1, keepdims=True)).ravel()
+    assert null.metadata["center"] == "mean" and null.center == "mean"
+    h = null.metadata["bandwidth"][0]
+    x = np.linspace(-4, 4, 300)
+    found = null.survival_at(torch.from_numpy(x), 0)
+    np.testing.assert_allclose(found, exact_mixture(x, values, "gaussian", h), atol=1e-5, rtol=0)
+    assert fit_null_distribution([logits]).center == "none"
+
+
+def test_centring_comes_before_trimming():
+    logits = np.random.default_rng(12).normal(size=(200, 16)) + np.arange(200)[:, None]
+    null = fit_null_distribution([logits], trim=4, center="mean")
+    expected = fit_null_distribution([logits - logits.mean(axis=1, keepdims=True)], trim=4)
+    np.testing.assert_array_equal(null.survival, expected.survival)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_p_values_of_centred_logits_do_not_see_a_shift(centred_null, dtype):
+    logits = torch.randn(60, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    p = centred_null.p_values(logits, 1)
+    shifts = torch.arange(60, dtype=torch.float64)[:, None] - 30
+    np.testing.assert_allclose(centred_null.p_values(logits.double() + shifts, 1), p, atol=1e-12)
+    raw = NullDistribution(centred_null.x0, centred_null.dx, centred_null.survival)
+    assert (raw.p_values(logits.double() + shifts, 1) - p).abs().max() > 0.5
+
+
+def test_p_values_of_centred_logits_are_numpys(centred_null):
+    logits = np.random.default_rng(13).normal(2, 2, (50, 16))
+    grid = centred_null.x0[0] + centred_null.dx[0] * np.arange(centred_null.survival.shape[1])
+    expected = np.interp(logits - logits.mean(axis=1, keepdims=True), grid, centred_null.survival[0])
+    found = centred_null.p_values(torch.from_numpy(logits), 0)
+    np.testing.assert_allclose(found, expected, atol=1e-12, rtol=0)
+
+
+def test_a_score_of_minus_infinity_enters_no_mean(centred_null):
+    logits = torch.randn(20, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    masked = logits.clone()
+    masked[:, ::2] = -torch.inf
+    p = centred_null.p_values(masked, 0)
+    assert (p[:, ::2] == centred_null.survival[0, 0]).all()  # as large as any
+    # Another order of summation rounds otherwise.
+    np.testing.assert_allclose(p[:, 1::2], centred_null.p_values(logits[:, 1::2], 0), atol=1e-12)
+
+
+def test_centring_is_stored_with_the_null_distribution(centred_null, tmp_path):
+    centred_null.save(tmp_path / "null.safetensors")
+    loaded = NullDistribution.load(tmp_path / "null.safetensors")
+    logits = torch.randn(30, 16, generator=torch.Generator().manual_seed(3))
+    assert loaded.center == "mean"
+    assert torch.equal(loaded.p_values(logits, 0), centred_null.p_values(logits, 0))
+
+
+def test_a_wrong_centring_is_refused():
+    with pytest.raises(InputError, match="center is 'median'; allowed are none, mean"):
+        fit_null_distribution([NORMAL], center="median")

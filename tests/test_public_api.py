@@ -35,7 +35,10 @@ def results(tmp_path_factory, embedded):
     strategy = BH(alpha=0.3, max_k=16, null_distribution=embedded.null_distribution)
     run_experiment(
         embedded.loaded, CONFIGURATION, strategy, "lambada", samples, 1024, 2,
-        {"routing": ROUTING, "dataset": {"max_samples": 5}},
+        {
+            "routing": ROUTING, "dataset": {"max_samples": 5},
+            "null_distribution": embedded.null_distribution.metadata,
+        },
         ExperimentFiles(*(stem + suffix for suffix in suffixes)),
     )  # fmt: skip
     return folder

@@ -654,6 +654,67 @@ def test_the_baseline_alone_recommends_nothing(images):
     assert "### What to use" not in report(study, images)
 
 
+def guessing(perplexity=11.0, **accuracies):
+    """A study whose baseline has this token perplexity and these accuracies, and its summaries."""
+    study = study_of(WINS)
+    experiments, is_baseline = study.experiments.copy(), study.experiments["config"] == BASELINE
+    experiments.loc[is_baseline & (experiments["dataset"] == "wikitext"), "token_perplexity"] = perplexity
+    for dataset, accuracy in accuracies.items():
+        rows = is_baseline & (experiments["dataset"] == dataset)
+        experiments.loc[rows, ["avg_task_accuracy", "avg_task_accuracy_stderr"]] = accuracy, 0.03
+    tables_ = experiments, study.configurations, study.layers, study.comparisons
+    summaries = [summary(dataset) for dataset in study.datasets]
+    for one in summaries:
+        one["provenance"]["model"]["shapes"] = {"vocab_size": 1000}
+    return make_study(*tables_, BASELINE), summaries
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        (
+            {"perplexity": 1000.0},
+            "its perplexity on wikitext is 1,000, and that of a guess among all tokens of the vocabulary is "
+            "1,000",
+        ),
+        (
+            {"lambada": 0.05, "hellaswag": 0.30},
+            "no accuracy is more than 2 standard errors above chance: 0.050 ± 0.030 on lambada (chance is 0) "
+            "and 0.300 ± 0.030 on hellaswag (chance is 0.25)",
+        ),
+    ],
+)  # fmt: skip
+def test_a_model_that_guesses_gets_a_warning_instead_of_advice(images, model, sentence):
+    study, summaries = guessing(**model)
+    first = f"The model does no better than guessing: with the baseline `{BASELINE}` {sentence}."
+    text = report(study, images, summaries)
+    assert (
+        section(text, "## Answers").strip().startswith(f"1. {first}\n2. No configuration can be recommended")
+    )
+    assert "### What to use" not in text
+    assert "### The tests behind these answers" not in text
+    plain = plain_main_sentences(study, SETTINGS, summaries).splitlines()
+    assert plain[0] == words.plain(first)
+    assert len(plain) == 3
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"perplexity": 999.0},
+        {"lambada": 0.05},  # hellaswag is far above chance
+        {"hellaswag": 0.25},  # lambada is
+        {"lambada": 0.05, "hellaswag": 0.32},
+    ],
+)
+def test_a_model_above_chance_gets_advice(images, model):
+    study, summaries = guessing(**model)
+    text = report(study, images, summaries)
+    assert "guessing" not in text
+    assert "### What to use" in text
+    assert plain_main_sentences(study, SETTINGS, summaries) == plain_main_sentences(study, SETTINGS)
+
+
 STUDIES = {
     "full": lambda: results_tables.study(),
     "with prompts": lambda: results_tables.study(datasets=("wikitext", "hellaswag", "prompts")),

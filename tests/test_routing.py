@@ -1,5 +1,6 @@
 """Routing strategies against SciPy and plain sorting."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -242,3 +243,48 @@ def test_thresholds_are_where_the_decision_changes(data):
     assert not (null.p_values(below[finite], 0) * limits[finite] <= alpha).any()
     always = thresholds == -torch.inf
     assert torch.equal(always, largest * limits <= alpha)
+
+
+@pytest.mark.parametrize("k", [1, 3, 16])
+@pytest.mark.parametrize("name", ["bh", "topk"])
+def test_uniform_weights_are_equal_and_sum_to_one(name, k):
+    torch.manual_seed(20)
+    logits = torch.randn(80, 16) * 2
+    weighting = ExpertWeighting.from_settings({"temperature": 0.7, "weights": "uniform"})
+    strategy = (
+        topk.Strategy(k, weighting)
+        if name == "topk"
+        else bh_strategy(0.6, 16, normal_null_distribution(1), 1, k, weighting)
+    )
+    selection = strategy.select(logits, 0)
+    assert not weighting.is_the_routers_own
+    for experts, weights, count in zip(
+        selection.experts.tolist(), selection.weights.tolist(), selection.counts.tolist(), strict=True
+    ):
+        assert [weight > 0 for weight in weights] == [expert < 16 for expert in experts]
+        np.testing.assert_allclose(weights[:count], [1 / count] * count, rtol=1e-6)
+    np.testing.assert_allclose(selection.weights.sum(1), 1, rtol=1e-6)
+
+
+def test_uniform_weights_keep_the_routers_scale():
+    rule = replace(ExpertWeighting().rule, scale=2.5)
+    weighting = ExpertWeighting.from_settings({"temperature": 1.0, "weights": "uniform"}).of_router(rule)
+    selection = topk.Strategy(4, weighting).select(torch.randn(10, 16), 0)
+    np.testing.assert_allclose(selection.weights.sum(1), 2.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.3, 0.6])
+@pytest.mark.parametrize("num_experts", [2, 16, 64])
+def test_bh_under_a_centred_null_distribution_is_scipys_on_centred_logits(num_experts, alpha):
+    torch.manual_seed(21)
+    logits = torch.randn(300, num_experts) + 3 * torch.randn(300, 1)
+    raw = normal_null_distribution(1)
+    null = NullDistribution(raw.x0, raw.dx, raw.survival, {"center": "mean"})
+    values = logits.double().numpy()
+    values -= values.mean(axis=1, keepdims=True)
+    grid = np.linspace(-8, 8, 4001)
+    expected = false_discovery_control(np.interp(values, grid, norm.sf(grid)), axis=1) <= alpha
+    selection = bh_strategy(alpha, num_experts, null).select(logits, 0)
+    assert np.array_equal(selected_sets(selection, num_experts), expected)
+    uncentred = bh_strategy(alpha, num_experts, raw).select(logits, 0)
+    assert not np.array_equal(selected_sets(uncentred, num_experts), expected)

@@ -13,7 +13,7 @@ import jsonschema
 import numpy as np
 import pytest
 import yaml
-from adaptive_routing.settings.load import check_against_model, is_local, load_settings
+from adaptive_routing.settings.load import check_against_model, is_local, load_settings, null_distributions
 from adaptive_routing.settings.schema import dotted_keys, resolved, schema
 from adaptive_routing.system.errors import InputError
 from snakemake.cli import parse_config
@@ -105,6 +105,61 @@ def test_older_grid(study):
     assert {"8experts_topk_baseline", "4experts_bh_a001", "64experts_bh_a020"} <= set(names)
 
 
+def test_the_grid_of_rival_strategies(study):
+    settings = load_settings(merged(read("configs/rivals.yaml")), study)
+    names = [one.name for one in settings["configurations"]]
+    assert {one.strategy for one in settings["configurations"]} == set(
+        schema()["properties"]["strategies"]["properties"]
+    )
+    assert len(names) == 19
+    assert {"16experts_hc_b050", "16experts_hc_bauto", "16experts_topp_p020", "32experts_confidence"} <= set(
+        names
+    )
+    assert settings["baseline"] in names
+
+
+def rival(strategy, **lists):
+    return {"strategies": {strategy: {"max_k": [8]} | lists}}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            rival("hc", beta=[0]),
+            "strategies.hc.beta[0] is 0, but must be a number above 0 and up to 1, or auto",
+        ),
+        (rival("hc", beta=["all"]), "strategies.hc.beta[0] is 'all', but must be"),
+        (rival("hc"), "strategies.hc.beta is missing, but must be a list"),
+        (rival("topp", p=[1.0]), "strategies.topp.p[0] is 1.0, but must be a number above 0 and below 1"),
+        (rival("minp", p=[0.0]), "strategies.minp.p[0] is 0.0, but must be a number above 0 and below 1"),
+        (
+            rival("entropy", steps=[1]),
+            "strategies.entropy.steps[0] is 1, but must be an integer from 2 to 32",
+        ),
+        (rival("entropy", steps=[2.5]), "strategies.entropy.steps[0] is 2.5, but must be an integer"),
+        (rival("layerwise", budget=[2.5]), "strategies.layerwise.budget[0] is 2.5, but must be an integer"),
+        (rival("pooled", budget=[0]), "strategies.pooled.budget[0] is 0, but must be a number above 0"),
+        (rival("confidence", p=[0.3]), "strategies.confidence.p is not a known key"),
+        (rival("pooled", max_k=[65], budget=[4]), "strategies.pooled.max_k[0] is 65, but the model"),
+    ],
+)
+def test_wrong_values_of_rival_strategies(study, change, sentence):
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        load_settings(merged(change), study)
+
+
+@pytest.mark.parametrize(("budget", "limits"), [(15, "16 to 128"), (129, "16 to 128")])
+def test_a_layerwise_budget_has_to_fit_the_model(study, budget, limits):
+    settings = load_settings(merged(rival("layerwise", budget=[64, budget])), study)
+    check_against_model(settings, 64)  # a model of which nothing but that is known
+    with pytest.raises(
+        InputError, match=rf"^strategies\.layerwise\.budget\[1\] is {budget}, but .*from {limits}"
+    ):
+        check_against_model(settings, 64, 16)
+    check_against_model(load_settings(merged(rival("layerwise", budget=[16, 128])), study), 64, 16)
+
+
 @pytest.mark.parametrize(
     ("name", "num_experts", "count"),
     [
@@ -125,9 +180,11 @@ def test_grids_of_other_models_fit_them(study, name, num_experts, count):
 def test_native_stands_for_the_models_own_number(study):
     make_model(study / "models/four", config=json.dumps({"num_local_experts": 32, "num_experts_per_tok": 4}))
     model = {"name": "models/four"}
-    grid = {"topk": {"k": ["native", 16, 4]}, "bh": {"max_k": [16], "alpha": [0.3]}}
+    grid = {"topk": {"k": ["native", 16, 4]}, "bh": {"max_k": [16, "native"], "alpha": [0.3]}}
     settings = load_settings(merged({"model": model, "strategies": grid, "baseline": "native"}), study)
     assert settings["strategies"]["topk"]["k"] == [4, 16]
+    assert settings["strategies"]["bh"]["max_k"] == [16, 4]
+    assert "4experts_bh_a030" in [configuration.name for configuration in settings["configurations"]]
     assert settings["baseline"] == "4experts_topk_baseline"
     # A baseline that the grid does not hold is added to it.
     grid = {"topk": None, "bh": {"max_k": [16], "alpha": [0.3]}}
@@ -265,7 +322,11 @@ WRONG = [
     ({"evaluations": {}}, "evaluations", "did you mean evaluation?"),
     ({"max_samples": 5}, "max_samples", "did you mean evaluation.max_samples?"),
     ({"evaluation": {"max_sample": 5}}, "evaluation.max_sample", "did you mean evaluation.max_samples?"),
-    ({"strategies": {"bonferroni": {"max_k": [8]}}}, "strategies.bonferroni", "may hold topk and bh"),
+    (
+        {"strategies": {"bonferroni": {"max_k": [8]}}},
+        "strategies.bonferroni",
+        "may hold topk, bh, hc, .* and pooled",
+    ),
     ({"strategies": {"bh": {"alphas": [0.3]}}}, "strategies.bh.alphas", "did you mean strategies.bh.alpha?"),
     (
         {"datasets": {"triviaqa": None}},
@@ -326,6 +387,17 @@ WRONG = [
         "is 'results/{study}', but must be a folder name, not empty and without braces",
     ),
     ({"model": {"dtype": "fp16"}}, "model.dtype", "is 'fp16', but must be float32, bfloat16 or float16"),
+    (
+        {"model": {"gpus_per_experiment": 0}},
+        "model.gpus_per_experiment",
+        "is 0, but must be an integer from 1 up",
+    ),
+    ({"model": {"gpus_per_experiment": 1.5}}, "model.gpus_per_experiment", "is 1.5, but must be an integer"),
+    (
+        {"model": {"gpus_per_experiment": 2, "device": "cuda:1"}},
+        "model.gpus_per_experiment",
+        "is 2, but model.device is cuda:1, which is one GPU; set model.device to cuda or auto",
+    ),
     ({"model": {"device": "cuda:"}}, "model.device", "is 'cuda:', but must be auto, cpu, cuda or cuda:N"),
     ({"model": {"revision": 1234567}}, "model.revision", "is 1234567,", "put it in quotes: '1234567'"),
     ({"model": {"revision": date(2024, 9, 1)}}, "model.revision", "is 2024-09-01,"),
@@ -352,7 +424,11 @@ WRONG = [
     ({"datasets": None}, "datasets", "is null,"),
     # checks across keys
     ({"datasets": dict.fromkeys(["wikitext", "lambada", "hellaswag"])}, "datasets", "is empty,"),
-    ({"strategies": dict.fromkeys(["topk", "bh"])}, "strategies", "is empty, but must hold .* topk or bh"),
+    (
+        {"strategies": dict.fromkeys(["topk", "bh"])},
+        "strategies",
+        "is empty, but must hold .* topk, bh, hc, .* or pooled",
+    ),
     (alpha(0.3, 0.4, 0.3), "strategies.bh.alpha[2]", "is 0.3, which the list already holds"),
     ({"strategies": {"topk": {"k": [8, 128]}}}, "strategies.topk.k[1]", "is 128,", "64 experts"),
     ({"strategies": {"bh": {"max_k": [65]}}}, "strategies.bh.max_k[0]", "is 65,", "64 experts"),
@@ -512,6 +588,92 @@ def test_trim_leaves_some_logits(study, num_experts, allowed):
             check_against_model(settings, num_experts)
 
 
+# Null distributions by name
+
+
+def bh_under(*nulls, **null_distributions):
+    """A study of BH under null distributions, of which these are made by name."""
+    return {
+        "strategies": {"bh": {"max_k": [8], "alpha": [0.3], "null": list(nulls)}},
+        "null_distributions": null_distributions,
+    }
+
+
+def test_a_null_distribution_inherits_what_it_leaves_out(study):
+    shared = {"null_distribution": {"kernel": "linear", "trim": 2}}
+    config = merged(shared, bh_under("default", "centred", centred={"center": "mean"}))
+    settings = load_settings(config, study)
+    variants = null_distributions(settings)
+    default = {"table": None, "kernel": "linear", "bandwidth": "silverman", "trim": 2, "center": "none"}
+    assert variants == {"default": default, "centred": default | {"center": "mean"}}
+    names = [one.name for one in settings["configurations"] if one.strategy == "bh"]
+    assert names == ["8experts_bh_a030", "8experts_bh_a030_ncentred"]
+
+
+def test_null_as_a_key_may_stand_without_quotes(study):
+    """YAML reads the word as no value."""
+    text = "strategies: {bh: {null: [default, centred]}}\nnull_distributions: {centred: {center: mean}}"
+    config = merged(yaml.safe_load(text))
+    assert None in config["strategies"]["bh"]
+    assert len(load_settings(config, study)["configurations"]) == 4 + 2 * 16
+    command_line = parse_config(
+        ["strategies={bh: {null: [centred]}}", "null_distributions={centred: {center: mean}}"]
+    )
+    settings = load_settings(merged(command_line), study, command_line)
+    assert {one.null for one in settings["configurations"] if one.strategy == "bh"} == {"centred"}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            bh_under("default", "centred", other={}),
+            r"bh\.null\[1\] is 'centred', which is not in null_distributions; there are default and "
+            "other",
+        ),
+        (
+            bh_under("x", x={"center": "median"}),
+            r"null_distributions\.x\.center is 'median', .* none or mean",
+        ),
+        (bh_under("x", x={"kernel": "box"}), r"null_distributions\.x\.kernel is 'box'"),
+        (bh_under("x", x={"calibration": {}}), r"null_distributions\.x\.calibration is not a known key"),
+        (bh_under("x", x={"table": "null.npz"}), r"null_distributions\.x\.table is 'null\.npz'"),
+        (bh_under("default", default={}), r"null_distributions.*default.*other than default"),
+        (bh_under("a_b", a_b={}), r"null_distributions.*a_b.*letters and digits"),
+        ({"strategies": {"topk": {"k": [8], "weights": ["softmax"]}}}, r"strategies\.topk\.weights\[0\]"),
+        (
+            {"strategies": {"topk": {"k": [8], "null": ["default"]}}},
+            r"strategies\.topk\.null is not a known key",
+        ),
+    ],
+)
+def test_a_wrong_null_distribution_is_one_sentence(study, change, sentence):
+    with pytest.raises(InputError, match=sentence) as error:
+        load_settings(merged(change), study)
+    assert "\n" not in str(error.value)
+
+
+def test_a_null_distribution_that_nothing_uses_needs_no_table(study):
+    settings = load_settings(merged({"null_distributions": {"unused": {"table": "nowhere.npz"}}}), study)
+    assert "unused" in null_distributions(settings)
+
+
+def test_trim_of_a_named_null_distribution_is_checked(study):
+    settings = load_settings(
+        merged(bh_under("x", x={"trim": 8}), {"strategies": {"topk": {"k": [8]}}}), study
+    )
+    with pytest.raises(InputError, match=r"^null_distributions\.x\.trim is 8"):
+        check_against_model(settings, 16)
+
+
+def test_the_study_of_several_null_distributions(study):
+    settings = load_settings(merged(read("configs/null_distributions.yaml")), study)
+    bh = [one for one in settings["configurations"] if one.strategy == "bh"]
+    assert [one.null for one in bh[:6]] == list(null_distributions(settings))
+    assert len(settings["configurations"]) == 4 + 12
+    assert settings["baseline"] in {one.name for one in settings["configurations"]}
+
+
 # The schema and the config files
 
 
@@ -533,7 +695,10 @@ def test_schema_describes_every_key():
 
 
 def test_config_file_shows_every_key():
-    """The schema and config.yaml hold the same keys; wikitext stands for all data sets."""
+    """The schema and config.yaml hold the same keys; wikitext stands for all data sets.
+
+    configs/rivals.yaml shows the keys of all strategies.
+    """
 
     def keys(mapping, prefix=""):
         for key, value in mapping.items():
@@ -543,9 +708,13 @@ def test_config_file_shows_every_key():
 
     others = ("datasets.lambada", "datasets.hellaswag", "datasets.arc_challenge", "datasets.prompts")
     # A list in config.yaml would stand against routing.weights of a second config file; a comment says so.
-    others += ("strategies.topk.weights", "strategies.bh.weights", "strategies.bh.null")
-    documented = {key for key in dotted_keys(schema()) if not key.startswith(others)}
-    assert {key for key in keys(read("config.yaml")) if not key.startswith(others)} == documented
+    lists = re.compile(r"strategies\.\w+\.(weights|null)")
+    shown = {key for key in keys(read("config.yaml")) if not key.startswith(others)}
+    shown |= set(keys(read("configs/rivals.yaml")))
+    documented = {
+        key for key in dotted_keys(schema()) if not (key.startswith(others) or lists.fullmatch(key))
+    }
+    assert shown == documented
 
 
 @pytest.mark.parametrize("change", [{}, {"evaluation": {"max_samples": 0}}, {"unknown": 1}, alpha(1.5)])

@@ -34,8 +34,10 @@ def jobs(*rules, experiments=(), metrics=(), datasets=()):
     if "collect_router_logits" in rules:
         rules |= {"fit_null_distribution"}
     if "fit_null_distribution" in rules:
-        rules |= {"plot_null_distribution"}
+        rules |= {"plot_null_distribution", "check_null_distribution"}
         experiments |= of(BH)
+    if "check_null_distribution" in rules:
+        rules |= {"plot_null_check"}
     experiments |= of(datasets=datasets)
     metrics = experiments | set(metrics)
     if metrics:
@@ -54,7 +56,7 @@ PASS = jobs("collect_router_logits", experiments=EXPERIMENTS)  # of calibration 
 METRICS = jobs(metrics=EXPERIMENTS)
 TABLES, REPORT = jobs("tabulate_results"), jobs("write_report")
 PANELS_ALONE, FIGURES = jobs("plot_panels"), jobs("plot_panels", "plot_routing_atlas")
-LOOKS = jobs("plot_panels", "plot_routing_atlas", "plot_null_distribution")
+LOOKS = jobs("plot_panels", "plot_routing_atlas", "plot_null_distribution", "plot_null_check")
 ATLAS_PAGE, ATLAS_PICTURES = jobs("draw_routing_atlas"), jobs("plot_routing_atlas")
 
 AFTER_EDIT = {
@@ -93,6 +95,7 @@ AFTER_EDIT = {
     "figures/atlas": ATLAS_PICTURES,
     "figures/difficulty": NOTHING,  # a study without prompts
     "figures/layout": FIGURES,
+    "figures/null_check": jobs("plot_null_check"),
     "figures/null_distribution": jobs("plot_null_distribution"),
     "figures/style": LOOKS,
     "jobs/__init__": PASS,
@@ -112,15 +115,24 @@ AFTER_EDIT = {
     "model/sample_logger": NOTHING,
     "model/tokenizer": jobs("collect_router_logits", experiments=EXPERIMENTS, datasets=DATASETS),
     "null_distribution": jobs("fit_null_distribution"),
+    "null_distribution/check": jobs("check_null_distribution"),
     "null_distribution/from_model": NOTHING,
     "report": REPORT,
     "routing/__init__": PASS,
     "routing/base": PASS,
     "routing/batch": PASS,
     "routing/bh": jobs(experiments=of(BH)),
+    "routing/confidence": NOTHING,
     "routing/control": NOTHING,  # a study without controls
+    "routing/entropy": NOTHING,
+    "routing/hc": NOTHING,
+    "routing/layerwise": NOTHING,
+    "routing/minp": NOTHING,
+    "routing/pooled": NOTHING,
+    "routing/probabilities": NOTHING,
     "routing/router_rule": PASS,
     "routing/topk": jobs("collect_router_logits", experiments=of(TOP_K)),  # calibration runs under top-k
+    "routing/topp": NOTHING,
     "routing_log": PASS,
     "routing_log/arrays": jobs(experiments=EXPERIMENTS),
     "routing_log/reader": NOTHING,
@@ -142,10 +154,12 @@ AFTER_EDIT_OF_SCRIPT = {
     "prepare_dataset": jobs(datasets=DATASETS),
     "collect_router_logits": jobs("collect_router_logits"),
     "fit_null_distribution": jobs("fit_null_distribution"),
+    "check_null_distribution": jobs("check_null_distribution"),
     "run_experiment": jobs(experiments=EXPERIMENTS),
     "compute_metrics": METRICS,
     "tabulate_results": TABLES,
     "plot_null_distribution": jobs("plot_null_distribution"),
+    "plot_null_check": jobs("plot_null_check"),
     "plot_panels": PANELS_ALONE,
     "draw_routing_atlas": ATLAS_PAGE,
     "plot_routing_atlas": ATLAS_PICTURES,
@@ -263,7 +277,8 @@ def test_comments_and_docstrings_change_nothing(study):
     ("changes", "expected"),
     [
         ({"strategies": {"topk": {"k": [8]}, "bh": {"max_k": [8, 16], "alpha": [0.30, 0.40]}}},
-         {**jobs(experiments={(f"{k}experts_bh_a040", one) for k in (8, 16) for one in DATASETS})}),
+         jobs("check_null_distribution",
+              experiments={(f"{k}experts_bh_a040", one) for k in (8, 16) for one in DATASETS})),
         ({"strategies": {"topk": {"k": [8]}, "bh": {"max_k": [8], "alpha": [0.30]}}},
          jobs("tabulate_results", "draw_routing_atlas")),
         ({"evaluation": {"max_samples": 5}}, jobs(datasets=DATASETS)),

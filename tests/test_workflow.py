@@ -11,6 +11,7 @@ import jsonschema
 import pandas as pd
 import pytest
 from adaptive_routing.figures.panels import TITLES
+from adaptive_routing.null_distribution import NullDistribution
 from browser import Browser, find_chromium
 from study_folder import REPOSITORY, StudyFolder
 
@@ -152,6 +153,7 @@ def test_a_new_alpha_adds_its_experiments_and_runs_only_those(study):
         ({"datasets": {"lambada": {"source": "resources/datasets/lambada.jsonl", "max_samples": 5}}}, 3),
         ({"evaluation": {"batch_tokens": 1024}}, 0),  # decides how, not what
         ({"model": {"name": "resources/embedded_model", "device": "cpu"}}, 0),
+        ({"model": {"name": "resources/embedded_model", "gpus_per_experiment": 2}}, 0),
     ],
 )
 def test_a_changed_setting_reruns_what_it_decides(study, changes, experiments):
@@ -163,6 +165,16 @@ def test_a_changed_setting_reruns_what_it_decides(study, changes, experiments):
         study.settings = before
         study.configure()
     assert plan.get("run_experiment", 0) == experiments
+
+
+def test_jobs_that_need_the_model_take_the_gpus_that_it_is_spread_over(tmp_path):
+    model = {"name": "resources/embedded_model", "gpus_per_experiment": 2}
+    folder = StudyFolder(tmp_path / "two", model=model)
+    said = folder.ask("16experts_bh_a030", "--dry-run", "--workflow-profile", "none")
+    jobs = re.findall(r"rule (\w+):\n((?: {4}.*\n)+)", said.stdout + said.stderr)
+    gpus = {rule: re.findall(r"\bgpu=(\d+)", directives) for rule, directives in jobs}
+    expected = {"run_experiment": ["2"], "collect_router_logits": ["2"]}
+    assert {rule: number for rule, number in gpus.items() if number} == expected
 
 
 def test_one_experiment_can_be_the_target(tmp_path):
@@ -267,11 +279,88 @@ def test_the_real_rows_and_the_real_null_distributions_run(tmp_path):
         evaluation={"max_samples": 3},
         null_distribution={"table": str(REAL_DATA / "olmoe_1b_7b_null_cdf.npz")},
     )
-    assert "collect_router_logits" not in folder.plan()
+    assert "collect_router_logits" not in folder.plan("experiments")  # only a check needs calibration text
     folder.snakemake()
     table = pd.read_csv(folder.results("bh_routing_results.csv"))
     assert len(table) == 6
     assert table.loc[table["dataset"] == "wikitext", "perplexity"].notna().all()
+
+
+TABLES = {"olmoe": "olmoe_1b_7b_null_cdf.npz"} | {
+    name.replace("_", ""): f"olmoe_1b_7b_nulls/{name}.npz"
+    for name in (
+        *("epanechnikov", "gaussian", "linear", "tophat"),
+        *(f"trimmed_{trim}" for trim in (0, 2, 4, 8)),
+    )
+}  # null distributions of OLMoE-1B-7B: the embedded model has as many layers
+
+
+@pytest.mark.skipif(not REAL_DATA.exists(), reason="needs the tables of OLMoE-1B-7B in ../shared/data")
+def test_nine_real_null_distributions_run_as_one_study(tmp_path):
+    folder = StudyFolder(
+        tmp_path / "nine",
+        datasets={"lambada": None, "hellaswag": None},
+        strategies={
+            "topk": {"k": [8]},
+            "bh": {"max_k": [16], "alpha": [0.60], "null": list(TABLES)},
+        },
+        evaluation={"max_samples": 3},
+        null_distributions={name: {"table": str(REAL_DATA / file)} for name, file in TABLES.items()},
+    )
+    plan = folder.plan()
+    assert plan["fit_null_distribution"] == plan["check_null_distribution"] == plan["plot_null_check"] == 9
+    folder.snakemake("tables", "figures")
+    table = pd.read_csv(folder.results("bh_routing_results.csv")).set_index("config")
+    assert set(table.index) == {"8experts_topk_baseline"} | {f"16experts_bh_a060_n{name}" for name in TABLES}
+    assert table["perplexity"].notna().all()
+    experts = table["avg_experts"]
+    assert experts["16experts_bh_a060_nolmoe"] == experts["16experts_bh_a060_ntrimmed0"]  # the same table
+    assert experts["16experts_bh_a060_ntrimmed8"] >= experts["16experts_bh_a060_ntrimmed0"]
+    for name in TABLES:
+        check = pd.read_csv(folder.results(f"calibration/null_check_{name}.csv"))
+        assert check["layer"].tolist() == list(range(16))
+        assert check["distance_all"].between(0.5, 1).all()  # of another model's logits
+        assert folder.results(f"calibration/null_check_{name}.png").stat().st_size > 10_000
+
+
+def test_a_study_of_several_null_distributions_and_weights(tmp_path):
+    folder = StudyFolder(
+        tmp_path / "nulls",
+        datasets={"hellaswag": None, "lambada": None},
+        strategies={
+            "topk": {"k": [8], "weights": ["native", "uniform"]},
+            "bh": {
+                "max_k": [16],
+                "alpha": [0.60],
+                "null": ["default", "centred"],
+                "weights": ["native", "renormalized"],
+            },
+        },
+        null_distributions={"centred": {"center": "mean"}},
+    )
+    folder.snakemake("experiments", "tables", "figures")
+    bh = [
+        f"16experts_bh_a060{null}{weights}"
+        for null in ("", "_ncentred")
+        for weights in ("", "_wrenormalized")
+    ]
+    topk = ["8experts_topk_baseline", "8experts_topk_wuniform"]
+    table = pd.read_csv(folder.results("bh_routing_results.csv")).set_index("config")
+    assert set(table.index) == {*topk, *bh}
+    assert table["perplexity"].nunique() == 6
+    for name, center in (("", "none"), ("_centred", "mean")):
+        null = NullDistribution.load(folder.results(f"calibration/null_distribution{name}.safetensors"))
+        assert null.center == center
+    # A null distribution's own settings decide what uses it, and nothing else.
+    assert folder.plan("experiments", "figures") == {}
+    folder.configure(null_distributions={"centred": {"center": "mean", "kernel": "linear"}})
+    plan = folder.plan("experiments", "metrics")
+    assert plan["fit_null_distribution"] == 1 and plan["run_experiment"] == 2
+    folder.configure(null_distributions={"centred": {"center": "mean"}, "more": {"trim": 2}})
+    assert folder.plan("experiments", "metrics") == {}
+    folder.configure(null_distribution={"trim": 2})  # inherited
+    plan = folder.plan("experiments", "metrics")
+    assert plan["fit_null_distribution"] == 2 and plan["run_experiment"] == 4
 
 
 def test_snakemakes_own_report_holds_everything_and_asks_nobody(study, tmp_path):

@@ -14,6 +14,7 @@ with job(snakemake):
         "model": snakemake.input.model,
         "dtype": snakemake.params.dtype,
         "device": config["model"]["device"],
+        "gpus": config["model"]["gpus_per_experiment"],
         "calibration": snakemake.params.calibration,
         "batch_tokens": config["evaluation"]["batch_tokens"],
         "output": snakemake.output[0],

@@ -11,5 +11,6 @@ from adaptive_routing.system.json_files import write_json
 with job(snakemake):
     model = inspect_model(**snakemake.params.model)
     # A hub model is known only now; a local one was checked when the workflow was read.
-    check_against_model(snakemake.config, model["shapes"]["num_experts"])
+    shapes = model["shapes"]
+    check_against_model(snakemake.config, shapes["num_experts"], shapes["num_moe_layers"])
     write_json(snakemake.output[0], model)

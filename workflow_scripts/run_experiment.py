@@ -15,6 +15,7 @@ with job(snakemake):
         "model": inputs.model,
         "dtype": params.dtype,
         "device": config["model"]["device"],
+        "gpus": config["model"]["gpus_per_experiment"],
         "configuration": params.configuration,
         "routing": params.routing,
         "null_distribution": inputs.get("null_distribution"),

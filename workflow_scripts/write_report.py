@@ -8,6 +8,7 @@ from adaptive_routing.jobs.script import job
 from adaptive_routing.report.html import to_html
 from adaptive_routing.report.markdown import plain_main_sentences, write_markdown
 from adaptive_routing.report.model_card import report_note
+from adaptive_routing.report.null_check import CHECK_COLUMNS, null_check_section
 from adaptive_routing.system.files import atomic_path, blaming
 from adaptive_routing.system.json_files import read_json
 
@@ -32,6 +33,10 @@ with job(snakemake):
         levels = read_table(inputs.difficulty, LEVEL_COLUMNS)
         trend = read_table(inputs.difficulty_trend, TREND_COLUMNS)
         difficulty = levels, trend, inputs.difficulty_figure
+    checks = {}
+    if hasattr(inputs, "null_checks"):
+        files = zip(params.nulls_checked, inputs.null_checks, inputs.null_check_figures, strict=True)
+        checks = {name: (read_table(table, CHECK_COLUMNS), figure) for name, table, figure in files}
     with blaming("summary", *inputs.summaries):
         text = write_markdown(
             study,
@@ -47,6 +52,7 @@ with job(snakemake):
                 for name in ("same_compute", "decomposition", "where")
                 if (path := getattr(inputs, f"{name}_figure", None))
             },
+            null_check=list(null_check_section(checks, folder)),
             model_note=report_note(getattr(inputs, "card", None)),
         )
     with atomic_path(output.markdown) as temporary:
@@ -54,4 +60,4 @@ with job(snakemake):
     with atomic_path(output.html) as temporary:
         temporary.write_text(to_html(text, folder), encoding="utf-8")
     with atomic_path(output.summary) as temporary:
-        temporary.write_text(plain_main_sentences(study, params.settings), encoding="utf-8")
+        temporary.write_text(plain_main_sentences(study, params.settings, summaries), encoding="utf-8")

@@ -10,11 +10,18 @@ import importlib
 # all import this one, does not depend on all others.
 _PLACES = {
     "BH": ("routing.bh", "Strategy"),
+    "Confidence": ("routing.confidence", "Strategy"),
+    "Entropy": ("routing.entropy", "Strategy"),
+    "HigherCriticism": ("routing.hc", "Strategy"),
+    "Layerwise": ("routing.layerwise", "Strategy"),
+    "MinP": ("routing.minp", "Strategy"),
     "NullDistribution": ("null_distribution", "NullDistribution"),
+    "Pooled": ("routing.pooled", "Strategy"),
     "RouterPatcher": ("model.patching", "RouterPatcher"),
     "RoutingLog": ("routing_log", "RoutingLog"),
     "SampleLogger": ("model.sample_logger", "SampleLogger"),
     "TopK": ("routing.topk", "Strategy"),
+    "TopP": ("routing.topp", "Strategy"),
     "inspect_model": ("model.inspect", "inspect_model"),
     "load_model": ("model.load", "load_model"),
     "load_tokenizer": ("model.tokenizer", "load_tokenizer"),

@@ -104,11 +104,17 @@ def collect_router_logits(
     return torch.cat(per_sample)
 
 
-def save_router_logits(path: Path | str, router_logits: torch.Tensor, metadata: Mapping[str, Any]) -> None:
-    """Write (T, L, E) router logits as safetensors; the metadata, in JSON, tells how they were made."""
+def save_router_logits(
+    path: Path | str, router_logits: torch.Tensor, lengths: Sequence[int], metadata: Mapping[str, Any]
+) -> None:
+    """Write (T, L, E) router logits as safetensors; the metadata, in JSON, tells how they were made.
+
+    lengths: tokens of each of the Q sequences; `sequence_offsets` (Q + 1,) int64 tells where they begin.
+    """
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
     with atomic_path(path) as temporary:
         save_file(
-            {"router_logits": router_logits.contiguous()},
+            {"router_logits": router_logits.contiguous(), "sequence_offsets": offsets},
             temporary,
             metadata={key: json.dumps(value) for key, value in metadata.items()},
         )

@@ -194,13 +194,15 @@ def _run(model, batch_tokens, code_version):
 def _head(loaded, configuration, patcher, dataset, settings):
     weighting = patcher.strategy.weighting
     info = loaded.info
+    layer_counts = getattr(patcher.strategy, "layer_counts", None)
+    by_layer = {} if layer_counts is None else {"layer_counts": list(layer_counts)}
     return {
         "config": configuration.name,
         "strategy": configuration.strategy,
         "k_or_max_k": configuration.max_experts,
         "alpha": configuration.alpha,
         "weights": settings["routing"]["weights"],
-        "null": configuration.null if settings["null_distribution"] else None,
+        "null": configuration.null if settings.get("null_distribution") else None,
         "control": configuration.parameters.get("control"),
         "control_of": configuration.control_of,
         "num_experts": patcher.num_experts,
@@ -214,6 +216,7 @@ def _head(loaded, configuration, patcher, dataset, settings):
             "router": weighting.rule.description(),
             "native_top_k": patcher.native_top_k,
             "dtype": str(patcher.weights_dtype).removeprefix("torch."),
+            **by_layer,
         },
         "provenance": {
             "model": {key: value for key, value in info.items() if key != "folder"},

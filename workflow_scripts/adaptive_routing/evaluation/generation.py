@@ -18,7 +18,7 @@ from adaptive_routing.data.tasks import SequenceScore
 from adaptive_routing.data.tokens import EncodedSequence
 from adaptive_routing.evaluation.finiteness import check_finite, check_scores, finite_total
 from adaptive_routing.evaluation.scoring import BatchResult, SampleResult, most_likely_tokens, score_positions
-from adaptive_routing.model.devices import Clock
+from adaptive_routing.model.devices import Clock, devices_of
 from adaptive_routing.model.memory import run_alone
 from adaptive_routing.routing.batch import BatchRouting
 
@@ -71,7 +71,7 @@ def _continue(model, patcher, tokenizer, index, one, config):
     prompt = torch.tensor([one.sequences[0].token_ids], device=model.device)
     if index == 0:  # a process's first pass loads code, which must not count as the configuration's time
         _generate(model, patcher, prompt, config)
-    clock = Clock(model.device)
+    clock = Clock(*devices_of(model))
     token_ids, passes = _generate(model, patcher, prompt, config)
     clock.stop()
     hidden = torch.cat([states for states, _ in passes])

@@ -16,7 +16,7 @@ import torch
 from adaptive_routing.data.tasks import SequenceScore
 from adaptive_routing.evaluation.batches import BatchQueue
 from adaptive_routing.evaluation.finiteness import check_finite, check_scores, finite_total
-from adaptive_routing.model.devices import Clock, HostCopies, to_device
+from adaptive_routing.model.devices import Clock, HostCopies, devices_of, to_device
 from adaptive_routing.model.head import head_logits
 from adaptive_routing.model.memory import run_alone
 from adaptive_routing.model.packing import Packing, forward_packed, packed_attention
@@ -212,7 +212,7 @@ class _Pass:
         inputs, positions, targets = (to_device(one, device) for one in (self.token_ids, positions, targets))
         if patcher:
             patcher.expect(sequences)
-        self.clock = Clock(device)
+        self.clock = Clock(*devices_of(model))
         hidden = forward_packed(model, inputs, packing)  # (N, H)
         scored = score_positions(model, hidden, positions, targets)
         self.clock.stop()
@@ -261,11 +261,14 @@ def score_positions(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Score the targets (P,) that follow positions (P,) of the hidden states (N, H).
 
-    Returns ln p of the targets (float32) and whether each is the most likely token, both (P,).
+    Returns ln p of the targets (float32) and whether each is the most likely token, both (P,), on the device
+    of the head.
     """
     log_probabilities, is_greedy = [], []
+    positions = positions.to(hidden.device)
     for chunk, target in zip(positions.split(_HEAD_ROWS), targets.split(_HEAD_ROWS), strict=True):
         logits = head_logits(model, hidden[chunk]).float()  # (rows, V)
+        target = target.to(logits.device)
         chosen = logits.gather(-1, target[:, None]).squeeze(-1)
         log_probabilities.append(chosen - logits.logsumexp(-1))
         is_greedy.append(logits.argmax(-1) == target)

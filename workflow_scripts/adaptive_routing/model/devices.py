@@ -1,4 +1,4 @@
-"""Working with a device that computes on its own: copies that do not wait, and a clock of its time."""
+"""Working with devices that compute on their own: copies that do not wait, and a clock of their time."""
 
 import functools
 import time
@@ -6,9 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from adaptive_routing.model.memory import keep_freed_memory
 from adaptive_routing.system.cores import usable_cores
+
+
+def devices_of(model: nn.Module) -> list[torch.device]:
+    """The devices that a model is spread over, that of its first layer first; one for most models."""
+    placed = [torch.device(one) for one in (getattr(model, "hf_device_map", None) or {}).values()]
+    first = next(model.parameters()).device
+    return list(dict.fromkeys([first, *placed])) if len(set(placed)) > 1 else [first]
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -32,10 +40,14 @@ def use_cores_for_passes() -> None:
 
 
 class Clock:
-    """The time from being made to `stop`, in the device's own work: seconds, once that is done."""
+    """The time from being made to `stop`, in the devices' own work: seconds, once that is done.
 
-    def __init__(self, device: torch.device) -> None:
-        self._is_cuda, self._device = device.type == "cuda", device
+    Of several devices, the first waits for what the others have been given so far: at the start, so that work
+    from before does not count, and at the stop, so that all work from between does.
+    """
+
+    def __init__(self, *devices: torch.device) -> None:
+        self._gpus = [device for device in devices if device.type == "cuda"]
         self._start = self._now()
 
     def stop(self) -> None:
@@ -44,7 +56,7 @@ class Clock:
 
     def seconds(self) -> float:
         """Wait for the device, and give the time between."""
-        if not self._is_cuda:
+        if not self._gpus:
             return self._stop - self._start
         self._stop.synchronize()
         return self._start.elapsed_time(self._stop) / 1e3
@@ -55,15 +67,18 @@ class Clock:
         `covered` is 0 at first, then what the call for the pass before gave. On a CPU several passes run at
         once; their seconds in this sense are those in which any did. A GPU makes one pass after another.
         """
-        if self._is_cuda:
+        if self._gpus:
             return self.seconds(), covered
         return max(0.0, self._stop - max(self._start, covered)), max(self._stop, covered)
 
     def _now(self):
-        if not self._is_cuda:
+        if not self._gpus:
             return time.perf_counter()
+        first, *others = map(torch.cuda.current_stream, self._gpus)
+        for stream in others:
+            first.wait_stream(stream)
         event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))
+        event.record(first)
         return event
 
 
@@ -79,15 +94,19 @@ class HostCopies:
     """
 
     def __init__(self, tensors: Sequence[torch.Tensor | None]) -> None:
-        self._tensors, self._done = tensors, None
-        device = next(tensor.device for tensor in tensors if tensor is not None)
-        if device.type != "cuda":
-            return
+        self._tensors, self._done = list(tensors), []
+        for device in {tensor.device for tensor in tensors if tensor is not None}:
+            if device.type == "cuda":
+                self._begin(device)
+
+    def _begin(self, device):
         stream = _copy_stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
-            self._tensors = [None if one is None else self._copy(one, stream) for one in tensors]
-            self._done = stream.record_event()
+            for index, tensor in enumerate(self._tensors):
+                if tensor is not None and tensor.device == device:
+                    self._tensors[index] = self._copy(tensor, stream)
+            self._done.append(stream.record_event())
 
     @staticmethod
     def _copy(tensor, stream):
@@ -96,6 +115,6 @@ class HostCopies:
 
     def wait(self) -> list[Any]:
         """The copies, complete."""
-        if self._done is not None:
-            self._done.synchronize()
-        return self._tensors  # ty: ignore[invalid-explicit-return]
+        for copied in self._done:
+            copied.synchronize()
+        return self._tensors

@@ -28,14 +28,25 @@ ALL_SLOTS = "all_slots"
 
 def check_experts(model: PreTrainedModel, num_routers: int) -> None:
     """Raise InputError unless each of a model's routers has experts that these implementations can run."""
-    # `has_gate` is set by transformers' `use_experts_implementation`.
-    experts = [module for module in model.modules() if hasattr(module, "has_gate")]
+    experts = routed_experts(model)
     if len(experts) != num_routers:
         raise InputError(
             f"model: {type(model).__name__} has {num_routers} routers, but {len(experts)} layers of experts "
             "whose computation transformers lets others replace; allowed are the families that "
             "docs/models.md lists"
         )
+
+
+def routed_experts(model: PreTrainedModel) -> list[Any]:
+    """The modules of a model's experts in layer order, whose computation transformers lets others replace."""
+    # `has_gate` is set by transformers' `use_experts_implementation`.
+    return [module for module in model.modules() if hasattr(module, "has_gate")]
+
+
+def input_size(experts: Any) -> int:
+    """The size H of the hidden states that one layer's experts read."""
+    weight = experts.gate_up_proj if experts.has_gate else experts.up_proj
+    return weight.shape[-2 if experts.is_transposed else -1]
 
 
 def selected_pairs_forward(

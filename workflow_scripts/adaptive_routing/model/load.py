@@ -35,6 +35,22 @@ def resolve_device(device: str) -> str:
     return device
 
 
+def _check_gpus(device, gpus):
+    """Raise InputError unless a device is so many GPUs."""
+    import torch
+
+    if (count := torch.cuda.device_count()) < gpus:
+        raise InputError(
+            f"model.gpus_per_experiment is {gpus}, but must be at most {count}, the number of CUDA devices "
+            "that torch finds"
+        )
+    if device != "cuda":
+        raise InputError(
+            f"model.gpus_per_experiment is {gpus}, but model.device is {device}, which is one GPU; set "
+            "model.device to cuda or auto"
+        )
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model on its device, with what is known of it."""
@@ -49,19 +65,22 @@ class LoadedModel:
         return str(self.model.dtype).removeprefix("torch.")
 
 
-def load_model(info: ModelDescription, dtype: str = "float32", device: str = "auto") -> LoadedModel:
+def load_model(
+    info: ModelDescription, dtype: str = "float32", device: str = "auto", gpus: int = 1
+) -> LoadedModel:
     """Load the model that `inspect_model` described, and check that it is computed as it computes itself.
 
     Args:
         info: its result.
         dtype: float32, bfloat16 or float16.
         device: auto, cpu, cuda or cuda:N.
+        gpus: how many GPUs the model is spread over, where it runs on cuda.
 
     Raises:
-        InputError: there is no such device, it has too little memory, the weights are not those that the
-            model's configuration describes, or the model is of a kind that would be computed wrongly.
+        InputError: there is no such device or not so many GPUs, memory is too small, the weights are not
+            those that the model's configuration describes, or the model is of a kind that would be computed
+            wrongly.
     """
-    import torch
     from transformers.utils import logging
 
     from adaptive_routing.model.experts import check_experts
@@ -71,7 +90,10 @@ def load_model(info: ModelDescription, dtype: str = "float32", device: str = "au
     check_folder(info)
     logging.disable_progress_bar()
     device = resolve_device(device)
-    model = _load_weights(info, dtype, device)
+    gpus = 1 if device == "cpu" else gpus
+    if gpus > 1:
+        _check_gpus(device, gpus)
+    model = _load_weights(info, dtype, device, gpus)
     model.eval().requires_grad_(False)
     num_routers = len(find_routers(model))
     check_experts(model, num_routers)
@@ -81,17 +103,35 @@ def load_model(info: ModelDescription, dtype: str = "float32", device: str = "au
             f"{info['shapes']['num_moe_layers']}; allowed are the families that docs/models.md lists"
         )
     _in_memory(lambda: (find_rule(model), check_parity(model)), info, dtype, device)
-    name = torch.cuda.get_device_name(model.device) if device != "cpu" else "cpu"
-    return LoadedModel(model, info, name)
+    return LoadedModel(model, info, _device_name(model))
 
 
-def _load_weights(info, dtype, device):
+def _device_name(model):
+    """What a model runs on: cpu, the GPU's name, or of several how many and their names."""
+    import torch
+
+    from adaptive_routing.model.devices import devices_of
+
+    devices = devices_of(model)
+    if devices[0].type == "cpu":
+        return "cpu"
+    names = [torch.cuda.get_device_name(device) for device in devices]
+    return names[0] if len(names) == 1 else f"{len(names)} x {' + '.join(dict.fromkeys(names))}"
+
+
+def _load_weights(info, dtype, device, gpus):
     """The model on its device; InputError where its weights are not those of its configuration."""
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     from adaptive_routing.model.experts import ALL_SLOTS
+    from adaptive_routing.model.spread import balanced_device_map, free_bytes
+
+    # Straight to the GPU, not by way of host memory.
+    device_map = None if device == "cpu" else {"": device}
+    if gpus > 1:
+        device_map = balanced_device_map(info, dtype, free_bytes(gpus))
 
     def load():
         return AutoModelForCausalLM.from_pretrained(
@@ -101,14 +141,13 @@ def _load_weights(info, dtype, device):
             trust_remote_code=False,
             local_files_only=True,
             experts_implementation=ALL_SLOTS,
-            # Straight to the GPU, not by way of host memory.
-            device_map=None if device == "cpu" else {"": device},
+            device_map=device_map,
             # What is missing or has another shape transformers draws at random; the report tells, see below.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
 
-    folder, failures = info["folder"], _allocation_failures(device)
+    folder, failures = info["folder"], _allocation_failures(device, gpus)
     try:
         model, report = _in_memory(load, info, dtype, device)
     except InputError:
@@ -120,7 +159,7 @@ def _load_weights(info, dtype, device):
         # Whatever goes wrong while tensors are converted is only printed, in a table.
         if "conversion" not in str(error):
             raise
-        if _allocation_failures(device) > failures:
+        if _allocation_failures(device, gpus) > failures:
             raise _too_large(info, dtype, device, "while tensors were converted") from None
         raise InputError(
             f"model.name: the weights in {folder} cannot be brought into the form that config.json "
@@ -158,8 +197,11 @@ def _too_large(info, dtype, device, said):
     )
 
 
-def _allocation_failures(device):
-    """How often this process has asked a GPU for memory in vain."""
+def _allocation_failures(device, gpus):
+    """How often this process has asked its GPUs for memory in vain."""
     import torch
 
-    return 0 if device == "cpu" else torch.cuda.memory_stats(device).get("num_ooms", 0)
+    if device == "cpu":
+        return 0
+    devices = [device] if gpus == 1 else range(gpus)
+    return sum(torch.cuda.memory_stats(one).get("num_ooms", 0) for one in devices)

@@ -15,7 +15,7 @@ import contextlib
 import inspect
 import threading
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,12 +45,15 @@ class Packing:
         position_ids: (1, N) int64.
         offsets: (B + 1,) int32, where each sequence starts.
         padded: (N,) int64, each token's place among B rows of the longest length.
+
+    All stand on one device; `on` gives a copy on another.
     """
 
     lengths: tuple[int, ...]
     position_ids: torch.Tensor
     offsets: torch.Tensor
     padded: torch.Tensor
+    _copies: dict[torch.device, Packing] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> Self:
@@ -60,13 +63,24 @@ class Packing:
         rows = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
         offsets = torch.tensor([0, *lengths]).cumsum(0).int()
         tensors = positions[None], offsets, rows * longest + positions
-        return cls(tuple(lengths), *(to_device(tensor, device) for tensor in tensors))
+        position_ids, offsets, padded = (to_device(tensor, device) for tensor in tensors)
+        return cls(tuple(lengths), position_ids, offsets, padded)
+
+    def on(self, device: torch.device) -> Packing:
+        """The same packing on a device, copied once: layers of a model may stand on several."""
+        if device == self.offsets.device:
+            return self
+        if device not in self._copies:
+            self._copies[device] = Packing(
+                self.lengths, self.position_ids.to(device), self.offsets.to(device), self.padded.to(device)
+            )
+        return self._copies[device]
 
 
 class _Current(threading.local):
     """The packing of the pass that is being made, in each thread."""
 
-    packing = None
+    packing: Packing | None = None
     sequence = None  # the number of the sequence that runs on its own
 
 
@@ -132,7 +146,9 @@ def packed_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 def forward_packed(model: PreTrainedModel, token_ids: torch.Tensor, packing: Packing) -> torch.Tensor:
-    """Final hidden states (N, H) of packed sequences; token_ids: (N,) int64 on the model's device.
+    """Final hidden states (N, H) of packed sequences; token_ids: (N,) int64 on the model's first device.
+
+    They stand on the device of its last layer.
 
     Of a model that runs unpacked, each sequence's own.
     """
@@ -167,7 +183,8 @@ def packed_attention_forward(
     (heads,), each head's sink, a logit that takes part in the softmax and has no value.
     Returns ((1, N, heads, D'), None).
     """
-    packing = _current.packing
+    assert _current.packing is not None  # `forward_packed` sets it
+    packing = _current.packing.on(query.device)  # accelerate's hooks move a layer's arguments, not this
     groups = query.shape[1] // key.shape[1]
     query, key, value = (one[0].transpose(0, 1) for one in (query, key, value))  # (N, heads, D)
     if groups > 1:

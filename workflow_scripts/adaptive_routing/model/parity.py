@@ -156,7 +156,7 @@ def _relative(logits, own):
     is_finite = own.isfinite().all(-1)
     if not is_finite.any():
         return 0.0
-    logits, own = logits[is_finite], own[is_finite]
+    logits, own = logits.to(own.device)[is_finite], own[is_finite]
     scale = (own - own.mean(-1, keepdim=True)).norm(dim=-1).clamp(min=1e-30)
     worst = ((logits - own).norm(dim=-1) / scale).max()
     return float(worst) if worst.isfinite() else float("inf")

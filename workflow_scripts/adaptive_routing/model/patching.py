@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from adaptive_routing.model.experts import ALL_SLOTS, SELECTED_PAIRS, check_experts
+from adaptive_routing.model.moe_layers import MoeLayers
 from adaptive_routing.model.packing import current_packing, current_sequence
 from adaptive_routing.model.routers import find_routers, find_rule, native_top_k, router_dtypes
 from adaptive_routing.routing import Selection
@@ -83,7 +84,8 @@ class RouterPatcher:
 
     Args:
         model: a `PreTrainedModel` with (logits, weights, indices) routers.
-        strategy: a routing strategy (`routing.make_strategy`).
+        strategy: a routing strategy (`routing.make_strategy`). One with `needs_layers` is prepared for the
+            model here; one with `needs_lengths` is told the lengths of sequences.
 
     Attributes:
         after_pass: functions that are called after each forward pass, with its `BatchRouting` and whether it
@@ -105,6 +107,8 @@ class RouterPatcher:
                 f"strategy: {strategy.max_experts} experts asked for, but the model has {self.num_experts}"
             )
         self.strategy = replace(strategy, weighting=strategy.weighting.of_router(find_rule(model)))  # ty: ignore[invalid-argument-type]
+        if self.strategy.needs_layers:
+            self.strategy = self.strategy.prepared(MoeLayers(model))
         self._is_native = (
             strategy.selects_top_k(self.native_top_k) and self.strategy.weighting.is_the_routers_own
         )
@@ -225,15 +229,34 @@ class RouterPatcher:
             if self._is_native:
                 self._record(router_logits, _native_selection(router_logits, experts, weights))
                 return None
-            if self.strategy.needs_rows:
-                selection = self.strategy.select_rows(router_logits, layer, self._pass.rows)
-            else:
-                selection = self.strategy.select(router_logits, layer)
+            selection = self._select(router_logits, layer)
             weights = selection.weights.to(weights.dtype)
             self._record(router_logits, Selection(selection.experts, weights, selection.counts))
             return router_logits, weights, selection.experts
 
         return hook
+
+    def _select(self, router_logits, layer):
+        strategy = self.strategy
+        if strategy.needs_rows:
+            return strategy.select_rows(router_logits, layer, self._pass.rows)
+        if not strategy.needs_lengths:
+            return strategy.select(router_logits, layer)
+        lengths, real_tokens = self._pass.lengths, self._pass.real_tokens
+        if real_tokens is None:
+            return strategy.select_sequences(router_logits, layer, lengths)
+        # Padding is no part of a sequence: the strategy does not see it, and it gets no experts.
+        real_tokens = real_tokens.to(router_logits.device)
+        of_real = strategy.select_sequences(router_logits[real_tokens], layer, lengths)
+        num_tokens, num_experts = router_logits.shape
+
+        def spread(tensor, unused):
+            whole = tensor.new_full((num_tokens, *tensor.shape[1:]), unused)
+            return whole.index_copy_(0, real_tokens, tensor)
+
+        unused = (num_experts, 0, 0)
+        of_real = of_real.experts, of_real.weights, of_real.counts
+        return Selection(*map(spread, of_real, unused))
 
     def _record(self, router_logits, selection):
         experts, counts = selection.experts.to(torch.int16), selection.counts.to(torch.int16)
@@ -243,9 +266,13 @@ class RouterPatcher:
         own = self._pass
         if not self._is_innermost() or len(own.columns) != self.num_layers:
             return
-        columns = [torch.stack(column, dim=1) for column in zip(*own.columns, strict=True)]
+        device = own.columns[0][0].device  # where those of layers on other devices meet
+        columns = [
+            torch.stack([of_layer.to(device) for of_layer in column], dim=1)
+            for column in zip(*own.columns, strict=True)
+        ]
         if own.real_tokens is not None:
-            columns = [column[own.real_tokens] for column in columns]
+            columns = [column[own.real_tokens.to(device)] for column in columns]
         columns.append(pack_selection(columns[1], self.num_experts))
         own.batch = BatchRouting(*(column.detach() for column in columns), tuple(own.lengths))
         own.columns = []
@@ -292,7 +319,9 @@ def _set_experts_implementation(model):
         implementation = active.experts_implementation
     else:
         strategy = active.stack[-1].strategy
-        # Where a token sees some groups of experts only, it may see fewer than it is to get.
-        fixed = strategy.min_experts == strategy.max_experts and not strategy.weighting.rule.masks_groups
+        # Where a token sees some groups of experts only, it may see fewer than it is to get; and padding gets
+        # none of a strategy that looks at sequences.
+        varies = strategy.weighting.rule.masks_groups or strategy.needs_lengths
+        fixed = strategy.min_experts == strategy.max_experts and not varies
         implementation = ALL_SLOTS if fixed else SELECTED_PAIRS
     model.set_experts_implementation(implementation)

@@ -88,7 +88,7 @@ def router_dtypes(model: PreTrainedModel) -> tuple[torch.dtype, torch.dtype]:
 def _find_rule(model):
     parents = {child: parent for parent in model.modules() for child in parent.children()}
     native_top_k(model)
-    routers = [_Router(router, parents[router]) for router in find_routers(model)]
+    routers = [StandaloneRouter(router, parents[router]) for router in find_routers(model)]
     # Float32 tells rules apart that agree in half precision.
     precise = [router.in_float32() for router in routers]
     sizes = {router.num_experts for router in routers}
@@ -107,10 +107,10 @@ def _find_rule(model):
     )
 
 
-class _Router:
-    """One layer's router, called as its block calls it."""
+class StandaloneRouter:
+    """One layer's router, called as its block calls it, without hooks."""
 
-    def __init__(self, module, parent):
+    def __init__(self, module: Any, parent: Any) -> None:
         self.module, self.parent = module, parent
         self.extra = {}  # what the block hands it besides hidden states, such as a bias that is the block's
         for name in list(inspect.signature(module.forward).parameters)[1:]:
@@ -124,15 +124,16 @@ class _Router:
         weight = next((one for one in module.parameters() if one.dim() == 2), None)
         if weight is None:
             raise InputError(f"model: {type(module).__name__} has no weights of experts; {_ALLOWED}")
-        self.num_experts = getattr(module, "num_experts", weight.shape[0])
+        self.num_experts: int = getattr(module, "num_experts", weight.shape[0])
+        self.hidden_size = weight.shape[-1]
         self.device, self.dtype = weight.device, getattr(parent, "dtype", weight.dtype)
         generator = torch.Generator().manual_seed(0)
         self._hidden = torch.randn(_TOKENS, weight.shape[-1], generator=generator).to(weight)
-        spread = self._call()[0].float().std()
+        spread = self.outputs(self._hidden)[0].float().std()
         if spread > 0:
             self._hidden = (self._hidden.float() * (_SPREAD / spread)).to(weight)
 
-    def in_float32(self):
+    def in_float32(self) -> StandaloneRouter:
         """The same router in float32."""
         other = copy.copy(self)
         other.module = copy.deepcopy(self.module).float()
@@ -140,7 +141,7 @@ class _Router:
         other._hidden = self._hidden.float()
         return other
 
-    def bias(self):
+    def bias(self) -> torch.Tensor | None:
         """The bias of the choice, (E,), or None."""
         for name, holder in itertools.product(_BIASES, (self.module, self.parent)):
             value = holder
@@ -150,26 +151,27 @@ class _Router:
                 return value.detach().reshape(-1)
         return None
 
-    def __call__(self, top_k):
-        """(logits, weights, indices) with another number of experts."""
+    def __call__(self, top_k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(logits, weights, indices) of random hidden states, with another number of experts."""
         own = self.module.top_k
         self.module.top_k = top_k
         try:
-            return self._call()
+            return self.outputs(self._hidden)
         finally:
             self.module.top_k = own
 
-    def _call(self):
+    def outputs(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(logits (T, E), weights (T, K), indices (T, K)) of hidden states (T, H)."""
         try:
-            output = self.module.forward(self._hidden, **self.extra)  # without hooks
+            output = self.module.forward(hidden, **self.extra)  # without hooks
         except (ValueError, IndexError):  # it takes batches of sequences
-            output = self.module.forward(self._hidden[None], **self.extra)
+            output = self.module.forward(hidden[None], **self.extra)
         if not (isinstance(output, tuple) and len(output) == 3):
             raise InputError(
                 f"model: {type(self.module).__name__} does not return (logits, weights, indices); {_ALLOWED}"
             )
         logits, weights, indices = output
-        if logits.shape != (_TOKENS, self.num_experts) or weights.shape != indices.shape:
+        if logits.shape != (len(hidden), self.num_experts) or weights.shape != indices.shape:
             raise InputError(
                 f"model: {type(self.module).__name__} does not return the logits of all {self.num_experts} "
                 f"experts and the weights of those selected; {_ALLOWED}"

@@ -12,6 +12,7 @@ from adaptive_routing.report import words
 from adaptive_routing.report.answers import answer_sections
 from adaptive_routing.report.difficulty import difficulty_section
 from adaptive_routing.report.method import method_sections
+from adaptive_routing.report.plausibility import vocabulary_size, warning
 from adaptive_routing.report.provenance import gap_section, provenance_section, reproduction_section
 from adaptive_routing.report.sentences import main_sentences
 from adaptive_routing.report.tables import table_sections
@@ -38,9 +39,10 @@ def margins_of(settings: Settings) -> rules.QualityMargins:
     )
 
 
-def plain_main_sentences(study: Study, settings: Settings) -> str:
-    """Return the main sentences as plain text, one per line."""
-    return "".join(f"{words.plain(sentence)}\n" for sentence in main_sentences(study, margins_of(settings)))
+def plain_main_sentences(study: Study, settings: Settings, summaries: Sequence[Summary] = ()) -> str:
+    """Return the main sentences, or what takes their place, as plain text, one per line."""
+    sentences = warning(study, vocabulary_size(summaries)) or main_sentences(study, margins_of(settings))
+    return "".join(f"{words.plain(sentence)}\n" for sentence in sentences)
 
 
 def write_markdown(
@@ -68,14 +70,15 @@ def write_markdown(
     beside = {name: quote(os.path.relpath(path, folder)) for name, path in (control_figures or {}).items()}
     figure, *panels = (quote(os.path.relpath(path, folder)) for path in (figure, *panels))
     margins = margins_of(settings)
-    sentences = main_sentences(study, margins)
+    warned = warning(study, vocabulary_size(summaries))
+    sentences = warned or main_sentences(study, margins)
     sections = [
         f"# {_title(study)}",
         "## Answers",
         "\n".join(f"{i}. {sentence}" for i, sentence in enumerate(sentences, start=1)),
         *warning_section(study, summaries, model_note),
         _setting(study, summaries),
-        *answer_sections(study, margins, beside, null_check),
+        *(() if warned else answer_sections(study, margins, beside, null_check)),
         "### Missing, skipped and shortened",
         *gap_section(study, summaries),
         "## Panels",

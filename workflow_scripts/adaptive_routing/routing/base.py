@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
@@ -13,6 +13,7 @@ from adaptive_routing.routing.router_rule import SOFTMAX, RouterRule
 
 if TYPE_CHECKING:
     from adaptive_routing.null_distribution import NullDistribution
+    from adaptive_routing.routing.layerwise import MoeLayers
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,16 @@ class RoutingStrategy(Protocol):
         min_experts: the fewest.
         weighting: how experts are ranked and the selected ones weighted.
         needs_rows: whether `select_rows` chooses, which is told which tokens of the data set it sees.
+        needs_lengths: whether `select_sequences` chooses, which is told where sequences end.
+        needs_layers: whether the strategy has to be `prepared` for a model.
     """
 
     max_experts: int
     min_experts: int
     weighting: ExpertWeighting
     needs_rows: ClassVar[bool] = False
+    needs_lengths: ClassVar[bool] = False
+    needs_layers: ClassVar[bool] = False
 
     @classmethod
     def from_settings(
@@ -112,6 +117,14 @@ class RoutingStrategy(Protocol):
     def select_rows(self, router_logits: torch.Tensor, layer: int, rows: torch.Tensor) -> Selection:
         """`select`, told the tokens' places (T,) among all of the data set's, int64."""
         return self.select(router_logits, layer)
+
+    def select_sequences(self, router_logits: torch.Tensor, layer: int, lengths: Sequence[int]) -> Selection:
+        """`select`, told the lengths of the sequences whose T tokens follow one another, without padding."""
+        return self.select(router_logits, layer)
+
+    def prepared(self, layers: MoeLayers) -> Self:
+        """The strategy for a model, whose routers and experts these are; the patcher asks for it once."""
+        return self
 
     def p_values(self, router_logits: torch.Tensor, layer: int) -> torch.Tensor | None:
         """p-values (T, E) float64 of what the null distribution is of, or None for a strategy without.

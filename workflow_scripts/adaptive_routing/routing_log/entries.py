@@ -31,6 +31,7 @@ class RoutingHead(TypedDict):
     router: dict[str, Any]
     native_top_k: int
     dtype: str
+    layer_counts: NotRequired[list[int]]  # of a strategy that fixes a number for each layer
 
 
 class Provenance(TypedDict):

@@ -128,6 +128,11 @@ class RoutingLog:
         return self.tensors.shape("router_logits")[2]
 
     @property
+    def has_p_values(self) -> bool:
+        """Whether the run's strategy had a null distribution."""
+        return self.head["alpha"] is not None or self.head.get("null") is not None
+
+    @property
     def null_distribution(self) -> NullDistribution:
         """The null distribution that gives p-values."""
         if self._null_distribution is None:
@@ -206,8 +211,8 @@ class SampleRouting:
         return np.unpackbits(packed, axis=-1, count=self.log.num_experts, bitorder="little").astype(bool)
 
     def p_values(self, layer: int) -> NDArray[np.float64] | None:
-        """(T, E) float64, or None for a strategy without a level alpha, such as top-k."""
-        if self.log.head["alpha"] is None:
+        """(T, E) float64, or None for a strategy without a null distribution, such as top-k."""
+        if not self.log.has_p_values:
             return None
         choice = self.log.weighting.choice(torch.tensor(self.router_logits(layer)), layer)
         return self.log.null_distribution.p_values(choice, layer).numpy()

@@ -53,6 +53,7 @@ class ModelSettings(TypedDict):
     revision: str | None
     dtype: str
     device: str
+    gpus_per_experiment: int
     local: bool
 
 
@@ -176,6 +177,7 @@ def load_settings(
     _check_results(settings["results"], base_dir)
     _check_baseline(settings)
     _check_limits(settings)
+    _check_gpus(settings["model"])
     _resolve_datasets(settings, base_dir)
     _resolve_null_distribution(settings, base_dir)
     num_experts = _resolve_model(settings["model"], base_dir)
@@ -238,8 +240,11 @@ def null_distributions(settings: Settings) -> dict[str, NullDistributionVariant]
     return {DEFAULTS["null"]: default, **settings["null_distributions"]}  # ty: ignore[invalid-explicit-return]
 
 
-def check_against_model(settings: Settings, num_experts: int) -> None:
-    """Raise InputError if `settings` ask for more than the `num_experts` of a layer."""
+def check_against_model(settings: Settings, num_experts: int, num_moe_layers: int | None = None) -> None:
+    """Raise InputError if `settings` ask for more than the `num_experts` of a layer.
+
+    Also, where the number of layers with experts is given, if their numbers cannot sum to a budget.
+    """
     for configuration in grid(settings["strategies"]):
         if configuration.max_experts > num_experts:
             key = next(key for key in EXPERT_COUNTS if key in configuration.parameters)
@@ -248,6 +253,8 @@ def check_against_model(settings: Settings, num_experts: int) -> None:
                 f"strategies.{configuration.strategy}.{key}[{index}] is {configuration.max_experts}, but the "
                 f"model {settings['model']['name']} has {num_experts} experts per layer, the most allowed"
             )
+        if configuration.strategy == "layerwise" and num_moe_layers is not None:
+            _check_layer_budget(settings, configuration, num_moe_layers)
     for name, null_distribution in null_distributions(settings).items():
         trim = null_distribution["trim"]
         if 2 * trim < num_experts:
@@ -256,6 +263,18 @@ def check_against_model(settings: Settings, num_experts: int) -> None:
         raise InputError(
             f"{key}.trim is {trim}, but the model {settings['model']['name']} has {num_experts} "
             "experts per layer; twice the trim must be less, so that logits remain"
+        )
+
+
+def _check_layer_budget(settings, configuration, num_moe_layers):
+    budget, min_k = configuration.parameters["budget"], settings["routing"]["min_k"]
+    least, most = num_moe_layers * min_k, num_moe_layers * configuration.max_experts
+    if not least <= budget <= most:
+        index = settings["strategies"]["layerwise"]["budget"].index(budget)
+        raise InputError(
+            f"strategies.layerwise.budget[{index}] is {budget}, but with max_k {configuration.max_experts} "
+            f"must be from {least} to {most}, since the model {settings['model']['name']} has "
+            f"{num_moe_layers} MoE layers, each with {min_k} to {configuration.max_experts} experts"
         )
 
 
@@ -299,19 +318,25 @@ def _check_results(results, base_dir):
 
 def _resolve_native(settings, base_dir):
     """Put the model's own number of experts where the grid or the baseline says native."""
-    topk = settings["strategies"].get("topk")
-    is_baseline = settings["baseline"] == NATIVE
-    if not is_baseline and not (topk and NATIVE in topk["k"]):
+    strategies, is_baseline = settings["strategies"], settings["baseline"] == NATIVE
+    lists = [
+        lists for lists in strategies.values() for count in EXPERT_COUNTS if NATIVE in lists.get(count, [])
+    ]
+    if not is_baseline and not lists:
         return
     native = _native_top_k(settings["model"], base_dir)
-    numbers = [native if k == NATIVE else k for k in topk["k"]] if topk else []
+    for of_strategy in lists:
+        for count in EXPERT_COUNTS:
+            numbers = [native if number == NATIVE else number for number in of_strategy.get(count, [])]
+            if numbers:
+                of_strategy[count] = list(dict.fromkeys(numbers))  # a number beside native may be the same
     if is_baseline:
         settings["baseline"] = f"{native}experts_topk_baseline"
+        numbers = strategies.get("topk", {"k": []})["k"]
         if native not in numbers:
-            numbers.insert(0, native)
-    if NATIVE in (topk["k"] if topk else []):
-        numbers = list(dict.fromkeys(numbers))  # a number beside native may be the same
-    settings["strategies"] = {"topk": {"k": numbers}} | settings["strategies"] | {"topk": {"k": numbers}}
+            settings["strategies"] = {"topk": {"k": [native, *numbers]}} | {
+                name: lists for name, lists in strategies.items() if name != "topk"
+            }
 
 
 def _native_top_k(model, base_dir):
@@ -366,6 +391,15 @@ def _check_limits(settings):
         raise InputError(
             f"evaluation.batch_tokens is {evaluation['batch_tokens']}, but must be at least "
             f"evaluation.max_length, {evaluation['max_length']}, for a batch to hold one sample"
+        )
+
+
+def _check_gpus(model):
+    gpus, device = model["gpus_per_experiment"], model["device"]
+    if gpus > 1 and device.startswith("cuda:"):
+        raise InputError(
+            f"model.gpus_per_experiment is {gpus}, but model.device is {device}, which is one GPU; set "
+            "model.device to cuda or auto"
         )
 
 

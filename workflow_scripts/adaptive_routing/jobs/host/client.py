@@ -37,7 +37,8 @@ def execute(name: str, request: Mapping[str, Any], config: Mapping[str, Any]) ->
 
     Args:
         name: the job.
-        request: a dict of JSON values with `model` (path of model.json), `dtype`, `device` and the job's own.
+        request: a dict of JSON values with `model` (path of model.json), `dtype`, `device`, `gpus` where the
+            model is spread over several, and the job's own.
         config: the settings.
 
     Raises:
@@ -47,8 +48,8 @@ def execute(name: str, request: Mapping[str, Any], config: Mapping[str, Any]) ->
     """
     request = json.loads(json.dumps(request))  # the same values in either place
     owner = keeper.owner()
-    with gpus.leased_gpu(request["device"], owner) as gpu:
-        environment = dict(os.environ) if gpu is None else {**os.environ, gpus.VARIABLE: gpu}
+    with gpus.leased_gpus(request["device"], owner, request.get("gpus", 1)) as leased:
+        environment = dict(os.environ) if leased is None else {**os.environ, gpus.VARIABLE: leased}
         if config["execution"] == "process":
             _do_here(name, request, environment)
         else:
@@ -90,6 +91,7 @@ def _content(request):
     return {
         **{key: model[key] for key in ("name", "revision", "fingerprint")},
         "dtype": request["dtype"],
+        "gpus": request.get("gpus", 1),
         "python": sys.executable,
         "code": _code_hash(),
     }
@@ -118,7 +120,14 @@ def _offer(message, socket_name, owner, environment, log_path):
             socket_folder.sweep(folder)
             with socket_folder.listen(path) as listener:
                 keeper.start(
-                    SERVER, listener, socket_name, owner, log_path, _importing(environment), IDLE_SECONDS
+                    SERVER,
+                    listener,
+                    socket_name,
+                    owner,
+                    log_path,
+                    _importing(environment),
+                    IDLE_SECONDS,
+                    message["request"].get("gpus", 1),
                 )
                 connection = socket_folder.dial(path)
     with connection:  # ty: ignore[invalid-context-manager]

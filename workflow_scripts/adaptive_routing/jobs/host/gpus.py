@@ -1,10 +1,13 @@
-"""Which of several GPUs a job uses: jobs of one workflow that run at the same time have one each.
+"""Which of several GPUs a job uses: jobs of one workflow that run at the same time have their own.
 
-Snakemake counts GPUs (`--resources gpu=4`) and does not say which of them is whose. A job leases one here: a
-locked file in the private folder of `address`, which the kernel releases when the job dies. Only GPUs that
-`CUDA_VISIBLE_DEVICES` allows are leased, so those that a scheduler gave to others are left alone. A model
-host claims its GPU in the same way for as long as it lives, so that a second workflow takes another one while
-there is one.
+Snakemake counts GPUs (`--resources gpu=4`) and does not say which of them is whose. A job leases its GPUs
+here: for each a locked file in the private folder of `socket_folder`, which the kernel releases when the job
+dies. Only GPUs that `CUDA_VISIBLE_DEVICES` allows are leased, so those that a scheduler gave to others are
+left alone. A model host claims its GPUs in the same way for as long as it lives, so that a second workflow
+takes others while there are some.
+
+A model that needs several GPUs has them in fixed groups, such as 0 and 1, 2 and 3. So a host's GPUs are never
+half of what another job leases. A job leases a whole group or nothing: none waits with half of one.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptive_routing.jobs.host import socket_folder
+from adaptive_routing.system.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,53 +42,68 @@ def visible_gpus() -> list[str]:
 
 
 @contextlib.contextmanager
-def leased_gpu(device: str, workflow: tuple[int, str]) -> Iterator[str | None]:
-    """Yield a GPU that no other job of the workflow has, and wait for one if need be.
+def leased_gpus(device: str, workflow: tuple[int, str], number: int = 1) -> Iterator[str | None]:
+    """Yield GPUs that no other job of the workflow has, and wait for them if need be.
 
-    It is rather one where the workflow has its model host than a free one, and rather a free one than one
-    that another workflow uses.
+    GPUs on which the workflow has its model host come first, then free ones, and those that another workflow
+    uses last.
 
     Args:
         device: the setting `model.device`; only "auto" and "cuda" leave a choice.
         workflow: what `keeper.owner` gives.
+        number: how many GPUs, the setting `model.gpus_per_experiment`.
 
     Yields:
         A value of CUDA_VISIBLE_DEVICES for the process that loads the model, or None where there is nothing
         to choose.
+
+    Raises:
+        InputError: there are GPUs, but fewer than that.
     """
     gpus = visible_gpus() if device in ("auto", "cuda") else []
-    if len(gpus) < 2:
+    if gpus and len(gpus) < number:
+        raise InputError(
+            f"model.gpus_per_experiment is {number}, but must be at most {len(gpus)}, the number of GPUs "
+            "that this job may use"
+        )
+    if len(gpus) <= number:
         yield None
         return
+    groups = [gpus[start : start + number] for start in range(0, len(gpus) - number + 1, number)]
     has_waited = False
-    while not (lease := _lease(gpus, workflow)):
+    while not (lease := _lease(groups, workflow)):
         if not has_waited:
-            print(
-                f"waiting for a GPU: all {len(gpus)} have jobs of this workflow; start no more at once than "
-                f"there are, with --resources gpu={len(gpus)}",
-                file=sys.stderr,
-            )
+            print(_waiting(len(groups), number), file=sys.stderr)
         has_waited = True
         time.sleep(POLL_SECONDS)
-    gpu, lock = lease
+    group, locks = lease
     try:
-        yield gpu
+        yield ",".join(group)
     finally:
-        _release(lock)
+        _release(locks)
+
+
+def _waiting(groups, number):
+    """What a job says that waits for GPUs."""
+    what = "a GPU" if number == 1 else f"{number} GPUs"
+    holders = f"all {groups}" if number == 1 else f"all {groups * number} that make groups of {number}"
+    return (
+        f"waiting for {what}: {holders} have jobs of this workflow; start no more at once than there are, "
+        f"with --resources gpu={groups * number}"
+    )
 
 
 @contextlib.contextmanager
-def claimed_gpu(workflow: tuple[int, str]) -> Iterator[None]:
-    """Show other workflows that this process, a model host, uses the one GPU that it sees."""
-    gpus, lock = visible_gpus(), None
-    if len(gpus) == 1:
+def claimed_gpus(workflow: tuple[int, str], number: int = 1) -> Iterator[None]:
+    """Show other workflows that this process, a model host, uses the GPUs that it sees, if so many."""
+    gpus, locks = visible_gpus(), []
+    if len(gpus) == number:
         with socket_folder.locked_folder() as folder:
-            lock = _locked(folder / _name(gpus[0], workflow, "claim"))
+            locks = [_locked(folder / _name(gpu, workflow, "claim")) for gpu in gpus]
     try:
         yield
     finally:
-        if lock:
-            _release(lock)
+        _release(filter(None, locks))
 
 
 def sweep(folder: Path) -> None:
@@ -93,8 +112,8 @@ def sweep(folder: Path) -> None:
         _is_held(path)
 
 
-def _lease(gpus, workflow):
-    """(GPU, lock) of the best that can be had now, or None."""
+def _lease(groups, workflow):
+    """(group of GPUs, their locks) of the best that can be had now, or None."""
     with socket_folder.locked_folder() as folder:
 
         def rank(gpu):
@@ -102,9 +121,12 @@ def _lease(gpus, workflow):
             others = [path for path in folder.glob(f"{_name(gpu)}-*") if path not in own]
             return 0 if _is_held(own[0]) else 2 if any(map(_is_held, others)) else 1
 
-        for gpu in sorted(gpus, key=rank):
-            if lock := _locked(folder / _name(gpu, workflow, "lease")):
-                return gpu, lock
+        for group in sorted(groups, key=lambda group: max(map(rank, group))):
+            locks = [_locked(folder / _name(gpu, workflow, "lease")) for gpu in group]
+            if all(locks):
+                return group, locks
+            for lock in filter(None, locks):
+                _remove(lock)
     return None
 
 
@@ -134,9 +156,10 @@ def _is_held(path):
     return not lock
 
 
-def _release(lock):
+def _release(locks):
     with socket_folder.locked_folder():
-        _remove(lock)
+        for lock in locks:
+            _remove(lock)
 
 
 def _remove(lock):

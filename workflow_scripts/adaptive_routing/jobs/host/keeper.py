@@ -60,6 +60,7 @@ def start(
     log_path: Path,
     environment: Mapping[str, str],
     idle_seconds: float,
+    gpus: int = 1,
 ) -> None:
     """Start a host in a session of its own, with a log of its own.
 
@@ -71,6 +72,7 @@ def start(
         log_path: the host's log; its end is written to.
         environment: environment variables.
         idle_seconds: the host ends after so long without a job.
+        gpus: how many GPUs its model is spread over.
     """
     settings = {
         "server": server,
@@ -78,6 +80,7 @@ def start(
         "name": name,
         "owner": owner,
         "idle_seconds": idle_seconds,
+        "gpus": gpus,
     }
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with open(log_path, "a") as log:

@@ -151,7 +151,7 @@ def main(settings: Mapping[str, Any], jobs_module: str) -> None:
         threading.Thread(target=work, daemon=True).start()
     try:
         _take_over(settings["name"])
-        with gpus.claimed_gpu(settings["owner"]):
+        with gpus.claimed_gpus(settings["owner"], settings["gpus"]):
             module = importlib.import_module(jobs_module)
             Server(module.JOBS, module.Cache, waiting).serve(settings["idle_seconds"])
     finally:

@@ -45,18 +45,18 @@ class Cache:
         if "log_workers" in self.__dict__:
             self.log_workers.close()
 
-    def model(self, info: ModelDescription, dtype: str, device: str) -> LoadedModel:
+    def model(self, info: ModelDescription, dtype: str, device: str, gpus: int = 1) -> LoadedModel:
         """The `LoadedModel` that `inspect_model`'s result describes."""
-        return self._model(json.dumps(info), dtype, device)
+        return self._model(json.dumps(info), dtype, device, gpus)
 
     def read(self, reader: Callable[[str], T], path: str) -> T:
         """`reader(path)`."""
         status = os.stat(path)
         return self._read(reader, path, status.st_mtime_ns, status.st_size)
 
-    def _load_model(self, info, dtype, device):
+    def _load_model(self, info, dtype, device, gpus):
         info, started = json.loads(info), time.perf_counter()
-        loaded = load_model(info, dtype, device)
+        loaded = load_model(info, dtype, device, gpus)
         if loaded.model.device.type == "cpu":
             use_cores_for_passes()
         if self._before_batch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from adaptive_routing.data.rows import load_rows
 from adaptive_routing.data.samples import check_vocabulary
@@ -25,6 +25,7 @@ class CalibrationRequest(TypedDict):
     model: str  # path of model.json
     dtype: str
     device: str
+    gpus: NotRequired[int]  # that the model is spread over; 1 unless set
     calibration: CalibrationSettings
     batch_tokens: int
     output: str
@@ -42,6 +43,8 @@ def run(request: CalibrationRequest, cache: Cache) -> None:
         text["max_length"],
     )
     check_vocabulary(samples, info["shapes"]["vocab_size"], "null_distribution.calibration")
-    loaded = cache.model(info, request["dtype"], request["device"])
+    loaded = cache.model(info, request["dtype"], request["device"], request.get("gpus", 1))
     router_logits = collect_router_logits(loaded, samples, request["batch_tokens"])
-    save_router_logits(request["output"], router_logits, {"calibration": text, "dtype": request["dtype"]})
+    lengths = [sample.sequences[0].num_inputs for sample in samples]
+    metadata = {"calibration": text, "dtype": request["dtype"]}
+    save_router_logits(request["output"], router_logits, lengths, metadata)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from adaptive_routing.data.samples import check_vocabulary, read_prepared
 from adaptive_routing.evaluation.experiment import ExperimentFiles, run_experiment
@@ -43,6 +43,7 @@ class ExperimentRequest(TypedDict):
     model: str
     dtype: str
     device: str
+    gpus: NotRequired[int]  # that the model is spread over; 1 unless set
     configuration: ConfigurationRequest
     routing: RoutingSettings
     null_distribution: str | None
@@ -70,7 +71,7 @@ def run(request: ExperimentRequest, cache: Cache) -> None:
         strategy = make_control(configuration, request["routing"], counts)
     else:
         strategy = make_strategy(configuration, request["routing"], null_distribution)
-    loaded = cache.model(info, request["dtype"], request["device"])
+    loaded = cache.model(info, request["dtype"], request["device"], request.get("gpus", 1))
     summary = run_experiment(
         loaded,
         configuration,
