@@ -106,7 +106,8 @@ def _of_many_rules(outcomes):
     else:
         text = f"no rule is shown to do better than {FIXED}: {text}"
     # The first count says of what.
-    return re.sub(r"(\d+ of \d+)\)", r"\1 configurations)", text, count=1) + "."
+    text = re.sub(r"(\d+ of \d+)\)", r"\1 configurations)", text, count=1)
+    return text.replace("of 1 configurations", "of 1 configuration") + "."
 
 
 def _count(outcome):

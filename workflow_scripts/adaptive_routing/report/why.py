@@ -81,13 +81,15 @@ def why_sentences(study: Study) -> list[str]:
     if not controls.has_answer(study) or not any(outcomes.values()):
         return []
     if {outcome.verdict for group in outcomes.values() for outcome in group} == {OPEN}:
-        return ["Why cannot be told: no difference between configurations and controls is significant."]
+        return ["Why cannot be told: of token information, spread and layers none has a significant effect."]
     families = {outcome.family for group in outcomes.values() for outcome in group}
     if len(families) == 1:
         parts = [_single(group[0]) for group in outcomes.values() if group]
         return [f"Why {words.rule(families.pop())} does so: {'; '.join(parts)}."]
     text = "; ".join(_many(contrast, group) for contrast, group in outcomes.items() if group)
-    text = re.sub(r"(\d+ of \d+)\)", r"\1 configurations)", text, count=1)
+    text = re.sub(r"(\d+ of \d+)\)", r"\1 configurations)", text, count=1).replace(
+        "of 1 configurations", "of 1 configuration"
+    )
     return [f"Why: {text}."]
 
 
