@@ -16,7 +16,9 @@ def metrics_of(configurations):
 def study_tables():
     """The results tables."""
     with_prompts = rules.tabulate_difficulty.output if HAS_PROMPTS else []
-    return [*rules.tabulate_results.output, *with_prompts]
+    with_controls = [*rules.tabulate_same_compute.output] if HAS_CONTROLS else []
+    with_controls += rules.tabulate_where.output if HAS_FIXED_CONTROLS else []
+    return [*rules.tabulate_results.output, *with_prompts, *with_controls]
 
 
 def study_figures():
@@ -25,6 +27,8 @@ def study_figures():
     figures += rules.draw_routing_atlas.output
     if HAS_PROMPTS:
         figures += rules.plot_difficulty.output
+    if HAS_CONTROLS:
+        figures += rules.plot_same_compute.output
     figures += expand(
         rules.plot_null_distribution.output[0], null=map(null_suffix, NULLS_USED)
     )

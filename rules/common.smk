@@ -267,6 +267,36 @@ def experiment_code(wildcards):
     )
 
 
+# Controls
+
+# Adaptive configurations that have controls, and the controls.
+CONTROLLED = list(
+    dict.fromkeys(
+        one.control_of for one in CONFIGURATIONS.values() if one.control_of is not None
+    )
+)
+CONTROLS_OF_STUDY = [
+    name for name, one in CONFIGURATIONS.items() if one.control_of is not None
+]
+# Prompts have no controls: see `per_experiment`.
+CONTROLLED_DATASETS = [dataset for dataset in DATASETS if dataset != "prompts"]
+HAS_CONTROLS = bool(CONTROLLED and CONTROLLED_DATASETS)
+# Whether tokens can be compared with a fixed number of experts.
+HAS_FIXED_CONTROLS = HAS_CONTROLS and "fixed" in SETTINGS["controls"]["kinds"]
+
+
+def per_controlled_experiment(path, instead=lambda name: name):
+    """A path for every configuration with controls and every data set that these have.
+
+    instead: the configuration, by name, that stands for it.
+    """
+    return [
+        path.format(config=instead(name), dataset=dataset)
+        for name in CONTROLLED
+        for dataset in CONTROLLED_DATASETS
+    ]
+
+
 # Figures and report
 
 # Controls route as their configurations do, but for the numbers of experts.
@@ -312,6 +342,63 @@ def panel_reports():
         )
         for panel in PANELS
     }
+
+
+CONTROL_FIGURES = {
+    "same_compute": "Adaptive against fixed at the same compute",
+    "decomposition": "What layers, spread and token information are worth",
+    **({"where": "Where adaptive wins and loses"} if HAS_FIXED_CONTROLS else {}),
+}
+
+
+def control_figures():
+    """The figures of a study with controls, as PNG and SVG by name."""
+    png = {
+        f"{name}_png": report(
+            results(f"visualizations/{name}.png"),
+            caption=f"../report/{name}.rst",
+            category="At the same compute",
+            labels={"shows": title},
+        )
+        for name, title in CONTROL_FIGURES.items()
+    }
+    svg = {
+        f"{name}_svg": results(f"visualizations/{name}.svg") for name in CONTROL_FIGURES
+    }
+    return png | svg
+
+
+def report_on_controls():
+    """What the report shows of the comparisons with controls; nothing in a study without them."""
+    if not HAS_CONTROLS:
+        return {}
+    figures = rules.plot_same_compute.output
+    return {
+        **CONTROL_TABLES,
+        **{
+            f"{name}_figure": getattr(figures, f"{name}_png")
+            for name in CONTROL_FIGURES
+        },
+    }
+
+
+def report_on_null_distributions():
+    """What the report shows of the checks of the null distributions; nothing where none was checked."""
+    if not NULLS_CHECKED:
+        return {}
+    suffixes = list(map(null_suffix, NULLS_CHECKED))
+    return {
+        "null_checks": expand(
+            rules.check_null_distribution.output.table, null=suffixes
+        ),
+        "null_check_figures": expand(rules.plot_null_check.output.png, null=suffixes),
+    }
+
+
+def model_card():
+    """The card of a model in a local folder, which may hold a note for reports."""
+    card = Path(SETTINGS["model"]["name"]) / "README.md"
+    return {"card": str(card)} if SETTINGS["model"]["local"] and card.is_file() else {}
 
 
 def report_on_difficulty():

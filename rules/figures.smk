@@ -111,3 +111,28 @@ if HAS_PROMPTS:
             code=code_fingerprint("plot_difficulty"),
         script:
             "../workflow_scripts/plot_difficulty.py"
+
+
+if HAS_CONTROLS:
+
+    rule plot_same_compute:
+        input:
+            **STUDY_TABLES,
+            **CONTROL_TABLES,
+        output:
+            **control_figures(),
+        log:
+            job_log("plot_same_compute"),
+        benchmark:
+            job_benchmark("plot_same_compute")
+        conda:
+            "../envs/adaptive_routing.yaml"
+        resources:
+            mem_mb=each_attempt(4000),
+            runtime=each_attempt(5),
+        params:
+            baseline=SETTINGS["baseline"],
+            margins=SETTINGS["report"],
+            code=code_fingerprint("plot_same_compute"),
+        script:
+            "../workflow_scripts/plot_same_compute.py"

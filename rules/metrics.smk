@@ -109,3 +109,78 @@ if HAS_PROMPTS:
             code=code_fingerprint("tabulate_difficulty"),
         script:
             "../workflow_scripts/tabulate_difficulty.py"
+
+
+# The tables of a study with controls, by the names that scripts use.
+CONTROL_TABLES = {}
+
+if HAS_CONTROLS:
+
+    rule tabulate_same_compute:
+        input:
+            summaries=per_controlled_experiment(rules.run_experiment.output.summary)
+            + per_experiment(rules.run_experiment.output.summary, CONTROLS_OF_STUDY),
+            metrics=per_controlled_experiment(rules.compute_metrics.output.metrics),
+        output:
+            csv=report(
+                results("bh_routing_same_compute.csv"),
+                caption="../report/same_compute_table.rst",
+                category="Tables",
+                labels={"shows": "Adaptive against fixed at the same compute: tests"},
+            ),
+            json=results("bh_routing_same_compute.json"),
+        log:
+            job_log("tabulate_same_compute"),
+        benchmark:
+            job_benchmark("tabulate_same_compute")
+        conda:
+            "../envs/adaptive_routing.yaml"
+        resources:
+            mem_mb=each_attempt(4000),
+            runtime=each_attempt(5),
+        params:
+            margins=SETTINGS["report"],
+            code=code_fingerprint("tabulate_same_compute"),
+        script:
+            "../workflow_scripts/tabulate_same_compute.py"
+
+    CONTROL_TABLES["same_compute"] = rules.tabulate_same_compute.output.csv
+
+
+if HAS_FIXED_CONTROLS:
+
+    rule tabulate_where:
+        input:
+            summaries=per_controlled_experiment(rules.run_experiment.output.summary),
+            tensors=per_controlled_experiment(rules.run_experiment.output.tensors),
+            fixed=per_controlled_experiment(
+                rules.run_experiment.output.tensors,
+                lambda name: CONFIGURATIONS[name].control("fixed").name,
+            ),
+            baseline=per_controlled_experiment(
+                rules.run_experiment.output.tensors, lambda name: SETTINGS["baseline"]
+            ),
+            model=rules.inspect_model.output[0],
+        output:
+            csv=report(
+                results("bh_routing_where.csv"),
+                caption="../report/where_table.rst",
+                category="Tables",
+                labels={"shows": "Adaptive against fixed: where in the text"},
+            ),
+            json=results("bh_routing_where.json"),
+        log:
+            job_log("tabulate_where"),
+        benchmark:
+            job_benchmark("tabulate_where")
+        conda:
+            "../envs/adaptive_routing.yaml"
+        resources:
+            mem_mb=each_attempt(4000),
+            runtime=each_attempt(5),
+        params:
+            code=code_fingerprint("tabulate_where"),
+        script:
+            "../workflow_scripts/tabulate_where.py"
+
+    CONTROL_TABLES["where"] = rules.tabulate_where.output.csv

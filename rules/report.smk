@@ -5,6 +5,9 @@ rule write_report:
     input:
         **STUDY_TABLES,
         **report_on_difficulty(),
+        **report_on_controls(),
+        **report_on_null_distributions(),
+        **model_card(),
         summaries=per_experiment(rules.run_experiment.output.summary),
         figure=rules.plot_panels.output.figure_png,
         panels=[rules.plot_panels.output[f"panel_{panel}"] for panel in PANELS],
@@ -30,6 +33,7 @@ rule write_report:
     params:
         baseline=SETTINGS["baseline"],
         settings=SETTINGS,
+        nulls_checked=NULLS_CHECKED,
         code=code_fingerprint("write_report", *map(panel_module, PANELS)),
     script:
         "../workflow_scripts/write_report.py"

@@ -78,10 +78,10 @@ def test_the_report_counts_and_judges_it(renamed, baseline):
         [*main_sentences(study, MARGINS), *answer_sections(study, MARGINS), *table_sections(study)]
     )
     assert "nan" not in text
-    assert "topp comparisons on one data set" in text
+    assert "top-p comparisons on all data sets" in text
     summaries = [line for line in text.splitlines() if "<summary>Tests on wikitext" in line]
     counts = study.configurations["strategy"].value_counts()
-    assert len(summaries) == 1 and "; topp " in summaries[0]
+    assert len(summaries) == 1 and "; top-p " in summaries[0]
     assert ("BH " in summaries[0]) == ("bh" in counts)
 
 

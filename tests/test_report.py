@@ -116,7 +116,13 @@ def decision_of(study):
 
 
 def sentences_of(study):
-    return main_sentences(study, MARGINS)
+    """The sentences against the baseline; a study without controls says first that it cannot tell more."""
+    first, *others = main_sentences(study, MARGINS)
+    if study.adaptive.empty:
+        return [first, *others]
+    assert first.startswith("This study cannot tell whether")
+    assert "at the same compute" in first and "`controls: {of: [all]}`" in first
+    return others
 
 
 # The rules: what is decided, and the words that say it
@@ -127,8 +133,8 @@ def test_where_bh_wins_it_is_chosen_for_every_aim():
     decision = decision_of(study)
     fewest = study.bh.loc[study.bh["avg_experts"].idxmin(), "config"]
     fastest = study.bh.loc[study.bh["tokens_per_second"].idxmax(), "config"]
-    assert decision.bh == "better"
-    assert set(decision.bh_outcomes["better"]) == set(study.bh["config"])
+    assert decision.verdict == "better"
+    assert set(decision.outcomes["better"]) == set(study.bh["config"])
     assert decision.compute == rules.Choice(rules.COMPUTE, fewest, rules.SHOWN)
     assert decision.speed == rules.Choice(rules.SPEED, fastest, rules.SHOWN)
     assert decision.quality == rules.Choice(rules.QUALITY, fewest, rules.SHOWN)  # all are equally good
@@ -146,14 +152,14 @@ def test_where_bh_wins_it_is_chosen_for_every_aim():
 def test_where_bh_loses_the_baseline_is_kept_and_the_price_named():
     study = study_of(LOSES)
     decision = decision_of(study)
-    assert decision.bh == "worse"
-    assert set(decision.bh_outcomes["worse"]) == set(study.bh["config"])
+    assert decision.verdict == "worse"
+    assert set(decision.outcomes["worse"]) == set(study.bh["config"])
     assert [choice.config for choice in decision.choices] == [BASELINE] * 3
     reasons = [choice.reason for choice in decision.choices]
     assert reasons == [rules.NO_CANDIDATE, rules.LOSES, rules.LOSES]
     verdict, use, price = sentences_of(study)
     assert (
-        verdict.startswith("BH does not help here: ")
+        verdict.startswith("BH loses quality: ")
         and "all 16 BH configurations are significantly worse" in verdict
     )
     assert use.startswith(f"Keep `{BASELINE}` for every aim: no configuration measured better")
@@ -164,8 +170,8 @@ def test_where_bh_loses_the_baseline_is_kept_and_the_price_named():
 def test_a_tie_inside_the_margin_saves_compute():
     study = study_of(TIES, half_width=0.005)
     decision = decision_of(study)
-    assert decision.bh == "cheaper"
-    assert set(decision.bh_outcomes["same"]) == set(study.bh["config"])
+    assert decision.verdict == "cheaper"
+    assert set(decision.outcomes["same"]) == set(study.bh["config"])
     assert decision.compute.reason == decision.speed.reason == rules.SHOWN
     assert decision.compute.config == "8experts_bh_a030"
     assert decision.quality.config == BASELINE
@@ -183,8 +189,8 @@ def test_a_tie_inside_the_margin_saves_compute():
 def test_a_tie_inside_the_noise_supports_no_claim_of_equality():
     study = study_of(TIES, half_width=0.5)
     decision = decision_of(study)
-    assert decision.bh == "open"
-    assert set(decision.bh_outcomes["open"]) == set(study.bh["config"])
+    assert decision.verdict == "open"
+    assert set(decision.outcomes["open"]) == set(study.bh["config"])
     assert decision.compute == rules.Choice(rules.COMPUTE, BASELINE, rules.UNPROVEN, "8experts_bh_a030")
     assert decision.speed.config == BASELINE and decision.speed.reason == rules.UNPROVEN
     verdict, use, price = sentences_of(study)
@@ -200,7 +206,7 @@ def test_a_tie_inside_the_noise_supports_no_claim_of_equality():
 def test_a_shown_loss_smaller_than_the_margin_is_the_same_quality_and_is_said():
     study = study_of((0.1, -0.01, 0.001), half_width=0.005)
     decision = decision_of(study)
-    assert decision.bh == "cheaper" and decision.bh_outcomes["worse"] == []
+    assert decision.verdict == "cheaper" and decision.outcomes["worse"] == []
     assert decision.compute.reason == rules.SHOWN
     assert sentences_of(study)[2].endswith(
         "worse on wikitext, lambada and hellaswag, but by less than the margin."
@@ -213,7 +219,7 @@ def test_the_margin_decides_what_is_the_same_quality():
     wide = rules.QualityMargins(perplexity=0.03, accuracy=0.02)
     assert rules.within_margin(study, "8experts_bh_a030", wide)
     assert rules.decide(study, wide).compute.reason == rules.SHOWN
-    assert "3 % of perplexity or 0.02 of accuracy" in main_sentences(study, wide)[0]
+    assert "3 % of perplexity or 0.02 of accuracy" in main_sentences(study, wide)[1]
     strict = rules.QualityMargins(perplexity=0.03, accuracy=0.01)
     assert not rules.within_margin(study, "8experts_bh_a030", strict)
 
@@ -221,8 +227,8 @@ def test_the_margin_decides_what_is_the_same_quality():
 def test_accuracy_against_perplexity_is_a_conflict():
     study = study_of((-1.0, -0.05, 0.001))
     decision = decision_of(study)
-    assert decision.bh == "mixed"
-    assert set(decision.bh_outcomes["mixed"]) == set(study.bh["config"])
+    assert decision.verdict == "mixed"
+    assert set(decision.outcomes["mixed"]) == set(study.bh["config"])
     assert decision.quality == rules.Choice(rules.QUALITY, BASELINE, rules.CONFLICT, "8experts_bh_a030")
     assert decision.compute.reason == rules.LOSES
     verdict, use, price = sentences_of(study)
@@ -240,7 +246,7 @@ def test_one_improvement_without_a_loss_is_best_quality_whatever_its_strategy():
     study = results_tables.study(effect=effect)
     decision = decision_of(study)
     assert decision.quality == rules.Choice(rules.QUALITY, "16experts_topk_baseline", rules.SHOWN)
-    assert decision.bh == "open"  # that top-k is better says nothing of BH
+    assert decision.verdict == "open"  # that top-k is better says nothing of BH
     assert "For best quality, use `16experts_topk_baseline`" in sentences_of(study)[1]
 
 
@@ -255,7 +261,7 @@ def test_a_choice_must_save_something():
     study = results_tables.study(effect=effects(TIES, half_width=0.005), max_ks=(64,), alphas=(0.5, 0.6))
     assert (study.bh["avg_experts"] > 8).all()
     decision = decision_of(study)
-    assert decision.bh == "no gain"
+    assert decision.verdict == "no gain"
     assert decision.compute.reason == decision.speed.reason == rules.NO_CANDIDATE
     verdict, use, price = sentences_of(study)
     assert verdict.startswith(
@@ -284,7 +290,7 @@ def test_one_lost_data_set_excludes_a_configuration():
 
     study = results_tables.study(effect=effect)
     decision = decision_of(study)
-    assert decision.bh_outcomes["worse"] == ["8experts_bh_a030"]
+    assert decision.outcomes["worse"] == ["8experts_bh_a030"]
     assert decision.compute.config == "16experts_bh_a030"  # the next in experts
 
 
@@ -298,7 +304,7 @@ def test_a_missing_experiment_excludes_a_configuration_from_every_aim():
     ]
     study = make_study(frames[0], study.configurations, study.layers, frames[1], BASELINE)
     decision = decision_of(study)
-    assert decision.bh_outcomes["untested"] == [first]
+    assert decision.outcomes["untested"] == [first]
     assert {choice.config for choice in decision.choices} == {"16experts_bh_a030"}
     assert rules.missing_experiments(study) == [(first, "lambada")]
 
@@ -307,7 +313,7 @@ def test_where_nothing_was_tested_everywhere_no_verdict_is_given():
     study = study_of(WINS)
     study.comparisons.loc[study.comparisons["dataset"] == "lambada", "p_holm"] = np.nan
     decision = decision_of(study)
-    assert decision.bh == "untested"
+    assert decision.verdict == "untested"
     assert decision.quality.reason == decision.compute.reason == rules.UNTESTED
     assert sentences_of(study)[0].startswith("The data support no verdict on BH")
 
@@ -318,7 +324,7 @@ def test_where_nothing_was_tested_everywhere_no_verdict_is_given():
 def test_one_data_set_alone_decides(dataset, unit):
     study = study_of(WINS, datasets=(dataset,))
     decision = decision_of(study)
-    assert decision.bh == "better" and decision.compute.reason == rules.SHOWN
+    assert decision.verdict == "better" and decision.compute.reason == rules.SHOWN
     text = " ".join(sentences_of(study))
     assert f"a loss of more than {unit} on every data set" in text
     other = "accuracy" if dataset == "wikitext" else "perplexity"
@@ -330,7 +336,7 @@ def test_the_older_grid_with_a_single_top_k_is_decided_too():
         effect=effects(LOSES), max_ks=(4, 8, 16, 32, 64), alphas=(0.01, 0.05, 0.1, 0.2), ks=(8,)
     )
     decision = decision_of(study)
-    assert decision.bh == "worse" and len(decision.bh_outcomes["worse"]) == 20
+    assert decision.verdict == "worse" and len(decision.outcomes["worse"]) == 20
     assert rules.same_compute(study, "perplexity") is None
     assert min(rules.fixed_k_to_add(study)) >= 1 and max(rules.fixed_k_to_add(study)) < 8
 
@@ -343,9 +349,9 @@ def test_one_bh_configuration_is_spoken_of_in_the_singular():
 def test_a_study_without_bh_does_not_answer_whether_it_helps():
     study = results_tables.study(max_ks=(), effect=effects(TIES))
     decision = decision_of(study)
-    assert decision.bh == "absent"
+    assert decision.verdict == "absent"
     assert {choice.config for choice in decision.choices} == {BASELINE}
-    assert sentences_of(study)[0].startswith("This study does not say whether BH helps")
+    assert sentences_of(study)[0].startswith("This study does not say whether adaptive routing helps")
 
 
 @pytest.mark.parametrize("strategy", ["top-k", "BH"])
@@ -358,8 +364,8 @@ def test_a_baseline_that_is_not_the_models_own_routing(images, strategy):
     tables_["comparisons"] = tables_["comparisons"][kept]
     study = make_study(**tables_, baseline=baseline)
     decision = rules.decide(study, MARGINS)
-    assert decision.bh == "better"
-    assert not any(baseline in configs for configs in decision.bh_outcomes.values())
+    assert decision.verdict == "better"
+    assert not any(baseline in configs for configs in decision.outcomes.values())
     saved = study.configurations.set_index("config")["flops_reduction_exact_pct"]
     ratio = (100 - saved["8experts_bh_a030"]) / (100 - saved[baseline])
     assert rules.flops_ratio(study, "8experts_bh_a030") == pytest.approx(ratio)
@@ -416,7 +422,7 @@ def test_the_answer_names_the_winner_with_its_numbers(images):
     study = study_of(WINS)
     text = report(study, images)
     opening = section(text, "## Answers").strip().splitlines()
-    assert opening[:3] == [f"{i}. {one}" for i, one in enumerate(sentences_of(study), start=1)]
+    assert opening[:4] == [f"{i}. {one}" for i, one in enumerate(main_sentences(study, MARGINS), start=1)]
     use = section(text, "### What to use")
     best = "| best quality | `8experts_bh_a030` | significantly better on wikitext, lambada and hellaswag"
     assert best in use
@@ -472,12 +478,12 @@ def test_how_many_samples_it_takes_is_said(images):
 
 
 def test_what_no_top_k_can_be_compared_with_is_said_to_be_open(images):
-    text = section(report(study_of(TIES), images), "### Against fixed top-k at the same compute")
+    text = section(report(study_of(TIES), images), "### Beside the curve of fixed top-k")
     assert "10 of 16 BH configurations run fewer experts than any top-k" in text
     assert "**not answered here**" in text and "add k = 3, 4, 5, 6 and 7 to `strategies.topk.k`" in text
     low = results_tables.study(ks=(2, 8, 64), effect=effects(TIES))
     assert rules.fixed_k_to_add(low) == []
-    text = section(report(low, images), "### Against fixed top-k at the same compute")
+    text = section(report(low, images), "### Beside the curve of fixed top-k")
     assert "not answered" not in text and "it is not a test" in text
 
 
@@ -787,7 +793,7 @@ def test_a_perplexity_too_large_for_a_number_is_a_dash_and_said(images):
         "wikitext: word perplexity is too large for a float (over 1e308; “–” in the tables) for "
         "`8experts_bh_a030`."
     ) in section(text, "### Missing, skipped and shortened")
-    assert decision_of(study).bh_outcomes["untested"] == ["8experts_bh_a030"]
+    assert decision_of(study).outcomes["untested"] == ["8experts_bh_a030"]
     # Where the baseline's does not exist, the mean of sample losses is the score again.
     for table in (study.experiments, study.configurations):
         table.loc[table["config"] == BASELINE, lost] = np.nan
@@ -820,7 +826,7 @@ def test_nothing_is_proved_by_few_samples_or_by_an_interval_without_width():
     unknown.comparisons["ci_high"] = unknown.comparisons["ci_low"] = np.nan
     for one in (few, same, unknown):
         decision = decision_of(one)
-        assert decision.bh == "open" and decision.compute.reason == rules.UNPROVEN
+        assert decision.verdict == "open" and decision.compute.reason == rules.UNPROVEN
 
 
 @pytest.mark.parametrize("samples, strategies", [(6, ("topk", "bh")), (9, ("bh",)), (10, None)])
@@ -843,7 +849,7 @@ def test_tests_that_cannot_reject_are_said_to(images, samples, strategies):
 def test_where_no_test_can_reject_nothing_is_said_of_bh():
     study = study_of(TIES, datasets=("lambada", "hellaswag"))
     study.comparisons["samples"] = 6
-    assert decision_of(study).bh == "powerless"
+    assert decision_of(study).verdict == "powerless"
     verdict = sentences_of(study)[0]
     assert verdict.startswith("Nothing can be said about BH")
     assert "with 6 samples per data set, no difference can be significant" in verdict
@@ -927,12 +933,12 @@ def test_the_margins_are_settings(images):
     assert "2 % of" not in text
 
 
-def test_the_summary_is_three_lines_of_plain_text():
+def test_the_summary_is_the_main_sentences_as_plain_text():
     study = study_of(WINS)
     lines = plain_main_sentences(study, SETTINGS).splitlines()
-    assert len(lines) == 3
-    assert lines == [sentence.replace("`", "") for sentence in sentences_of(study)]
-    assert not set("`*{}") & set("".join(lines))
+    assert len(lines) == 4
+    assert lines == [sentence.replace("`", "") for sentence in main_sentences(study, MARGINS)]
+    assert not set("`*{}") & set("".join(lines).replace("controls: {of: [all]}", ""))
 
 
 def test_the_method_defines_every_metric_with_its_unit(images):
@@ -1108,7 +1114,7 @@ def test_from_logs_to_figure_and_report(tmp_path, run_script):
     lowest = frames["configurations"].set_index("config")["perplexity"].idxmin()
     assert row_of(costs, lowest)["configuration"].startswith(f"`{lowest}`<br>")
     lines = Path(output.summary).read_text().splitlines()
-    assert len(lines) == 3 and all(f"{i}. " in text for i in (1, 2, 3))
+    assert len(lines) == 4 and all(f"{i}. " in text for i in (1, 2, 3, 4))
     parser = Links()
     parser.feed(Path(output.html).read_text())
     assert len(parser.sources) == 10

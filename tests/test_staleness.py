@@ -44,7 +44,7 @@ def jobs(*rules, experiments=(), metrics=(), datasets=()):
         rules |= {"tabulate_results", "draw_routing_atlas"}
     if "tabulate_results" in rules:
         rules |= {"plot_panels", "plot_routing_atlas"}
-    if "plot_panels" in rules:
+    if {"plot_panels", "plot_null_check"} & rules:
         rules |= {"write_report"}
     counts = {"prepare_dataset": datasets, "run_experiment": experiments, "compute_metrics": metrics}
     return dict.fromkeys(rules, 1) | {rule: len(of_rule) for rule, of_rule in counts.items() if of_rule}
@@ -62,14 +62,18 @@ ATLAS_PAGE, ATLAS_PICTURES = jobs("draw_routing_atlas"), jobs("plot_routing_atla
 AFTER_EDIT = {
     "__init__": EVERYTHING,
     "analysis/__init__": METRICS,
+    "analysis/control_outcomes": REPORT,
     "analysis/difficulty": REPORT,
     "analysis/metrics": METRICS,
     "analysis/recommendations": REPORT,
     "analysis/routing_curves": jobs("draw_routing_atlas", "plot_routing_atlas"),
     "analysis/routing_summary": METRICS,
+    "analysis/rule_names": LOOKS,
+    "analysis/same_compute": NOTHING,  # a study without controls
     "analysis/statistics": TABLES,
     "analysis/study": FIGURES,
     "analysis/tables": TABLES,
+    "analysis/where": NOTHING,
     "atlas": ATLAS_PAGE,
     "compare": NOTHING,
     "data": jobs("collect_router_logits", datasets=DATASETS),
@@ -97,6 +101,7 @@ AFTER_EDIT = {
     "figures/layout": FIGURES,
     "figures/null_check": jobs("plot_null_check"),
     "figures/null_distribution": jobs("plot_null_distribution"),
+    "figures/same_compute": NOTHING,  # a study without controls
     "figures/style": LOOKS,
     "jobs/__init__": PASS,
     "jobs/ending": NOTHING,
@@ -164,6 +169,9 @@ AFTER_EDIT_OF_SCRIPT = {
     "draw_routing_atlas": ATLAS_PAGE,
     "plot_routing_atlas": ATLAS_PICTURES,
     "plot_difficulty": NOTHING,
+    "plot_same_compute": NOTHING,
+    "tabulate_same_compute": NOTHING,
+    "tabulate_where": NOTHING,
     "tabulate_difficulty": NOTHING,
     "write_report": REPORT,
 }

@@ -1,4 +1,4 @@
-"""Write the report, as Markdown, HTML and three sentences, from the results tables, figures and summaries."""
+"""Write the report, as Markdown, HTML and main sentences, from the results tables, figures and summaries."""
 
 from pathlib import Path
 
@@ -7,6 +7,8 @@ from adaptive_routing.analysis.study import read_study, read_table
 from adaptive_routing.jobs.script import job
 from adaptive_routing.report.html import to_html
 from adaptive_routing.report.markdown import plain_main_sentences, write_markdown
+from adaptive_routing.report.model_card import report_note
+from adaptive_routing.report.null_check import CHECK_COLUMNS, null_check_section
 from adaptive_routing.system.files import atomic_path, blaming
 from adaptive_routing.system.json_files import read_json
 
@@ -18,6 +20,8 @@ with job(snakemake):
         inputs.layers,
         inputs.comparisons,
         baseline=params.baseline,
+        same_compute=getattr(inputs, "same_compute", None),
+        where=getattr(inputs, "where", None),
     )
     # A summary holds every sample; only what the report states is kept.
     used = ("dataset", "routing", "provenance", "summary", "timings")
@@ -29,9 +33,27 @@ with job(snakemake):
         levels = read_table(inputs.difficulty, LEVEL_COLUMNS)
         trend = read_table(inputs.difficulty_trend, TREND_COLUMNS)
         difficulty = levels, trend, inputs.difficulty_figure
+    checks = {}
+    if hasattr(inputs, "null_checks"):
+        files = zip(params.nulls_checked, inputs.null_checks, inputs.null_check_figures, strict=True)
+        checks = {name: (read_table(table, CHECK_COLUMNS), figure) for name, table, figure in files}
     with blaming("summary", *inputs.summaries):
         text = write_markdown(
-            study, summaries, params.settings, inputs.figure, inputs.panels, folder, difficulty, inputs.atlas
+            study,
+            summaries,
+            params.settings,
+            inputs.figure,
+            inputs.panels,
+            folder,
+            difficulty,
+            inputs.atlas,
+            control_figures={
+                name: path
+                for name in ("same_compute", "decomposition", "where")
+                if (path := getattr(inputs, f"{name}_figure", None))
+            },
+            null_check=list(null_check_section(checks, folder)),
+            model_note=report_note(getattr(inputs, "card", None)),
         )
     with atomic_path(output.markdown) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -75,13 +75,16 @@ class Choice:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a study recommends for each aim, and its verdict on BH (`bh_verdict`, `bh_outcomes`)."""
+    """What a study recommends for each aim, and its verdict on its adaptive rules compared with the baseline.
+
+    See `adaptive_verdict` and `adaptive_outcomes`.
+    """
 
     quality: Choice
     compute: Choice
     speed: Choice
-    bh: str
-    bh_outcomes: dict[str, list[str]]
+    verdict: str
+    outcomes: dict[str, list[str]]
 
     @property
     def choices(self) -> tuple[Choice, ...]:
@@ -90,7 +93,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class SameCompute:
-    """BH configurations against top-k at the same average number of experts; lists of configuration names."""
+    """Adaptive configurations against top-k at the same average number of experts: lists of names."""
 
     column: str
     better: list[str]
@@ -113,8 +116,8 @@ def decide(study: Study, margins: QualityMargins) -> Decision:
         _best_quality(study, margins),
         _at_same_quality(study, margins, COMPUTE, cheaper(study), "avg_experts", ascending=True),
         _at_same_quality(study, margins, SPEED, faster(study), "tokens_per_second", ascending=False),
-        bh_verdict(study, margins),
-        bh_outcomes(study, margins),
+        adaptive_verdict(study, margins),
+        adaptive_outcomes(study, margins),
     )
 
 
@@ -289,8 +292,8 @@ def mean_loss(study: Study, config: str, margins: QualityMargins) -> float:
 
 
 def least_loss(study: Study, margins: QualityMargins) -> str | None:
-    """Of the BH configurations with fewer experts than the baseline, that with the smallest `mean_loss`."""
-    candidates = set(cheaper(study)) & set(study.bh["config"]) & set(tested(study))
+    """Of the adaptive configurations with fewer experts, that with the smallest `mean_loss`."""
+    candidates = set(cheaper(study)) & set(study.adaptive["config"]) & set(tested(study))
     return _with_least_loss(study, candidates, margins) if candidates else None
 
 
@@ -336,11 +339,11 @@ def missing_experiments(study: Study) -> list[tuple[str, str]]:
     return [pair for pair in pairs if pair not in present]
 
 
-# BH
+# Adaptive rules against the baseline
 
 
-def bh_outcomes(study: Study, margins: QualityMargins) -> dict[str, list[str]]:
-    """Sort the BH configurations by the tests and intervals: {outcome: list of names}; each is in one list.
+def adaptive_outcomes(study: Study, margins: QualityMargins) -> dict[str, list[str]]:
+    """Sort the adaptive configurations by tests and intervals: {outcome: names}; each is in one list.
 
     - `better`: better on at least one data set and worse on none
     - `same`: the same quality, within the margin
@@ -351,7 +354,7 @@ def bh_outcomes(study: Study, margins: QualityMargins) -> dict[str, list[str]]:
     """
     outcomes = {name: [] for name in ("better", "same", "mixed", "worse", "open", "untested")}
     compared = set(tested(study))
-    for config in study.bh["config"]:
+    for config in study.adaptive["config"]:
         if config == study.baseline:
             continue
         gains, losses = better_on(study, config), worse_on(study, config)
@@ -369,17 +372,17 @@ def bh_outcomes(study: Study, margins: QualityMargins) -> dict[str, list[str]]:
     return outcomes
 
 
-def bh_verdict(study: Study, margins: QualityMargins) -> str:
-    """The study's verdict on BH.
+def adaptive_verdict(study: Study, margins: QualityMargins) -> str:
+    """The study's verdict on its adaptive rules, all taken together.
 
     - `better`: better than the baseline
     - `cheaper`: the same quality with fewer experts
     - `no gain`: the same quality, but not with fewer experts
     - `powerless`: too few samples for any significant difference
-    - `absent`: there is no BH configuration
-    - `open`, `mixed`, `worse`, `untested`: as in `bh_outcomes`
+    - `absent`: there is no adaptive configuration
+    - `open`, `mixed`, `worse`, `untested`: as in `adaptive_outcomes`
     """
-    outcomes = bh_outcomes(study, margins)
+    outcomes = adaptive_outcomes(study, margins)
     if not any(outcomes.values()):
         return "absent"
     if outcomes["better"]:
@@ -387,14 +390,17 @@ def bh_verdict(study: Study, margins: QualityMargins) -> str:
     if set(outcomes["same"]) & set(cheaper(study)):
         return "cheaper"
     if outcomes["open"]:
-        without_power = [d for d, (strategies, _) in powerless(study).items() if "bh" in strategies]
+        every = set(study.adaptive["strategy"])
+        without_power = [d for d, (strategies, _) in powerless(study).items() if every <= {*strategies}]
         return "powerless" if without_power == study.scored_datasets else "open"
     verdicts = {"mixed": "mixed", "same": "no gain", "worse": "worse", "untested": "untested"}
     return next(verdict for name, verdict in verdicts.items() if outcomes[name])
 
 
 def same_compute(study: Study, column: str) -> SameCompute | None:
-    """Compare BH with the top-k curve at the same average number of experts; None without two top-k points.
+    """Compare adaptive configurations with the top-k curve at the same average number of experts.
+
+    None without two top-k points.
 
     Experts are averaged over the data sets whose scores the column is made of. Between the k of the grid the
     curve is interpolated linearly in log k. This is descriptive, not a test.
@@ -407,11 +413,11 @@ def same_compute(study: Study, column: str) -> SameCompute | None:
         axis="columns"
     )
     table = table.assign(experts=table["config"].map(experts)).dropna(subset=[column, "experts"])
-    topk = table[table["strategy"] == "topk"].sort_values("experts")
+    topk = table[table["config"].isin(study.topk["config"])].sort_values("experts")
     if len(topk) < 2:
         return None
     result = SameCompute(column, [], [], [])
-    for _, row in table[table["strategy"] == "bh"].iterrows():
+    for _, row in table[table["config"].isin(study.adaptive["config"])].iterrows():
         if not topk["experts"].iloc[0] <= row["experts"] <= topk["experts"].iloc[-1]:
             result.outside.append(row["config"])
             continue
@@ -422,20 +428,20 @@ def same_compute(study: Study, column: str) -> SameCompute | None:
 
 
 def below_every_topk(study: Study) -> pd.DataFrame:
-    """The BH configurations that run fewer experts than any top-k on a data set, as rows of the table."""
+    """The adaptive configurations with fewer experts than any top-k on a data set, as rows of the table."""
     experts, smallest = _experts_and_smallest_topk(study)
     below = experts.lt(smallest).any(axis="columns")
-    return study.bh[study.bh["config"].isin(below.index[below])]
+    return study.adaptive[study.adaptive["config"].isin(below.index[below])]
 
 
 def fixed_k_to_add(study: Study) -> list[int]:
-    """The k of top-k configurations on both sides of BH's experts below the smallest k of the grid.
+    """The k of top-k configurations around adaptive numbers of experts below the grid's smallest k.
 
-    On every data set BH runs between two of them, its average rounded down and rounded up, or between one of
-    them and the grid's smallest.
+    On every data set a configuration runs between two of them, its average rounded down and rounded up, or
+    between one of them and the grid's smallest.
     """
     experts, smallest = _experts_and_smallest_topk(study)
-    below = experts.loc[experts.index.isin(study.bh["config"])]
+    below = experts.loc[experts.index.isin(study.adaptive["config"])]
     missing = set()
     for dataset in below:
         values = below[dataset][below[dataset] < smallest[dataset]]

@@ -1,7 +1,8 @@
 """The results tables as one object, which the figures and the report read."""
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -22,18 +23,32 @@ REQUIRED_COLUMNS = {
     "comparisons": ("config", "dataset", "metric", "difference", "ci_low", "ci_high", "p_holm"),
 }
 
+# What a study with controls has beside them.
+CONTROL_COLUMNS = {
+    "same_compute": (
+        *("config", "strategy", "dataset", "contrast", "metric", "avg_experts", "value", "reference_value"),
+        *("difference", "ci_low", "ci_high", "p_holm", "verdict", "samples", "clusters"),
+    ),
+    "where": (
+        *("config", "dataset", "by", "bin_low", "bin_high", "label", "tokens", "difference"),
+        *("ci_low", "ci_high", "p_holm"),
+    ),
+}
+
 TEXT_COLUMNS = {"config", "strategy", "dataset", "datasets", "metric", "test"}
 TEXT_COLUMNS |= {"weights", "null", "control", "control_of"}
+TEXT_COLUMNS |= {"contrast", "compared", "reference", "verdict", "by", "label"}
 NEVER_EMPTY = {"config", "strategy", "dataset", "metric", "k_or_max_k", "num_experts", "layer", "difficulty"}
 
 
 @dataclass(frozen=True)
 class Study:
-    """Four tables of docs/architecture.md and the baseline, the configuration all others are compared with.
+    """tables of docs/architecture.md and the baseline, the configuration all others are compared with.
 
-    `configurations` is sorted: top-k by k, then BH by max_k and alpha, then other strategies. A missing value
-    is NaN. Controls are in none of these tables; `controls` has their experiments.
-    """
+    `configurations` is sorted: top-k by k, then BH by max_k and alpha, then other strategies. A missing
+    value is NaN. Controls are in none of these tables; `controls` has their experiments. `same_compute` and
+    `where` compare adaptive configurations with them (`bh_routing_same_compute.csv`,
+    `bh_routing_where.csv`); both are empty in a study without controls."""
 
     experiments: pd.DataFrame
     configurations: pd.DataFrame
@@ -41,6 +56,8 @@ class Study:
     comparisons: pd.DataFrame
     baseline: str
     controls: pd.DataFrame | None = None
+    same_compute: pd.DataFrame = field(default_factory=lambda: _empty("same_compute"))
+    where: pd.DataFrame = field(default_factory=lambda: _empty("where"))
 
     @cached_property
     def topk(self) -> pd.DataFrame:
@@ -64,6 +81,30 @@ class Study:
     def beside_topk(self) -> pd.DataFrame:
         """All configurations but `topk`: BH, and every other strategy or variant."""
         return self.configurations.drop(index=self.topk.index)
+
+    @cached_property
+    def adaptive(self) -> pd.DataFrame:
+        """The configurations of every strategy but top-k, whatever its weights, in table order."""
+        return self.configurations[self.configurations["strategy"] != "topk"]
+
+    def family(self, config: str) -> str:
+        """The rule that a configuration belongs to: its strategy, and what stands in its name beside numbers.
+
+        `bh` for `8experts_bh_a030`, `bh_ncentred` for `8experts_bh_a030_ncentred`, `minp` for
+        `16experts_minp_p010`, `hc_bauto` for `16experts_hc_bauto`.
+        """
+        return re.sub(r"_[a-z][0-9]+(?=_|$)", "", config.partition("experts_")[2] or config)
+
+    @cached_property
+    def families(self) -> list[str]:
+        """The rules of the adaptive configurations, in table order."""
+        return list(dict.fromkeys(map(self.family, self.adaptive["config"])))
+
+    @cached_property
+    def answers(self) -> pd.DataFrame:
+        """of `same_compute` whose metric decides on their data set; its contrasts are in `contrast`."""
+        rows = self.same_compute
+        return rows[rows["deciding"].astype(bool)] if "deciding" in rows else rows
 
     @cached_property
     def max_ks(self) -> list[int]:
@@ -232,6 +273,10 @@ def make_study(
     return Study(experiments, ordered.reset_index(drop=True), layers, comparisons, baseline, controls)
 
 
+def _empty(name):
+    return pd.DataFrame(columns=list(CONTROL_COLUMNS[name]))
+
+
 def _controls(experiments):
     """The experiments that are controls."""
     if "control" not in experiments:
@@ -245,10 +290,17 @@ def read_study(
     layers: Path | str,
     comparisons: Path | str,
     baseline: str,
+    same_compute: Path | str | None = None,
+    where: Path | str | None = None,
 ) -> Study:
-    """Read the four CSV files into a `Study`."""
+    """Read the four CSV files, and those of a study with controls, into a `Study`."""
     paths = (experiments, configurations, layers, comparisons)
-    return make_study(*map(read_table, paths, REQUIRED_COLUMNS.values()), baseline)
+    study = make_study(*map(read_table, paths, REQUIRED_COLUMNS.values()), baseline)
+    given = {"same_compute": same_compute, "where": where}
+    beside = {
+        name: read_table(path, CONTROL_COLUMNS[name]) for name, path in given.items() if path is not None
+    }
+    return replace(study, **beside)
 
 
 def read_table(path: Path | str, required: Sequence[str]) -> pd.DataFrame:

@@ -32,18 +32,20 @@ if TYPE_CHECKING:
     from adaptive_routing.analysis.study import Study
 
 DPI = 200
-MOST_CONFIGURATIONS = 4  # BH
+MOST_CONFIGURATIONS = 4  # adaptive
 FEWEST_TOKENS = 10  # of a mean count that is drawn
 FEWEST_SCORED = 20  # of a mean loss, which varies more
 LIGHT_TO_DARK = "viridis_r"
 
 
 def shown_configurations(study: Study) -> list[pd.Series]:
-    """Choose the BH configurations of the pictures: up to four alphas, spread evenly, at the largest max_k.
+    """Choose the adaptive configurations of the pictures: up to four, spread evenly, at the largest max_k.
 
-    There the ceiling hides least of how many experts BH finds.
+    There the ceiling hides least of how many experts a rule finds. They are BH's by rising alpha, or in a
+    study without BH those of all rules.
     """
-    rows = study.bh[study.bh["k_or_max_k"] == study.bh["k_or_max_k"].max()].sort_values("alpha")
+    rows = study.adaptive if study.bh.empty else study.bh
+    rows = rows[rows["k_or_max_k"] == rows["k_or_max_k"].max()].sort_values("alpha", kind="stable")
     places = np.linspace(0, len(rows) - 1, min(MOST_CONFIGURATIONS, len(rows))).round().astype(int)
     return [row for _, row in rows.iloc[places].iterrows()]
 

@@ -8,12 +8,13 @@ configuration stands beside the top-k that may run as many experts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from matplotlib.collections import LineCollection
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from adaptive_routing.figures import scales, style
 
@@ -22,15 +23,18 @@ if TYPE_CHECKING:
     from typing import Self
 
     from matplotlib.axes import Axes
+    from numpy.typing import NDArray
 
     from adaptive_routing.analysis.study import Study
 
-WIDEST = 0.64  # of a group's width, what its alphas take
+WIDEST = 0.64  # of a group's width, what its variants take
+CROWDED, WIDER = 8, 0.67  # with more variants than this they take more
+NARROW = 0.3  # width of a group of top-k alone, beside groups of width 1
 
 
 @dataclass(frozen=True)
 class Places:
-    """x of every configuration; group i lies around i."""
+    """x of every configuration; a group with adaptive configurations is 1 wide, one of top-k alone less."""
 
     study: Study
     groups: list[int]
@@ -46,13 +50,26 @@ class Places:
     @property
     def step(self) -> float:
         """Distance between neighbours in a group."""
-        return WIDEST / max(len(self.variants), 2)
+        return (WIDEST if len(self.variants) <= CROWDED else WIDER) / max(len(self.variants), 2)
+
+    @cached_property
+    def edges(self) -> NDArray[np.float64]:
+        """Where groups begin and end, one more than there are groups; the first is at −0.5."""
+        varied = set(self.study.max_ks)
+        widths = [1.0 if k in varied or not varied else NARROW for k in self.groups]
+        return np.concatenate([[0.0], np.cumsum(widths)]) - 0.5
+
+    def centre(self, k: float) -> float:
+        """The middle of a group."""
+        i = self.groups.index(int(k))
+        return float(self.edges[i] + self.edges[i + 1]) / 2
 
     def x(self, row: pd.Series) -> float:
         """The place of a configuration's row."""
-        group = self.groups.index(int(row["k_or_max_k"]))
-        if row["strategy"] == "topk":
-            return group - 0.34 if self.variants else float(group)
+        group = self.centre(row["k_or_max_k"])
+        if row["config"] in self._topk:
+            left = 0.34 if len(self.variants) <= CROWDED else 0.41
+            return group - left if int(row["k_or_max_k"]) in self.study.max_ks else group
         rank = self.variants.index(self.study.variant(row)) - (len(self.variants) - 1) / 2
         return group + (0.08 if self.topk_beside else 0.0) + rank * self.step
 
@@ -62,13 +79,19 @@ class Places:
         alphas = [one for one in self.variants if not isinstance(one, str)]
         names = ["max_k of BH" if alphas == self.variants else "max_k"] * bool(self.variants)
         names += ["k of top-k"] * self.topk_beside
-        within = "; in a group: α rising" if len(alphas) > 1 else ""
+        within = "; in a group: α rising" if len(alphas) > 1 and alphas == self.variants else ""
+        within = "; in a group: as in the legend" if not within and len(self.variants) > 1 else within
         return f"{', '.join(names)} (experts){within}"
 
     def span(self, k: float) -> tuple[float, float]:
         """(left, right) end of a group."""
-        group = self.groups.index(int(k))
-        return group - 0.42, group + 0.42
+        i = self.groups.index(int(k))
+        room = 0.08 * (self.edges[i + 1] - self.edges[i])
+        return float(self.edges[i] + room), float(self.edges[i + 1] - room)
+
+    @cached_property
+    def _topk(self):
+        return set(self.study.topk["config"])
 
 
 def draw(
@@ -94,7 +117,8 @@ def draw(
         high=_bar(study, values, bars, 1),
     )
     table = table.assign(x=[places.x(row) for _, row in table.iterrows()]).dropna(subset=["value"])
-    varied, topk = table[table["strategy"] != "topk"], table[table["strategy"] == "topk"]
+    is_topk = table["config"].isin(study.topk["config"])
+    varied, topk = table[~is_topk], table[is_topk]
     baseline = table[table["config"] == study.baseline]
     shown = table if whole or varied.empty else pd.concat([varied, baseline])
     held = [*shown["low"], *shown["value"], *shown["high"]]
@@ -109,15 +133,15 @@ def draw(
 def prepare(axes: Axes, study: Study, places: Places) -> None:
     """Give axes the x axis of the grid: groups, the line between them, a coloured tick an alpha."""
     count = len(places.groups)
-    axes.set_xlim(-0.5, count - 0.5)
-    axes.xaxis.set_major_locator(FixedLocator(range(count)))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{places.groups[round(value)]}")
+    axes.set_xlim(places.edges[0], places.edges[-1])
+    axes.xaxis.set_major_locator(FixedLocator([places.centre(k) for k in places.groups]))
+    axes.xaxis.set_major_formatter(FixedFormatter([f"{k}" for k in places.groups]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.tick_params(axis="x", length=0, pad=6.5)
     axes.grid(axis="x", visible=False)
     axes.set_xlabel(places.label)
     for i in range(1, count):
-        axes.axvline(i - 0.5, color="#dddddd", linewidth=0.5, zorder=0)
+        axes.axvline(places.edges[i], color="#dddddd", linewidth=0.5, zorder=0)
     rows = study.beside_topk
     point = axes.figure.dpi / 72 / axes.bbox.height  # as a fraction of the axes
     ticks = [[(x, -1.5 * point), (x, -4.5 * point)] for x in (places.x(row) for _, row in rows.iterrows())]
@@ -142,11 +166,11 @@ def reference_line(axes: Axes, study: Study, value: float, named: bool = True, a
 
 
 def _draw_varied(axes, study, rows, size):
-    """A point a configuration beside top-k; those of BH are joined along alpha."""
+    """A point a configuration beside top-k; those of one rule are joined."""
     for max_k, group in rows.groupby("k_or_max_k"):
         colours = style.colours(study, group)
-        bh = group[group["strategy"] == "bh"]
-        axes.plot(bh["x"], bh["value"], color=style.PALE, linewidth=0.8, zorder=2)
+        for _, line in group.groupby(group["config"].map(study.family), sort=False):
+            axes.plot(line["x"], line["value"], color=style.PALE, linewidth=0.8, zorder=2)
         ends = group[["low", "high"]].to_numpy(float)
         bars = [[(x, low), (x, high)] for x, (low, high) in zip(group["x"], ends, strict=True)]
         axes.add_collection(LineCollection(bars, colors=colours, linewidths=0.9, zorder=3), autolim=False)
@@ -187,7 +211,8 @@ def _bar(study, values, bars, end):
 
 
 def _points_a_group(axes, places):
-    return axes.bbox.width * 72 / axes.figure.dpi / len(places.groups)
+    """The width of a group with adaptive configurations."""
+    return axes.bbox.width * 72 / axes.figure.dpi / (places.edges[-1] - places.edges[0])
 
 
 def _size(axes, places):

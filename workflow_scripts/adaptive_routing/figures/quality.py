@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from adaptive_routing.analysis.rule_names import adaptive_noun
 from adaptive_routing.analysis.tables import averaged_datasets
 from adaptive_routing.figures.grid_axis import by_config
 
@@ -91,18 +92,18 @@ def first_of(study: Study, *measures: Callable[[Study], Quality | None]) -> Qual
 
 
 def extremes(study: Study, quality: Quality, digits: str) -> str:
-    """Say between which configurations' values BH lies, and how many are better than the baseline's."""
-    names = list(study.bh["config"])
+    """Say between which values adaptive configurations lie, and how many are better than the baseline's."""
+    names, noun = list(study.adaptive["config"]), adaptive_noun(study)
     values = quality.values.reindex(names).dropna().sort_values(kind="stable")
     reference = quality.values.get(study.baseline, np.nan)
     against = f" (baseline: {reference:{digits}})" if reference == reference else ""
     if values.empty:
-        return f"No BH configuration has a {quality.name}{against}."
+        return f"No {noun} has a {quality.name}{against}."
     first, last = values.index[0], values.index[-1]
     if len(values) == 1:
-        return f"The one BH configuration, `{first}`, has {quality.name} {values.iloc[0]:{digits}}{against}."
+        return f"The one {noun}, `{first}`, has {quality.name} {values.iloc[0]:{digits}}{against}."
     sentence = (
-        f"Over {len(values)} BH configurations {quality.name} runs from {values.iloc[0]:{digits}} "
+        f"Over {len(values)} {noun}s {quality.name} runs from {values.iloc[0]:{digits}} "
         f"(`{first}`) to {values.iloc[-1]:{digits}} (`{last}`){against}"
     )
     if reference == reference:

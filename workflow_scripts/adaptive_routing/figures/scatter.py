@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from adaptive_routing.analysis.study import Study
     from adaptive_routing.figures.quality import Quality
 
+MOST_SPELLED_OUT = 6  # top-k named top-8; more are k 8
 SIZE, SMALL_SIZE, MANY = 4.6, 3.4, 40  # of markers in points; for more than MANY configurations
 
 
@@ -31,17 +32,18 @@ def draw(
     named: Iterable[str] = (),
     cheap_is_left: bool = True,
 ) -> None:
-    """Draw quality over a cost or a speed: BH joined along alpha, top-k along k, the baseline as a cross.
+    """Draw quality over a cost or a speed: lines join a rule's variants and top-k, a cross is the baseline.
 
-    x: Series by configuration; quality: of `quality`; x_scale: of `scales`; named: BH configurations to name;
-    cheap_is_left: on which side of the baseline's x the better ones lie, which is shaded.
+    x: Series by configuration; quality: of `quality`; x_scale: of `scales`; named: adaptive configurations to
+    name; cheap_is_left: on which side of the baseline's x the better ones lie, which is shaded.
     """
     table = study.configurations.assign(
         x=x.reindex(study.configurations["config"]).to_numpy(float),
         y=quality.values.reindex(study.configurations["config"]).to_numpy(float),
         error=quality.errors.reindex(study.configurations["config"]).fillna(0).to_numpy(float),
     ).dropna(subset=["x", "y"])
-    varied, topk = table[table["strategy"] != "topk"], table[table["strategy"] == "topk"]
+    is_topk = table["config"].isin(study.topk["config"])
+    varied, topk = table[~is_topk], table[is_topk]
     baseline = table[table["config"] == study.baseline]
     held = np.concatenate(
         [[*part["y"] - part["error"], *part["y"] + part["error"]] for part in (varied, baseline)]
@@ -59,8 +61,8 @@ def draw(
     size = SIZE if len(varied) <= MANY else SMALL_SIZE
     for max_k, rows in varied.groupby("k_or_max_k"):
         colours = style.colours(study, rows)
-        bh = rows[rows["strategy"] == "bh"]
-        axes.plot(bh["x"], bh["y"], color=style.PALE, linewidth=0.7, zorder=2)
+        for _, line in rows.groupby(rows["config"].map(study.family), sort=False):
+            axes.plot(line["x"], line["y"], color=style.PALE, linewidth=0.7, zorder=2)
         axes.add_collection(_bars(rows, colours), autolim=False)
         axes.scatter(rows["x"], rows["y"], c=colours, zorder=4, **style.points(study, max_k, size))
     shown = _draw_topk(axes, topk, above, below)
@@ -129,7 +131,8 @@ def _topk_names(study, rows, shown):
     for (_, row), y in zip(rows.iterrows(), shown, strict=True):
         if row["config"] == study.baseline:
             continue
-        name = f"top-{int(row['k_or_max_k'])}"
+        # Many names have room only where they are short.
+        name = f"{'k ' if len(rows) > MOST_SPELLED_OUT else 'top-'}{int(row['k_or_max_k'])}"
         if y != row["y"]:
             name += f" {'↑' if y < row['y'] else '↓'}{scales.three_digits(row['y'])}"
         yield row["x"], y, name, "normal"

@@ -3,8 +3,8 @@
 BH: the marker says max_k, the colour says alpha. The colours are viridis, perceptually uniform and made for
 colour-blind readers, from green (smallest alpha) to violet (largest): their luminance falls with alpha, so
 that they keep their order in greyscale too. Top-k: white circles with a black edge, a shape that BH never
-has. Other strategies: the marker of their max_k in warm colours. The baseline: a dashed black line wherever
-there is an axis for it. What is not a configuration is grey.
+has. Other rules: the marker of their max_k, a hue a rule, darker for later variants. The baseline: a dashed
+black line wherever there is an axis for it. What is not a configuration is grey.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from matplotlib.legend_handler import HandlerBase
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from adaptive_routing.analysis.rule_names import rule
 from adaptive_routing.system.files import atomic_path
 
 if TYPE_CHECKING:
@@ -40,7 +41,18 @@ COMPRESSION = {"compress_level": 3}  # of PNGs: 5 % larger than at 6, the defaul
 MARKERS = "^sDPXv*p<>hd"
 LARGER = {"P": 1.2, "X": 1.15, "*": 1.4, "p": 1.15, "h": 1.15, "d": 1.15}  # than others at the same area
 SMALLEST_ALPHA, LARGEST_ALPHA = 0.80, 0.04  # places on viridis, whose light end is too pale on white
-OTHERS = ("#d55e00", "#cc79a7", "#e69f00", "#8c2d04")  # of other strategies' variants, in turn
+# Of the other rules, in turn: the colour of a single variant, and those of the first and last of several.
+RULES = (
+    ("#d55e00", "#f9b27e", "#a03d00"),  # vermilion
+    ("#cc79a7", "#edbfd8", "#93306c"),  # pink
+    ("#e69f00", "#f7d98a", "#a56f00"),  # gold
+    ("#56b4e9", "#b5def7", "#1c6ea4"),  # sky
+    ("#7f7f2a", "#c5c58a", "#4d4d10"),  # olive
+    ("#8c2d04", "#c79072", "#551a00"),  # brown
+    ("#d62728", "#f3a5a5", "#8b1012"),  # red
+    ("#6b6b6b", "#bcbcbc", "#3c3c3c"),  # grey
+)
+MOST_NAMED = 6  # variants of other rules in the legend by name; of more, every rule has a strip
 MOST_SWATCHES = 6  # of alphas in the legend; more become a strip
 INK = "#1a1a1a"
 NEUTRAL = "#555555"
@@ -150,8 +162,18 @@ def max_k_marker(study: Study, max_k: float) -> str:
 
 
 def other_colour(study: Study, name: str) -> tuple[float, float, float]:
-    """The colour of one of `Study.others`, by its place among them: (red, green, blue) in [0, 1]."""
-    return mpl.colors.to_rgb(OTHERS[study.others.index(name) % len(OTHERS)])
+    """The colour of one of `Study.others`: (red, green, blue) in [0, 1].
+
+    Its rule decides the hue, its place among the rule's variants how dark it is.
+    """
+    rules = list(dict.fromkeys(map(study.family, study.others)))
+    family = study.family(name)
+    single, *ends = (mpl.colors.to_rgb(c) for c in RULES[rules.index(family) % len(RULES)])
+    own = [other for other in study.others if study.family(other) == family]
+    if len(own) == 1:
+        return single
+    place = own.index(name) / (len(own) - 1)
+    return tuple((1 - place) * first + place * last for first, last in zip(*ends, strict=True))  # ty: ignore[invalid-explicit-return]
 
 
 def variant_colour(study: Study, one: float | str) -> tuple[float, float, float]:
@@ -259,8 +281,28 @@ def legend_handles(study: Study) -> list[list[Line2D]]:
 
 def variant_handles(study: Study) -> list[Line2D]:
     """Legend entries of the colours: of the alphas, then of the variants of other strategies."""
-    others = [Strip([other_colour(study, name)], name) for name in study.others]
-    return [*_alpha_handles(study), *others]
+    return [*_alpha_handles(study), *_other_handles(study)]
+
+
+def _other_handles(study):
+    """Legend entries of the variants of other rules: each by name, or of many one strip a rule."""
+    if len(study.others) <= MOST_NAMED:
+        return [Strip([other_colour(study, name)], name) for name in study.others]
+    handles = []
+    for family in dict.fromkeys(map(study.family, study.others)):
+        own = [name for name in study.others if study.family(name) == family]
+        text = rule(family)
+        if len(own) > 1:
+            settings = [_setting(name) for name in own]
+            text += f", {settings[0]} to {settings[-1]}"
+        handles.append(Strip([other_colour(study, name) for name in own], text))
+    return handles
+
+
+def _setting(name):
+    """The number in a variant's name as it is there: p010 of minp_p010, a030 of bh_a030_ncentred."""
+    numbers = [part for part in name.split("_")[1:] if part[1:].isdigit()]
+    return numbers[0] if numbers else name
 
 
 def _alpha_handles(study):

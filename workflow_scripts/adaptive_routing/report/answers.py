@@ -8,38 +8,59 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from adaptive_routing.analysis import control_outcomes as controls
 from adaptive_routing.analysis import recommendations as rules
 from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL
 from adaptive_routing.report import words
 from adaptive_routing.report.costs import cost_section
-from adaptive_routing.report.limits import same_compute_text, uncertainty_section, where_bh_does_not_help
+from adaptive_routing.report.limits import (
+    topk_curve_text,
+    uncertainty_section,
+    where_it_does_not_help,
+)
+from adaptive_routing.report.same_compute import same_compute_section
 from adaptive_routing.report.sentences import MARGIN, margin_definition, subject, why_kept
+from adaptive_routing.report.where import where_section
+from adaptive_routing.report.why import why_section
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from adaptive_routing.analysis.recommendations import QualityMargins
     from adaptive_routing.analysis.study import Study
 
 
-def answer_sections(study: Study, margins: QualityMargins) -> Iterator[str]:
-    """Yield the parts after the main sentences; nothing where nothing can be recommended."""
+def answer_sections(
+    study: Study,
+    margins: QualityMargins,
+    figures: Mapping[str, str] | None = None,
+    null_check: Sequence[str] = (),
+) -> Iterator[str]:
+    """Yield the parts after the main sentences; without a recommendation only those about controls.
+
+    figures: links to the figures `same_compute`, `decomposition` and `where`; null_check: see `why_section`.
+    """
+    figures = figures or {}
+    if not rules.obstacle(study) and (powerless := rules.powerless(study)):
+        yield _too_few_samples(powerless)
+    yield from same_compute_section(study, margins, figures.get("same_compute"))
+    yield from why_section(study, figures.get("decomposition"), null_check)
     if rules.obstacle(study):
+        yield from where_section(study, figures.get("where"))
         return
     decision = rules.decide(study, margins)
-    if powerless := rules.powerless(study):
-        yield _too_few_samples(powerless)
     yield "### What to use"
-    yield _what_to_use(study, decision)
+    yield _what_to_use(study, decision, margins)
     yield f"*Same quality*: {margin_definition(study, margins)}. This margin is set in the config file."
     yield "### What it costs"
     yield from cost_section(study, decision, margins)
+    yield from where_section(study, figures.get("where"))
     yield "### The tests behind these answers"
     yield _evidence(study, decision, margins)
-    yield "### Against fixed top-k at the same compute"
-    yield same_compute_text(study)
-    yield "### Where BH does not help"
-    yield where_bh_does_not_help(study)
+    yield "### Beside the curve of fixed top-k"
+    yield topk_curve_text(study)
+    yield f"### Where {words.adaptive_subject(study)} does not help"
+    yield where_it_does_not_help(study)
     yield "### Uncertainty"
     yield from uncertainty_section(study, margins)
 
@@ -57,7 +78,7 @@ def _too_few_samples(powerless):
     )
 
 
-def _what_to_use(study, decision):
+def _what_to_use(study, decision, margins):
     rows = []
     for choice in decision.choices:
         if choice.reason == rules.SHOWN:
@@ -67,7 +88,7 @@ def _what_to_use(study, decision):
             if choice.candidate and choice.reason != rules.CONFLICT:
                 why += f"; closest: {words.code(choice.candidate)}"
         rows.append((words.AIMS[choice.aim], use, why))
-    rows.append(("adaptive or fixed number of experts", *_adaptive_or_fixed(study)))
+    rows.append(("adaptive or fixed number of experts", *_adaptive_or_fixed(study, margins)))
     return words.table(["aim", "use", "why"], rows)
 
 
@@ -81,7 +102,7 @@ def _why_shown(study, choice):
         gain = f"{row['avg_experts']:.2f} experts instead of {study.baseline_value('avg_experts'):.2f}"
     else:
         ratios = rules.speed_ratios(study).loc[config]
-        gain = f"{words.span_of(ratios, '.2f')} times the baseline's tokens/s, by data set"
+        gain = f"{words.span_of(ratios, '.2f')} times the baseline's tokens/s, by data set, measured once"
     worse = rules.worse_on(study, config)
     small_loss = (
         f"; the loss on {words.joined(worse)} is significant, but smaller than the margin" if worse else ""
@@ -89,19 +110,47 @@ def _why_shown(study, choice):
     return f"{gain}; a loss beyond the margin is excluded on every data set{small_loss}"
 
 
-def _adaptive_or_fixed(study):
-    """Two cells: whether BH or a fixed k is better at the same compute, and why."""
-    if study.bh.empty:
-        return "not answered", "no BH configuration"
+def _adaptive_or_fixed(study, margins):
+    """Two cells: whether an adaptive or a fixed number is better at the same compute, and why."""
+    if study.adaptive.empty:
+        return "not answered", "no adaptive configuration"
+    if controls.has_answer(study):
+        return _by_controls(study, margins)
     results = [r for r in (rules.same_compute(study, column) for column in words.measures(study)) if r]
     compared = sum(len(result.better) + len(result.worse) for result in results)
     if not compared:
-        return "not answered", "no fixed top-k of this study runs as many experts as a BH configuration"
+        return (
+            "not answered",
+            f"no fixed top-k of this study runs as many experts as one {words.adaptive_noun(study)}",
+        )
     better = sum(len(result.better) for result in results)
-    why = f"BH measured better than the line through top-k in {words.of(better, compared, 'comparison')}"
+    name = words.capitalized(words.adaptive_subject(study))
+    why = f"{name} measured better than the line through top-k in {words.of(better, compared, 'comparison')}"
     if outside := len(results[0].outside):
-        why += f"; not comparable: {words.of(outside, len(study.bh), 'BH configuration')}"
+        why += f"; not comparable: {words.of(outside, len(study.adaptive), words.adaptive_noun(study))}"
     return "measured, not tested", why
+
+
+def _by_controls(study, margins):
+    """Two cells: the answer of the comparison with controls, and its counts."""
+    outcomes = controls.by_rule(study, controls.ANSWER)
+    winning = [outcome for outcome in outcomes if outcome.verdict == controls.BETTER]
+    verdicts = {outcome.verdict for outcome in outcomes}
+    if winning:
+        best = controls.best(study, [c for one in winning for c in one.outcomes[controls.BETTER]], margins)
+        use = f"adaptive: {words.code(best)}"
+    elif verdicts <= {controls.WORSE}:
+        use = "fixed"
+    elif verdicts <= {controls.WORSE, controls.SAME}:
+        use = "fixed (adaptive gains nothing)"
+    else:
+        use = "open" if verdicts == {controls.OPEN} else "depends; see the table above"
+    total = sum(len(outcome.configs) for outcome in outcomes)
+    better, worse = (sum(one.count(name) for one in outcomes) for name in (controls.BETTER, controls.WORSE))
+    return use, (
+        f"at the same compute, {better} of {total} configurations are significantly better than their "
+        f"control and {worse} significantly worse"
+    )
 
 
 def _evidence(study, decision, margins):

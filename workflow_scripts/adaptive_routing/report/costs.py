@@ -25,14 +25,19 @@ def cost_section(study: Study, decision: Decision, margins: QualityMargins) -> I
     yield words.table([*headings, *(words.score_of(study, d) for d in study.scored_datasets)], rows)
     yield (
         "Experts are per token and layer. The baseline's row holds values ± one standard error. The other "
-        "rows hold changes against it, with 95 % intervals of the paired differences. ▲ significantly "
-        "better, ▼ significantly worse than the baseline (Holm-corrected p < "
-        f"{SIGNIFICANCE_LEVEL}), ○ no significant difference. The intervals hold for all comparisons of a "
-        "strategy together. Tokens/s are over all data sets; the range over the data sets is in brackets."
+        "rows hold changes against it, with simultaneous 95 % intervals of the paired differences. ▲ "
+        "significantly better, ▼ significantly worse than the baseline (Holm-corrected p < "
+        f"{SIGNIFICANCE_LEVEL}), ○ no significant difference. The intervals hold for all configurations of a "
+        "strategy and all data sets together. Tokens/s are over all data sets"
+        + ("" if rules.speeds_repeated(study) else ", measured once")
+        + "; the range over the data sets is in brackets."
     )
     effects = list(filter(None, (_setting_effect(study, setting) for setting in ("alpha", "k_or_max_k"))))
     if effects:
-        remark = "These compare the two ends of the grid; in between, the change need not be monotone."
+        remark = (
+            "These are measured changes between the two ends of BH's grid, without a test; in between, the "
+            "change need not be monotone."
+        )
         yield " ".join([*effects, remark])
 
 
@@ -53,9 +58,11 @@ def _roles(study, decision, margins):
     if decision.quality.reason == rules.CONFLICT:
         add(decision.quality.candidate, "better and worse")
     add(rules.least_loss(study, margins), "fewer experts, least loss")
-    if len(study.bh):
-        add(study.bh.loc[study.bh["avg_experts"].idxmin(), "config"], "BH with fewest experts")
-    if study.has("tokens_per_second"):
+    adaptive = study.adaptive.dropna(subset=["avg_experts"])
+    if len(adaptive):
+        name = words.adaptive(study)
+        add(adaptive.loc[adaptive["avg_experts"].idxmin(), "config"], f"{name} with fewest experts")
+    if study.has("tokens_per_second") and rules.speeds_repeated(study):
         fastest = study.configurations["tokens_per_second"].idxmax()
         add(study.configurations.loc[fastest, "config"], "fastest")
     for column, name in words.measures(study).items():

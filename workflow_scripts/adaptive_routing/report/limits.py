@@ -1,4 +1,4 @@
-"""What limits the report's answers: comparison at the same compute, where BH does not help, uncertainty."""
+"""What limits the answers: the curve of fixed top-k, where adaptive routing does not help, uncertainty."""
 
 from __future__ import annotations
 
@@ -17,28 +17,30 @@ if TYPE_CHECKING:
     from adaptive_routing.analysis.study import Study
 
 
-def same_compute_text(study: Study) -> str:
-    """BH against the line through top-k at the same average number of experts, in words."""
-    if study.bh.empty:
-        return "This study has no BH configuration to compare."
+def topk_curve_text(study: Study) -> str:
+    """tive configurations beside the line through top-k at the same average number of experts, in words."""
+    if study.adaptive.empty:
+        return "This study has no adaptive configuration to compare."
+    name, noun = words.adaptive_subject(study), words.adaptive_noun(study)
     items = []
-    for column, name in words.measures(study).items():
+    for column, measure in words.measures(study).items():
         result = rules.same_compute(study, column)
         compared = len(result.better) + len(result.worse) if result else 0
         if result and compared:
-            items.append(f"{name.capitalize()}: BH measured better in {_counted(result.better, compared)}.")
+            items.append(
+                f"{measure.capitalize()}: {name} measured better in {_counted(result.better, compared)}."
+            )
     text = []
     if items:
         text.append(
-            "Each BH configuration is compared with the line through the top-k configurations, interpolated "
-            "in log k, at BH's average number of experts. This describes the measured values; it is not a "
-            "test."
+            f"Each {noun} is compared with the line through the top-k configurations, interpolated in log "
+            "k, at its average number of experts. This describes the measured values; it is not a test."
         )
         text.append("\n".join(f"- {item}" for item in items))
     if missing := rules.fixed_k_to_add(study):
         below = len(rules.below_every_topk(study))
         verb = "runs" if below == 1 else "run"
-        count = words.of(below, len(study.bh), "BH configuration")
+        count = words.of(below, len(study.adaptive), noun)
         text.append(
             f"{count[0].upper()}{count[1:]} {verb} fewer experts than any top-k configuration of this study "
             "on at least one data set. Whether a fixed top-k with as few experts would lose as much is **not "
@@ -51,11 +53,11 @@ def same_compute_text(study: Study) -> str:
     return "\n\n".join(text)
 
 
-def where_bh_does_not_help(study: Study) -> str:
-    """The BH configurations that lose quality, save nothing or are slower, as a list."""
-    table = study.bh[study.bh["config"] != study.baseline].set_index("config")
+def where_it_does_not_help(study: Study) -> str:
+    """The adaptive configurations that lose quality, save nothing or are slower, as a list."""
+    table = study.adaptive[study.adaptive["config"] != study.baseline].set_index("config")
     if table.empty:
-        return "This study has no BH configuration to compare."
+        return "This study has no adaptive configuration to compare."
     items = []
     for dataset in study.scored_datasets:
         worse = [config for config in table.index if study.verdict(config, dataset) == "worse"]
@@ -70,14 +72,11 @@ def where_bh_does_not_help(study: Study) -> str:
             "At least as many experts as the baseline without a clear gain in quality: "
             f"{_counted(no_gain, len(table))}."
         )
-    slow = table.index[table["tokens_per_second"] < study.baseline_value("tokens_per_second")]
-    if len(slow):
-        items.append(f"Slower than the baseline over all data sets: {_counted(slow, len(table))}.")
     if not items:
         return (
-            "No loss was found: every BH configuration runs fewer experts than the baseline, none was "
-            "slower, and none is significantly worse on a data set it was compared on. The intervals say "
-            "which losses remain possible."
+            f"No loss was found: every {words.adaptive_noun(study)} runs fewer experts than the baseline, "
+            "and none is significantly worse on a data set it was compared on. The intervals say which "
+            "losses remain possible."
         )
     return "\n".join(f"- {item}" for item in items)
 
@@ -94,15 +93,25 @@ def uncertainty_section(study: Study, margins: QualityMargins) -> Iterator[str]:
         f"- **Differences.** A difference is significant where the Holm-corrected p is below "
         f"{SIGNIFICANCE_LEVEL}. Among {_family_sizes(study)} on all data sets, the chance of any false "
         f"positive is at most {100 * SIGNIFICANCE_LEVEL:g} %. A difference that is not significant may still "
-        "exist.\n- **Same quality.** The intervals hold for all comparisons of a strategy together, so that "
-        f"the choice with least compute is one of {words.plural(len(rules.cheaper(study)), 'candidate')}. "
-        "Confirm a choice on new samples.\n- **Speed** was measured once, on the machine named below, which "
-        "may have been doing other work, and has no standard error. No difference between speeds that were "
-        "measured once is called one."
+        "exist.\n- **Same quality.** The intervals are simultaneous: with 95 % they hold for all "
+        "configurations of a strategy and all data sets together. Confirm a choice on new samples.\n- "
+        "**Speed** " + _speed(study)
     )
     yield from _precision(study, margins)
     if unscored := [dataset for dataset in study.datasets if dataset not in study.scored_datasets]:
         yield f"Left out of the answers (no perplexity or accuracy): {words.joined(unscored)}."
+
+
+def _speed(study):
+    if rules.speeds_repeated(study):
+        return (
+            "was measured repeatedly, the configurations in turn, on the machine named below. A "
+            "configuration counts as faster where the intervals of the ratios exclude 1 on every data set."
+        )
+    return (
+        "was measured once, on the machine named below, which may have been doing other work, and has no "
+        "standard error. No configuration counts as faster."
+    )
 
 
 def _precision(study, margins):

@@ -16,9 +16,10 @@ from adaptive_routing.report.plausibility import vocabulary_size, warning
 from adaptive_routing.report.provenance import gap_section, provenance_section, reproduction_section
 from adaptive_routing.report.sentences import main_sentences
 from adaptive_routing.report.tables import table_sections
+from adaptive_routing.report.warnings import warning_section
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import pandas as pd
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from adaptive_routing.evaluation.experiment import Summary
     from adaptive_routing.settings.load import Settings
 
-TITLE = "Adaptive expert routing: Benjamini–Hochberg against fixed top-k"
+TITLE = "Adaptive expert routing: {rule} against a fixed number of experts"
+MOST_IN_TITLE = 3  # rules
 
 
 def margins_of(settings: Settings) -> rules.QualityMargins:
@@ -38,7 +40,7 @@ def margins_of(settings: Settings) -> rules.QualityMargins:
 
 
 def plain_main_sentences(study: Study, settings: Settings, summaries: Sequence[Summary] = ()) -> str:
-    """Return the three main sentences, or what takes their place, as plain text, one per line."""
+    """Return the main sentences, or what takes their place, as plain text, one per line."""
     sentences = warning(study, vocabulary_size(summaries)) or main_sentences(study, margins_of(settings))
     return "".join(f"{words.plain(sentence)}\n" for sentence in sentences)
 
@@ -52,24 +54,31 @@ def write_markdown(
     folder: Path | str,
     difficulty: tuple[pd.DataFrame, pd.DataFrame, Path | str] | None = None,
     atlas: Path | str | None = None,
+    control_figures: Mapping[str, Path | str] | None = None,
+    null_check: Sequence[str] = (),
+    model_note: str | None = None,
 ) -> str:
     """Return the report as Markdown.
 
     summaries: contents of logs/{config}_{dataset}.json. settings: the complete config of the run. figure:
     path of the PNG of all panels; panels: paths of the panels' PNGs in the order of `PANELS`; both are linked
     relative to `folder`, where the report is written. difficulty: see `difficulty_section`. atlas: path
-    of the routing atlas, linked in the same way.
+    of the routing atlas, linked in the same way, as are `control_figures`, the paths of the figures
+    `same_compute`, `decomposition` and `where`. null_check: parts on the check of the null distributions;
+    model_note: what the model's card says that a report must tell.
     """
+    beside = {name: quote(os.path.relpath(path, folder)) for name, path in (control_figures or {}).items()}
     figure, *panels = (quote(os.path.relpath(path, folder)) for path in (figure, *panels))
     margins = margins_of(settings)
     warned = warning(study, vocabulary_size(summaries))
     sentences = warned or main_sentences(study, margins)
     sections = [
-        f"# {TITLE}",
+        f"# {_title(study)}",
         "## Answers",
         "\n".join(f"{i}. {sentence}" for i, sentence in enumerate(sentences, start=1)),
+        *warning_section(study, summaries, model_note),
         _setting(study, summaries),
-        *(() if warned else answer_sections(study, margins)),
+        *(() if warned else answer_sections(study, margins, beside, null_check)),
         "### Missing, skipped and shortened",
         *gap_section(study, summaries),
         "## Panels",
@@ -87,6 +96,14 @@ def write_markdown(
         *reproduction_section(settings),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _title(study):
+    names = {"bh": "Benjamini–Hochberg"}
+    strategies = dict.fromkeys(study.adaptive["strategy"])
+    rules_ = [names.get(strategy, words.strategy(strategy)) for strategy in strategies] or ["adaptive rules"]
+    several = len(rules_) > MOST_IN_TITLE
+    return TITLE.format(rule=f"{len(rules_)} adaptive rules" if several else words.joined(rules_))
 
 
 def _atlas(path, folder):
@@ -116,6 +133,7 @@ def _setting(study, summaries):
     return (
         f"Model {', '.join(map(words.code, models))}; {words.plural(len(study.experiments), 'experiment')}: "
         f"{words.joined(kinds)} on {samples}."
+        + _controls(study)
         + (f" **{words.plural(missing, 'experiment')} missing** (listed below)." if missing else "")
         + f" All are compared with the baseline, {words.code(study.baseline)}, sample by sample."
         + (
@@ -124,6 +142,13 @@ def _setting(study, summaries):
             else ""
         )
     )
+
+
+def _controls(study):
+    count = 0 if study.controls is None else len(study.controls)
+    if not count:
+        return ""
+    return f" {words.plural(count, 'more experiment')} {'is a control' if count == 1 else 'are controls'}."
 
 
 def _panels(study, links):

@@ -50,6 +50,7 @@ def _routing(settings):
     weights = {
         "native": "are left as the model computes them",
         "renormalized": "are made to sum to 1 per token",
+        "uniform": "are replaced by 1/n for each of a token's n experts",
     }[routing["weights"]]
     return "\n".join(
         f"- {item}"
@@ -60,12 +61,16 @@ def _routing(settings):
             "function of the layer's null distribution, and sorts them. It selects the k* experts with "
             "the smallest p-values, where k* is the largest k with p₍ₖ₎ ≤ k·α/E (Benjamini and Hochberg, "
             f"J. R. Stat. Soc. B 57, 1995), but at least {routing['min_k']} and at most max_k. Experts "
-            "that are not selected are not run.",
+            "that are not selected are not run. The floor holds two kinds of tokens: those where no expert "
+            "passed (k* = 0) and those where min_k or fewer did. For independent logits from the null "
+            "distribution, no expert passes for a share 1 − α of the tokens (Simes, Biometrika 73, 1986): α "
+            "sets the share at the floor, and is no error rate of the routing.",
             f"**Null distribution** of each layer: {_null_distribution(null)}",
             *(
-                f"**{strategy}** is defined in its module, `routing/{strategy}.py`."
+                f"**{words.capitalized(words.strategy(strategy))}** is defined in its module, "
+                f"`routing/{strategy}.py`."
                 for strategy in settings["strategies"]
-                if strategy not in words.STRATEGIES
+                if strategy not in ("topk", "bh")
             ),
             f"**Weights** are the softmax over all E logits{_temperature(routing['temperature'])} at the "
             f"selected experts; they {weights}, in every configuration.",
@@ -108,29 +113,37 @@ def _statistics(study, settings):
     kinds = {lower_is_better(score) for score in study.scores.values()}
     margins = settings["report"]
     items = [
-        "Every configuration is compared with the baseline over the same samples. Standard errors and "
-        "tests treat samples as independent, even where texts repeat or belong together.",
+        "Every configuration is compared with the baseline over the same samples. Samples with "
+        "the same text, and rows of one article, are one cluster; standard errors, intervals and tests take "
+        "clusters as independent, not samples.",
     ]
     if True in kinds or not kinds:
         items.append(
-            "**Losses** (perplexities): paired t-test and its 95 % interval"
+            "**Losses** (perplexities): paired t-test, by clusters, and its interval"
             + (", per word as a linearised ratio of sums" if study.perplexity == "word_perplexity" else "")
             + ". Wilcoxon's signed-rank test is reported as well."
         )
     if False in kinds:
         items.append(
-            "**Accuracies**: McNemar's exact test and Tango's 95 % score interval, which belongs to "
-            "McNemar's asymptotic test and is slightly less strict."
+            "**Accuracies**: McNemar's exact test and Tango's score interval, which belongs to McNemar's "
+            "asymptotic test and is slightly less strict; where samples form clusters, the t-test by "
+            "clusters and its interval."
         )
     items += [
-        "**Correction**: Holm's, over the configurations of one strategy on one data set, at "
-        f"{SIGNIFICANCE_LEVEL}. The tables also hold Benjamini and Hochberg's correction and a paired "
-        "bootstrap, for information only.",
+        "**Correction**: Holm's, over the configurations of one strategy on all data sets, at "
+        f"{SIGNIFICANCE_LEVEL}. Intervals are simultaneous over the same comparisons and never contradict "
+        "it. The tables also hold Benjamini and Hochberg's correction and a paired bootstrap, for "
+        "information only.",
         "**Same quality** (non-inferiority): on every data set the 95 % interval excludes a loss of more "
         f"than {100 * margins['perplexity_margin']:g} % of the baseline's perplexity or "
         f"{margins['accuracy_margin']:g} of accuracy. An interval of fewer than {rules.FEWEST_SAMPLES} "
-        "samples, or of zero width, proves nothing. The margins are settings (`report`); fix them before "
-        "looking at results.",
+        "samples, or of zero width, proves nothing; identical losses are the same quality. The margins are "
+        "settings (`report`); fix them before looking at results.",
+        "**At the same compute**: each adaptive configuration against its controls, on the same samples. The "
+        "answer (against `fixed`) is one family of Holm's correction over all configurations and data sets, "
+        "the three contrasts that it is the sum of are another. A perplexity is compared per predicted "
+        "token or word. The same means that the whole simultaneous interval lies within the margin, on both "
+        "sides.",
         "**Ranking** where one configuration has to be named: the measured loss in units of the margin, "
         "averaged over the data sets.",
         "**FLOPs** are those of one token's forward pass, counted from the model's shapes. “FLOPs” is "

@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-HEADING = "## The null distributions"
+HEADING = "### The null distributions"
+# Of `calibration/null_check*.csv`, what the section reads.
+CHECK_COLUMNS = (
+    *("layer", "alpha", "trim", "distance_kept", "distance_unselected", "mean_count", "r2_mean_logit"),
+    *("share_below_min_k", "share_zero", "share_zero_if_independent", "share_one", "share_all_experts"),
+)
 
 
 def null_check_section(

@@ -8,6 +8,7 @@ import yaml
 
 from adaptive_routing.analysis import recommendations as rules
 from adaptive_routing.report import words
+from adaptive_routing.settings.configurations import DEFAULTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -136,7 +137,13 @@ def reproduction_section(settings: Settings) -> Iterator[str]:
 
 
 def plain_settings(settings: Any) -> Any:
-    """The settings as a config file holds them, without the keys that the workflow adds."""
+    """The settings as a config file holds them, without what the workflow adds.
+
+    It adds the key `local`, and the null distribution of the section `null_distribution` to the named ones.
+    """
     if isinstance(settings, dict):
-        return {key: plain_settings(value) for key, value in settings.items() if key != "local"}
+        plain = {key: plain_settings(value) for key, value in settings.items() if key != "local"}
+        if "null_distributions" in plain:
+            plain["null_distributions"].pop(DEFAULTS["null"], None)
+        return plain
     return [plain_settings(value) for value in settings] if isinstance(settings, list | tuple) else settings

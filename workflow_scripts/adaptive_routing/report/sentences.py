@@ -1,4 +1,4 @@
-"""The three sentences that open the report: does BH help, what to use, what it costs.
+"""The sentences that open the report: at the same compute, why, against the baseline, what to use, its price.
 
 The study's `Decision` chooses each of them, and none says more than the tests and intervals do.
 """
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from adaptive_routing.analysis import recommendations as rules
 from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL, lower_is_better
 from adaptive_routing.report import words
+from adaptive_routing.report.same_compute import same_compute_sentences
+from adaptive_routing.report.why import why_sentences
 
 if TYPE_CHECKING:
     from adaptive_routing.analysis.recommendations import Choice, Decision, QualityMargins
@@ -60,12 +62,22 @@ KEPT = {
 
 
 def main_sentences(study: Study, margins: QualityMargins) -> list[str]:
-    """Return the report's three main sentences, in Markdown (`words.plain` strips it)."""
+    """rn the report's main sentences, in Markdown (`words.plain` strips it).
+
+    The first is about the comparison at the same compute wherever the study has an adaptive configuration;
+    with controls a second says why. Three follow: the verdict against the baseline, what to use, what it
+    costs."""
+    opening = [*same_compute_sentences(study, margins), *why_sentences(study)]
     if name := rules.obstacle(study):
-        return _without_answer(study, name)
+        return [*opening, *_without_answer(study, name)]
     decision = rules.decide(study, margins)
     sentences = "\n".join(
-        [verdict_on_bh(study, decision), _what_to_use(study, decision), _cost(study, decision, margins)]
+        [
+            *opening,
+            adaptive_verdict(study, decision),
+            _what_to_use(study, decision),
+            _cost(study, decision, margins),
+        ]
     )
     if MARGIN_SIZE in sentences:
         sentences = sentences.replace(MARGIN_SIZE, f" ({_margin_size(study, margins)})")
@@ -109,7 +121,7 @@ def _without_answer(study, name):
     missing = len(rules.missing_experiments(study))
     experiments = words.plural(len(study.experiments), "experiment")
     return [
-        f"This study cannot tell whether BH helps: {what}.",
+        f"This study cannot tell whether {words.adaptive_subject(study)} helps: {what}.",
         "No configuration can be recommended for any aim.",
         f"The tables hold what was measured: {experiments} on {words.joined(study.datasets)}"
         + (
@@ -120,54 +132,56 @@ def _without_answer(study, name):
     ]
 
 
-def verdict_on_bh(study: Study, decision: Decision) -> str:
-    """Say whether BH helps."""
-    outcomes = decision.bh_outcomes
+def adaptive_verdict(study: Study, decision: Decision) -> str:
+    """Say whether adaptive routing helps compared with the baseline."""
+    outcomes = decision.outcomes
+    noun, name = words.adaptive_noun(study), words.adaptive_subject(study)
+    begins = words.capitalized(name)
     total = sum(map(len, outcomes.values()))
     experts = words.number(study.baseline_value("avg_experts"), ".2f")
     baseline = f"the baseline {words.code(study.baseline)} ({experts} experts per token and layer)"
     fewer_experts = set(rules.cheaper(study))
 
     def count(configs, verb):
-        """So many BH configurations are ..., show ... or stay ..."""
+        """So many adaptive configurations are ..., show ... or stay ..."""
         verb = {"are": "is", "show": "shows", "stay": "stays"}[verb] if len(configs) == 1 else verb
-        return f"{words.of(len(configs), total, 'BH configuration')} {verb}"
+        return f"{words.of(len(configs), total, noun)} {verb}"
 
-    match decision.bh:
+    match decision.verdict:
         case "absent":
             return (
-                "This study does not say whether BH helps: it has no BH configuration to compare with "
-                f"{baseline}."
+                "This study does not say whether adaptive routing helps: it has no adaptive configuration to "
+                f"compare with {baseline}."
             )
         case "better":
             fewer = len(fewer_experts & set(outcomes["better"]))
             return (
-                f"BH beats {baseline}: {count(outcomes['better'], 'are')} significantly better on at least "
-                f"one data set and significantly worse on none; {fewer or 'none'} of them "
+                f"{begins} beats {baseline}: {count(outcomes['better'], 'are')} significantly better on at "
+                f"least one data set and significantly worse on none; {fewer or 'none'} of them "
                 f"{'run' if fewer > 1 else 'runs'} fewer experts."
             )
         case "cheaper":
             fewer = fewer_experts & set(outcomes["same"])
             return (
-                f"BH saves compute at the same quality: {count(fewer, 'stay')} within the margin{MARGIN} of "
-                f"{baseline} with fewer experts; no BH configuration is significantly better."
+                f"{begins} saves compute at the same quality: {count(fewer, 'stay')} within the "
+                f"margin{MARGIN} of {baseline} with fewer experts; no {noun} is significantly better."
             )
         case "no gain":
             return (
-                f"BH gains nothing here: {count(outcomes['same'], 'stay')} within the margin{MARGIN} of "
-                f"{baseline}, but not with fewer experts, and no BH configuration is significantly better."
+                f"{begins} gains nothing here: {count(outcomes['same'], 'stay')} within the margin{MARGIN} "
+                f"of {baseline}, but not with fewer experts, and no {noun} is significantly better."
             )
         case "open":
             lost = outcomes["worse"] + outcomes["mixed"]
             return (
-                f"Whether BH helps is open: compared with {baseline}, {count(outcomes['open'], 'show')} no "
-                f"significant difference, but a loss beyond the margin{MARGIN_SIZE} is not excluded"
+                f"Whether {name} helps is open: compared with {baseline}, {count(outcomes['open'], 'show')} "
+                f"no significant difference, but a loss beyond the margin{MARGIN_SIZE} is not excluded"
                 + (f"; {count(lost, 'are')} significantly worse on at least one data set." if lost else ".")
             )
         case "powerless":
             samples = words.span([samples for _, samples in rules.powerless(study).values()])
             return (
-                f"Nothing can be said about BH compared with {baseline}: with "
+                f"Nothing can be said about {name} compared with {baseline}: with "
                 f"{words.plural(samples, 'sample')} per data set, no difference can be significant at the "
                 f"{100 * SIGNIFICANCE_LEVEL:g} % level."
             )
@@ -179,20 +193,17 @@ def verdict_on_bh(study: Study, decision: Decision) -> str:
                 for on in (rules.better_on, rules.worse_on)
             )
             return (
-                f"BH helps on one data set and hurts on another: compared with {baseline}, "
+                f"{begins} helps on one data set and hurts on another: compared with {baseline}, "
                 f"{count(outcomes['mixed'], 'are')} significantly better on {gains} but significantly worse "
                 f"on {losses}."
             )
         case "worse":
             return (
-                f"BH does not help here: compared with {baseline}, {count(outcomes['worse'], 'are')} "
+                f"{begins} loses quality: compared with {baseline}, {count(outcomes['worse'], 'are')} "
                 "significantly worse on at least one data set, and none is significantly better"
                 f"{_without_equal(study)}."
             )
-    return (
-        "The data support no verdict on BH: no BH configuration was compared with "
-        f"{baseline} on every data set."
-    )
+    return f"The data support no verdict on {name}: no {noun} was compared with {baseline} on every data set."
 
 
 def _without_equal(study):
@@ -202,7 +213,7 @@ def _without_equal(study):
         return ""
     return (
         "; whether a fixed top-k with as few experts would lose as much is open for "
-        f"{words.of(below, len(study.bh))}, because the study has no such top-k"
+        f"{words.of(below, len(study.adaptive))}, because the study has no such top-k"
     )
 
 
@@ -251,14 +262,17 @@ def subject(study: Study, decision: Decision, margins: QualityMargins) -> tuple[
         return quality.candidate, words.code(quality.candidate)
     config = rules.least_loss(study, margins)
     if config:
-        return config, f"Of the BH configurations with fewer experts, {words.code(config)} loses least: it"
+        noun = words.adaptive_noun(study)
+        return config, f"Of the {noun}s with fewer experts, {words.code(config)} loses least: it"
     return None, None
 
 
 def _cost(study, decision, margins):
     config, opening = subject(study, decision, margins)
     if config is None:
-        return "BH saves no experts: no BH configuration compared with the baseline runs fewer."
+        name = words.capitalized(words.adaptive_subject(study))
+        noun = words.adaptive_noun(study)
+        return f"{name} saves no experts: no {noun} compared with the baseline runs fewer."
     worse = rules.worse_on(study, config)
     better = rules.better_on(study, config)
     significant = [
@@ -285,7 +299,7 @@ def compute_against_baseline(study: Study, config: str) -> str:
     if math.isfinite(flops):
         beside.append(f"{abs(100 * (1 - flops)):.0f} % {'fewer' if flops < 1 else 'more'} FLOPs")
     speed = row.get("tokens_per_second", math.nan) / study.baseline_value("tokens_per_second")
-    if math.isfinite(speed):
+    if math.isfinite(speed) and rules.speeds_repeated(study):
         beside.append(f"{speed:.2f} times the tokens/s")
     return (
         f"runs {row['avg_experts']:.2f} experts per token and layer instead of "

@@ -60,6 +60,8 @@ EXPERTS = (
     ("expert_overlap_score", "overlap of two passes", ".4f"),
     ("output_determinism", "same greedy token (%)", ".2f"),
 )
+# Of these the top-k that runs all experts has the best value whatever the model does.
+EVEN_BY_CONSTRUCTION = ("gini_coefficient", "expert_utilization")
 BETTER = {metric.name: metric.better for metric in ALL_METRICS}
 # Names of tests in a sentence, where they differ from those in the comparisons table.
 TEST_NAMES = {"McNemar exact": "McNemar's exact test"}
@@ -130,7 +132,10 @@ def _table(study, columns):
 
 def _best(study, name):
     """The configurations with the best value of a metric; none where it has no direction or all are equal."""
-    values = study.configurations.set_index("config")[name].dropna()
+    table = study.configurations
+    if name in EVEN_BY_CONSTRUCTION:
+        table = table[(table["strategy"] != "topk") | (table["k_or_max_k"] < table["num_experts"])]
+    values = table.set_index("config")[name].dropna()
     better = "higher" if name in study.accuracies else BETTER.get(name, "none")
     if better == "none" or values.nunique() < 2:
         return set()
@@ -142,7 +147,7 @@ def _summary_of_tests(study, dataset, comparisons):
     strategies = study.configurations.set_index("config")["strategy"]
     parts = []
     # BH first, then top-k, then other strategies.
-    for strategy in dict.fromkeys((*words.STRATEGIES, *strategies)):
+    for strategy in dict.fromkeys(("bh", "topk", *strategies)):
         verdicts = [
             study.verdict(config, dataset) for config, _ in comparisons if strategies[config] == strategy
         ]
@@ -169,13 +174,13 @@ def _test_table(study, dataset, comparisons):
         corrected["p_wilcoxon_holm"] = "Wilcoxon's test"
     corrected["p_bootstrap_holm"] = "the bootstrap"
     effect = "odds ratio of the discordant samples" if accuracy else "Cohen's d of the paired losses"
-    interval = "Tango's score interval" if accuracy else "t interval"
+    interval = "Tango's score interval" if "McNemar" in first["test"] else "t interval"
     samples = words.span([c["samples"] for _, c in comparisons])
     caption = (
         f"Score: {words.score_name(first['metric'])}; baseline "
         f"{words.with_error(first, 'baseline_value', words.digits_of(study, dataset))}; {first['test']}, "
         f"{words.plural(samples, 'sample')}; effect size: {effect}; interval: "
-        f"{interval}."
+        f"{interval}, simultaneous."
     )
     headings = [
         "configuration",

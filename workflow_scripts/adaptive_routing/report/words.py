@@ -7,6 +7,25 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from adaptive_routing.analysis.rule_names import (
+    adaptive as adaptive,
+)
+from adaptive_routing.analysis.rule_names import (
+    adaptive_noun as adaptive_noun,
+)
+from adaptive_routing.analysis.rule_names import (
+    adaptive_subject as adaptive_subject,
+)
+from adaptive_routing.analysis.rule_names import (
+    capitalized as capitalized,
+)
+from adaptive_routing.analysis.rule_names import (
+    rule as rule,
+)
+from adaptive_routing.analysis.rule_names import (
+    strategy as strategy,
+)
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
@@ -16,7 +35,6 @@ if TYPE_CHECKING:
 NOTHING = "–"
 MARKS = {"better": " ▲", "worse": " ▼", "same": " ○"}
 BASELINE_MARK = "(baseline)"
-STRATEGIES = {"bh": "BH", "topk": "top-k"}
 AIMS = {
     "quality": "best quality",
     "compute": "same quality, least compute",
@@ -24,11 +42,6 @@ AIMS = {
 }
 LARGE = 1e6  # from here on numbers get an exponent: a perplexity can have hundreds of digits
 TIMES = 10  # from this ratio on, a changed perplexity is "170 times" the baseline's, not "+16900 %"
-
-
-def strategy(name: str) -> str:
-    """A strategy's name in text."""
-    return STRATEGIES.get(name, name)
 
 
 def number(value: float | None, digits: str) -> str:

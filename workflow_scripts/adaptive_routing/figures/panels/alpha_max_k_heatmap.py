@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.patches import Rectangle
 
+from adaptive_routing.analysis.rule_names import adaptive_noun
 from adaptive_routing.figures import grid_axis, layout, quality, style
 from adaptive_routing.figures.panels import TITLES
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 TITLE = f"4  {TITLES['4_alpha_max_k_heatmap']}"
 MOST_WRITTEN = 22, 9  # rows, columns: with more there is no room for numbers
 MOST_WITH_INTERVAL = 6, 5
+LINE = 6.8  # points that the name of a row takes
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,15 @@ def draw(cell: Cell, study: Study) -> None:
     if changes is None:
         return cell.nothing_to_show(TITLE, "no quality was measured")
     columns = grid_axis.Places.of(study).groups
+    if len(columns) > MOST_WRITTEN[1] and study.max_ks:  # of top-k only those beside a max_k have room
+        columns = study.max_ks
     rows = ["top-k"] * (not study.topk.empty) + [style.alpha_text(alpha) for alpha in study.alphas]
     rows += study.others
-    cells = {row["config"]: _place(study, row, columns) for _, row in study.configurations.iterrows()}
+    cells = {
+        row["config"]: _place(study, row, columns)
+        for _, row in study.configurations.iterrows()
+        if int(row["k_or_max_k"]) in columns
+    }
     values = np.full((len(rows), len(columns)), np.nan)
     for config, place in cells.items():
         values[place] = changes.values.get(config, np.nan)
@@ -69,7 +77,7 @@ def draw(cell: Cell, study: Study) -> None:
     intervals = intervals and bool(changes.low.notna().any())
     more = "; below: 95 % interval" if intervals else "" if written else "; dot: better"
     cell.heading(TITLE, changes.note + more)
-    axes = cell.axes(right=0.8, left=0.95 if study.others else layout.Margins.left)[0, 0]
+    axes = cell.axes(right=0.8, left=_left(study))[0, 0]
     image = axes.pcolormesh(
         np.arange(len(columns) + 1) - 0.5, np.arange(len(rows) + 1) - 0.5, np.ma.masked_invalid(values),
         cmap=colours, norm=norm, edgecolors="white", linewidth=0.8 if written else 0,
@@ -79,9 +87,9 @@ def draw(cell: Cell, study: Study) -> None:
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     axes.set_xlabel(f"{'max_k' if study.others else 'max_k of BH'}, k of top-k (experts)")
-    axes.set_ylabel("α (target false discovery rate)")
+    axes.set_ylabel("α (target false discovery rate)" if not study.others else "α of BH, other rules")
     _ticks(axes.xaxis, columns, 12)
-    _ticks(axes.yaxis, rows, 12)
+    _ticks(axes.yaxis, rows, int(axes.bbox.height * 72 / axes.figure.dpi / LINE))
     if not study.topk.empty and not study.beside_topk.empty:
         axes.axhline(0.5, color="white", linewidth=2.5)
     if study.baseline in cells:
@@ -126,10 +134,10 @@ def quality_changes(study: Study) -> Changes | None:
 
 def describe(study: Study) -> str:
     changes = quality_changes(study)
-    nothing = "There is no BH configuration whose quality can be set against the baseline's."
+    nothing = f"There is no {adaptive_noun(study)} whose quality can be set against the baseline's."
     if changes is None or not changes.from_baseline:
         return nothing
-    values = changes.values.reindex(study.bh["config"]).dropna()
+    values = changes.values.reindex(study.adaptive["config"]).dropna()
     if values.empty:
         return nothing
     ends = [values.idxmin(), values.idxmax()]
@@ -161,9 +169,15 @@ def _interval(study, measure, end):
 def _place(study, row, columns):
     """(row, column) of a configuration: top-k at the bottom, then the variants of the others."""
     column = columns.index(int(row["k_or_max_k"]))
-    if row["strategy"] == "topk":
+    if row["config"] in set(study.topk["config"]):
         return 0, column
     return int(not study.topk.empty) + study.variants.index(study.variant(row)), column
+
+
+def _left(study):
+    """Room for the rows' names."""
+    longest = max(map(len, study.others), default=0)
+    return max(layout.Margins.left, 0.32 + 0.048 * longest)
 
 
 def _colours(changes, scaled):

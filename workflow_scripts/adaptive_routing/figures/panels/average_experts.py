@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from adaptive_routing.analysis.rule_names import adaptive_noun, adaptive_subject, capitalized
 from adaptive_routing.figures import grid_axis, scales
 from adaptive_routing.figures.panels import TITLES
 
@@ -17,7 +18,7 @@ TITLE = f"3  {TITLES['3_average_experts']}"
 def draw(cell: Cell, study: Study) -> None:
     several = len(study.range_over_datasets("avg_experts")[0].index) < len(study.experiments)
     note = "mean over the data sets; bars: their range; " if several else ""
-    cell.heading(TITLE, f"{note}top-k runs all that BH may")
+    cell.heading(TITLE, f"{note}top-k runs all that a rule may")
     axes = cell.axes()[0, 0]
     values = grid_axis.by_config(study, "avg_experts")
     bars = study.range_over_datasets("avg_experts")
@@ -26,13 +27,13 @@ def draw(cell: Cell, study: Study) -> None:
 
 
 def describe(study: Study) -> str:
-    rows = study.bh[study.bh["avg_experts"].notna()].sort_values("avg_experts", kind="stable")
+    rows = study.adaptive[study.adaptive["avg_experts"].notna()].sort_values("avg_experts", kind="stable")
     if rows.empty:
-        return "No BH configuration has results."
+        return f"No {adaptive_noun(study)} has results."
     first, last = rows.iloc[0], rows.iloc[-1]
     sentence = (
-        f"BH runs from {first['avg_experts']:.2f} (`{first['config']}`) to {last['avg_experts']:.2f} "
-        f"(`{last['config']}`) experts per token and layer"
+        f"{capitalized(adaptive_subject(study))} runs from {first['avg_experts']:.2f} (`{first['config']}`) "
+        f"to {last['avg_experts']:.2f} (`{last['config']}`) experts per token and layer"
     )
     reference = study.baseline_value("avg_experts")
     if reference == reference:

@@ -1,4 +1,4 @@
-"""Panel 8: experts in every layer, mean and spread over tokens: a column a max_k, a line an alpha."""
+"""Panel 8: experts in every layer, mean and spread over tokens: a column a max_k, a line a variant."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.ticker import FixedLocator
 
+from adaptive_routing.analysis.rule_names import adaptive_noun
 from adaptive_routing.figures import scales, style
 from adaptive_routing.figures.panels import TITLES
 
@@ -52,15 +53,15 @@ def draw(cell: Cell, study: Study) -> None:
 
 
 def describe(study: Study) -> str:
-    means = study.layer_means().reindex(study.bh["config"]).dropna(how="all")
+    means = study.layer_means().reindex(study.adaptive["config"]).dropna(how="all")
     if means.empty:
-        return "No BH configuration has per-layer results."
+        return f"No {adaptive_noun(study)} has per-layer results."
     ratio = (means.max(axis=1) / means.min(axis=1)).sort_values(kind="stable")
     config = ratio.index[-1]
     row = means.loc[config]
     over_all = means.mean(axis=0)
     return (
-        f"Averaged over the BH configurations, layer {over_all.idxmin()} runs fewest experts "
+        f"Averaged over the {adaptive_noun(study)}s, layer {over_all.idxmin()} runs fewest experts "
         f"({over_all.min():.2f}) and layer {over_all.idxmax()} most ({over_all.max():.2f}); the layers "
         f"differ most in `{config}`, from {row.min():.2f} (layer {row.idxmin()}) to {row.max():.2f} (layer "
         f"{row.idxmax()})."
@@ -68,7 +69,7 @@ def describe(study: Study) -> str:
 
 
 def _lines(axes, study, table, rows):
-    width = 1.1 if len(study.alphas) <= style.MOST_SWATCHES else 0.8
+    width = 1.1 if len(study.variants) <= style.MOST_SWATCHES else 0.8
     for _, row in rows.iterrows():
         if row["config"] in table.index:
             one_layer = {"marker": "_"} if len(table.columns) == 1 else {}

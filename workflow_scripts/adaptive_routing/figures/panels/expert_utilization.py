@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from adaptive_routing.analysis.rule_names import adaptive_noun, adaptive_subject
 from adaptive_routing.figures import grid_axis, quality
 from adaptive_routing.figures.panels import TITLES
 
@@ -37,20 +38,20 @@ def draw(cell: Cell, study: Study) -> None:
 
 
 def describe(study: Study) -> str:
-    rows = study.bh.dropna(subset=["expert_utilization"])
+    rows = study.adaptive.dropna(subset=["expert_utilization"])
     if rows.empty:
-        return "No BH configuration has results."
+        return f"No {adaptive_noun(study)} has results."
     least = rows.loc[rows["expert_utilization"].idxmin()]
     sentence = (
-        f"On average over the layers, BH uses at least {100 * least['expert_utilization']:.1f} % of the "
-        f"experts at all (least: `{least['config']}`)."
+        f"On average over the layers, {adaptive_subject(study)} uses at least "
+        f"{100 * least['expert_utilization']:.1f} % of the experts at all (least: `{least['config']}`)."
     )
     values = grid_axis.by_config(study, "gini_coefficient")
     name = "Gini coefficient"
     measure = quality.Quality(values, values * np.nan, name, name, None, True, False)
     # Lower is more even, not better: the words of `extremes` hold for either.
     sentence += " " + quality.extremes(study, measure, ".3f")
-    means = study.layer_means("gini_coefficient").reindex(study.bh["config"]).mean()
+    means = study.layer_means("gini_coefficient").reindex(study.adaptive["config"]).mean()
     if means.notna().any() and len(means) > 1:
         sentence += (
             f" Over the layers the work is spread most evenly in layer {means.idxmin()} "

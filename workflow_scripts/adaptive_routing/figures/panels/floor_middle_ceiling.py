@@ -1,4 +1,7 @@
-"""Panel 6: how often BH selects min_k experts, max_k experts, or a number between, as its own choice."""
+"""Panel 6: how often a rule selects min_k experts, max_k experts, or a number between.
+
+The floor holds tokens whose count was raised to min_k, as where BH rejects nothing, and those that chose it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from adaptive_routing.analysis.rule_names import adaptive_noun, adaptive_subject, capitalized
 from adaptive_routing.figures import grid_axis, style
 from adaptive_routing.figures.panels import TITLES
 
@@ -27,8 +31,8 @@ TIGHT = 30  # bars; more of them touch
 def draw(cell: Cell, study: Study) -> None:
     rows, *parts = shares(study)
     if rows.empty:
-        return cell.nothing_to_show(TITLE, "no BH configuration has these shares")
-    note = "count is min_k: floor; max_k: ceiling; between, BH's own choice: middle"
+        return cell.nothing_to_show(TITLE, "no adaptive configuration has these shares")
+    note = "count is min_k, raised to it or chosen: floor; max_k: ceiling; between: middle"
     cell.heading(TITLE, "top-k always runs k: all ceiling" if study.beside_topk.empty else note)
     axes = cell.axes()[0, 0]
     places = grid_axis.Places.of(study, topk=study.beside_topk.empty)
@@ -85,15 +89,15 @@ def shares(
 
 def describe(study: Study) -> str:
     rows, floor, middle, ceiling = shares(study)
-    bh = (rows["strategy"] == "bh").to_numpy()
-    rows, floor, middle, ceiling = rows[bh], floor[bh], middle[bh], ceiling[bh]
+    varied = (rows["strategy"] != "topk").to_numpy()
+    rows, floor, middle, ceiling = rows[varied], floor[varied], middle[varied], ceiling[varied]
     if rows.empty:
-        return "No BH configuration has these shares."
+        return f"No {adaptive_noun(study)} has these shares."
     names = rows["config"].tolist()
     free, bound, lowest = int(middle.argmax()), int(ceiling.argmax()), int(floor.argmax())
     return (
-        f"BH chooses the number itself, between floor and ceiling, most often in `{names[free]}` "
-        f"({middle[free]:.0f} % of token-layers); the ceiling cuts it off most often in `{names[bound]}` "
-        f"({ceiling[bound]:.0f} %), and the floor holds it up most often in `{names[lowest]}` "
-        f"({floor[lowest]:.0f} %)."
+        f"{capitalized(adaptive_subject(study))} chooses the number itself, between floor and ceiling, most "
+        f"often in `{names[free]}` ({middle[free]:.0f} % of token-layers); the ceiling cuts it off most "
+        f"often in `{names[bound]}` ({ceiling[bound]:.0f} %), and it stands at the floor most often in "
+        f"`{names[lowest]}` ({floor[lowest]:.0f} %)."
     )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from adaptive_routing.analysis.rule_names import adaptive
 from adaptive_routing.figures import grid_axis, quality, scales, scatter, style
 from adaptive_routing.figures.panels import TITLES
 
@@ -27,8 +28,8 @@ def draw(cell: Cell, study: Study) -> None:
     axes = cell.axes()[0, 0]
     x = grid_axis.by_config(study, "avg_experts")
     best = frontier(x, measure)
-    of_bh = [config for config in best if config in set(study.bh["config"])]
-    scatter.draw(axes, study, x, measure, scales.count_axis, named=dict.fromkeys(of_bh[:1] + of_bh[-1:]))
+    varied = [config for config in best if config in set(study.adaptive["config"])]
+    scatter.draw(axes, study, x, measure, scales.count_axis, named=dict.fromkeys(varied[:1] + varied[-1:]))
     (x_low, x_high), (y_low, y_high) = axes.get_xlim(), axes.get_ylim()
     # Between two frontier points nothing better is known than the cheaper one: a staircase.
     steps = [*x[best][:1], *x[best], x_high], [
@@ -58,11 +59,11 @@ def describe(study: Study) -> str:
         return "No quality was measured, so there is no frontier."
     costs = grid_axis.by_config(study, "avg_experts")
     best = frontier(costs, measure)
-    count = int(study.bh["config"].isin(best).sum())
+    count = int(study.adaptive["config"].isin(best).sum())
     values = measure.values.reindex(costs.index)
     sentence = (
         f"On the frontier of average experts and {measure.name}: {len(best)} of "
-        f"{values.notna().sum()} configurations, {count} of them BH"
+        f"{values.notna().sum()} configurations, {count} of them {adaptive(study)}"
     )
     cost, value = costs.get(study.baseline, np.nan), values.get(study.baseline, np.nan)
     if not np.isfinite(value):

@@ -1,0 +1,99 @@
+"""Where an adaptive configuration wins or loses against its `fixed` control: on which tokens of the text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adaptive_routing.analysis import control_outcomes as controls
+from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL
+from adaptive_routing.report import words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from adaptive_routing.analysis.study import Study
+
+DIVISIONS = {
+    "position": "position in the text",
+    "frequency": "frequency of the token",
+    "word_start": "beginning or inside of a word",
+    "baseline_loss": "the baseline's loss",
+    "experts": "experts per layer where the token is predicted",
+}
+MOST_BINS = 4  # named in a sentence
+
+
+def division(by: str) -> str:
+    """What the tokens are divided by, in words."""
+    return DIVISIONS.get(by, by.replace("_", " "))
+
+
+def where_section(study: Study, figure: str | None = None) -> Iterator[str]:
+    """Yield the section's parts; nothing where no token was compared.
+
+    figure: the link to the figure.
+    """
+    if study.where.empty:
+        return
+    yield "### Where"
+    yield (
+        "The loss of every predicted token is compared between an adaptive configuration and its control "
+        "`fixed`, which runs as many experts. A negative difference means that the adaptive configuration "
+        "does better on these tokens. Differences count as significant where the Holm-corrected p is below "
+        f"{SIGNIFICANCE_LEVEL}; the correction and the simultaneous intervals are over all bins."
+    )
+    yield "\n".join(f"- {sentence}" for sentence in _sentences(study))
+    if figure:
+        yield f"![Where adaptive configurations win and lose]({figure})"
+    yield words.folded("Every bin", _table(study))
+
+
+def _sentences(study):
+    for by, (better, worse, bins) in controls.where_counts(study).items():
+        name = words.capitalized(division(by))
+        if not better and not worse:
+            yield f"{name}: no significant difference in any of {words.plural(bins, 'bin')}."
+            continue
+        parts = [
+            f"significantly {word} at {_bins(labels, bins)}"
+            for word, labels in (("better", better), ("worse", worse))
+            if labels
+        ]
+        yield f"{name}: {'; '.join(parts)}, in at least one configuration."
+
+
+def _bins(labels, bins):
+    if len(labels) == bins > 1:
+        return words.of(bins, bins, "bin")
+    named = ", ".join(map(str, labels[:MOST_BINS]))
+    return named + words.more(labels, MOST_BINS)
+
+
+def _table(study):
+    rows = []
+    for _, row in study.where.iterrows():
+        mark = ""
+        if row["p_holm"] < SIGNIFICANCE_LEVEL and row["difference"]:
+            mark = words.MARKS["better" if row["difference"] < 0 else "worse"]
+        rows.append(
+            [
+                words.code(row["config"]),
+                row["dataset"],
+                division(row["by"]),
+                row["label"],
+                words.number(row["tokens"], ",.0f"),
+                words.number(row["difference"], "+z.4f") + mark,
+                words.interval(row, "+z.4f"),
+                words.p_value(row["p_holm"]),
+            ]
+        )
+    headings = [
+        "configuration",
+        "data set",
+        "by",
+        "bin",
+        "tokens",
+        "difference (nats)",
+        "simultaneous 95 % interval",
+    ]
+    return words.table([*headings, "p (Holm)"], rows)

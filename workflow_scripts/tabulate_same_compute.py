@@ -1,0 +1,17 @@
+"""Make the table of adaptive configurations against their controls from the summaries of both."""
+
+from adaptive_routing.analysis.recommendations import QualityMargins
+from adaptive_routing.analysis.same_compute import same_compute_table
+from adaptive_routing.analysis.tables import write_table
+from adaptive_routing.jobs.script import job
+from adaptive_routing.system.files import blaming
+from adaptive_routing.system.json_files import read_json
+
+with job(snakemake):
+    inputs, params, output = snakemake.input, snakemake.params, snakemake.output
+    margins = QualityMargins(params.margins["perplexity_margin"], params.margins["accuracy_margin"])
+    with blaming("summary", *inputs.summaries, *inputs.metrics):
+        summaries = [read_json(path) for path in inputs.summaries]
+        experiments = [read_json(path) for path in inputs.metrics]
+        table = same_compute_table(summaries, experiments, margins)
+    write_table(table, output.csv, output.json)
