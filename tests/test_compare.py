@@ -16,6 +16,7 @@ from adaptive_routing.compare.__main__ import compare, main
 from adaptive_routing.compare.differences import tensor_differences
 from adaptive_routing.data.samples import prepared_to_json
 from adaptive_routing.evaluation.calibration import save_router_logits
+from adaptive_routing.null_distribution.check import check, save_check
 from adaptive_routing.system.json_files import read_json, write_json
 from adaptive_routing.system.tensor_files import TensorFile
 from conftest import ROOT, normal_null_distribution
@@ -37,6 +38,8 @@ def results(tmp_path_factory, embedded):
     embedded.null_distribution.save(folder / "calibration/null_distribution.safetensors")
     logits = embedded.loaded.model.lm_head.weight[:60].reshape(5, 4, -1)
     save_router_logits(folder / "calibration/router_logits.safetensors", logits, [5], {"dtype": "float32"})
+    found = check(embedded.null_distribution, logits.detach().float().numpy(), [0.3, 0.6], 0, 8, 1)
+    save_check(found, *(folder / f"calibration/null_check.{suffix}" for suffix in ("csv", "safetensors")), {})
     summaries, metrics = [], []
     for dataset in ("wikitext", "lambada"):
         prepared = prepared_to_json(dataset, prepare(embedded, dataset), {"max_samples": 8})
@@ -227,6 +230,10 @@ CHANGES = {
     "calibration logits": (
         in_tensor("calibration/router_logits.safetensors", "router_logits", set_at((0, 0, 0), np.negative)),
         ["calibration/router_logits.safetensors:", "router_logits: 1 of "],
+    ),
+    "check of a null distribution": (
+        in_table("calibration/null_check.csv", "share_zero", "0.25"),
+        ["calibration/null_check.csv:", "share_zero: 1 of 8 "],
     ),
     "tokens of a data set": (
         in_json("datasets/lambada.json", "samples", 0, "sequences", 0, "token_ids", 1, value=0),

@@ -52,11 +52,13 @@ OF_STUDY = (
     ("model.json", json_differences),
     ("datasets/*.json", json_differences),
     ("calibration/*.safetensors", tensor_differences),
+    ("calibration/*.csv", table_differences),
     ("bh_routing_*.csv", table_differences),
     ("bh_routing_*.json", json_differences),
 )
 BY_BYTES = (
     "calibration/*.png",
+    "calibration/*.svg",
     "visualizations/*",
     *(f"bh_routing_*.{suffix}" for suffix in ("md", "html", "txt")),
     "routing_atlas.html",

@@ -21,6 +21,7 @@ MISSING = "missing"
 SELECTIONS = ("selected_experts", "second_pass_selected_experts")
 # Columns that identify a row of a table; each table has some of them.
 _ROW_NAMES = ("config", "dataset", "metric", "layer", "difficulty")
+_ROW_NAMES_OF_CHECKS = ("layer", "alpha")  # of null distributions
 # Elements of a tensor, or bytes of a file, held in memory at a time.
 _SLICE = 1 << 20
 
@@ -170,8 +171,9 @@ def _rows(path):
             rows = list(csv.DictReader(file, restkey="more cells", restval=MISSING))
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not a table in CSV: {error}.") from error
+    identifying = _ROW_NAMES if any("config" in row for row in rows) else _ROW_NAMES_OF_CHECKS
     return {
-        tuple(row[name] for name in _ROW_NAMES if name in row): {
+        tuple(row[name] for name in identifying if name in row): {
             name: _cell(text) for name, text in row.items()
         }
         for row in rows

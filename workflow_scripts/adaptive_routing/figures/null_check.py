@@ -156,7 +156,13 @@ def _draw_counts(ax: Axes, check: CheckTables) -> None:
                 )  # fmt: skip
         lefts += widths
     # Above the bars, where it covers no number.
-    expected = {"color": "black", "marker": "v", "markersize": 5.5, "linestyle": "none", "clip_on": False}
+    expected: dict[str, Any] = {
+        "color": "black",
+        "marker": "v",
+        "markersize": 5.5,
+        "linestyle": "none",
+        "clip_on": False,
+    }
     label = "1 − α: share of 0 if a token's logits were independent"
     ax.plot(1 - alphas, places - 0.42, label=label, **expected)
     ax.set_yticks(places, [f"α {style.alpha_text(alpha)}" for alpha in alphas])
@@ -165,7 +171,7 @@ def _draw_counts(ax: Axes, check: CheckTables) -> None:
     ax.grid(visible=False, axis="y")
     ax.set_title("Experts that BH would select (k*)")
     handles, labels = ax.get_legend_handles_labels()
-    under = {"loc": "upper left", "borderpad": 0.1, "handletextpad": 0.3, "fontsize": 8}
+    under: dict[str, Any] = {"loc": "upper left", "borderpad": 0.1, "handletextpad": 0.3, "fontsize": 8}
     of_bars = ax.legend(
         handles[1:], labels[1:], bbox_to_anchor=(-0.01, -0.16), ncols=len(bands), columnspacing=0.7,
         handlelength=0.8, **under,

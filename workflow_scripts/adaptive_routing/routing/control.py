@@ -95,4 +95,6 @@ class Strategy(RoutingStrategy):
         device = router_logits.device
         if device not in self._on_device:
             self._on_device[device] = self.counts.to(device)
-        return select_first(self, router_logits, order, self._on_device[device][rows, layer], choice)
+        return select_first(
+            self, router_logits, order, self._on_device[device][rows.to(device), layer], choice
+        )

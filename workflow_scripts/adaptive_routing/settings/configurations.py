@@ -105,7 +105,12 @@ def _name(strategy, max_experts, others):
 
 
 def _digits(value):
-    """Write `value` in percent, with more than three digits where needed: 0.3 is 030, 0.305 is 0305."""
+    """Write `value` in percent, with more than three digits where needed: 0.3 is 030, 0.305 is 0305.
+
+    A whole number is a count and stays as it is.
+    """
+    if isinstance(value, int):
+        return str(value)
     # repr is the shortest decimal that reads back as the same float: the one in the config file.
     whole, _, fraction = format(Decimal(repr(value)), "f").partition(".")
     return whole + fraction.rstrip("0").ljust(2, "0")
