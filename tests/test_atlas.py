@@ -749,7 +749,7 @@ def test_pictures_of_a_study_without_bh_or_without_baseline(pictured):
     only_topk = results_tables.study(max_ks=(), ks=(8, 16), datasets=("lambada", "hellaswag"))
     figures = draw_atlas(only_topk, summaries)
     assert [text.get_text() for text in figures["atlas_counts"].texts[1:]] == [
-        "no BH configuration has results"
+        "no adaptive configuration has results"
     ]
     assert len(figures["atlas_usage"].axes) == 2 + 1  # the baseline on two data sets, and the scale
     no_baseline = results_tables.study(

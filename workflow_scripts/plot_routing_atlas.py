@@ -1,4 +1,4 @@
-"""Draw the pictures of the routing atlas: the baseline and some BH configurations on every data set."""
+"""Draw the pictures of the routing atlas: the baseline and some adaptive configurations on every data set."""
 
 from pathlib import Path
 

@@ -187,7 +187,7 @@ def _over_counts(arrays):
 
 
 def _look(study, row):
-    """Line, marker and label of a BH configuration."""
+    """Line, marker and label of an adaptive configuration."""
     config = row["config"]
     return {
         "color": style.colour(study, config),
@@ -249,5 +249,7 @@ def _heading(figure, text):
 def _nothing_adaptive():
     figure = style.new_figure(SINGLE)
     _heading(figure, "How many experts, layer by layer")
-    figure.text(0.5, 0.5, "no BH configuration has results", ha="center", va="center", color=style.NEUTRAL)
+    figure.text(
+        0.5, 0.5, "no adaptive configuration has results", ha="center", va="center", color=style.NEUTRAL
+    )
     return figure
