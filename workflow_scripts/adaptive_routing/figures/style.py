@@ -173,7 +173,7 @@ def other_colour(study: Study, name: str) -> tuple[float, float, float]:
     if len(own) == 1:
         return single
     place = own.index(name) / (len(own) - 1)
-    return tuple((1 - place) * first + place * last for first, last in zip(*ends, strict=True))  # ty: ignore[invalid-explicit-return]
+    return tuple((1 - place) * first + place * last for first, last in zip(*ends, strict=True))
 
 
 def variant_colour(study: Study, one: float | str) -> tuple[float, float, float]:
