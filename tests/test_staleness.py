@@ -376,7 +376,8 @@ def test_the_fingerprint_of_an_experiment_covers_all_that_it_loads(study, config
     summary = json.loads(study.results("logs", f"{configuration}_{dataset}.json").read_text())
     null = "results/calibration/null_distribution.safetensors" if summary["strategy"] == "bh" else None
     request = {
-        "model": "results/model.json", "dtype": "float32", "device": "cpu", "null_distribution": null, "control": None,
+        "model": "results/model.json", "dtype": "float32", "device": "cpu", "null_distribution": null,
+        "control": None,
         "configuration": {
             "name": configuration, "strategy": summary["strategy"], "max_experts": summary["k_or_max_k"],
             "parameters": summary["provenance"]["settings"]["configuration"],
