@@ -28,6 +28,7 @@ from adaptive_routing.settings.load import (
     null_distributions,
 )
 from adaptive_routing.data.tasks import task_module
+from adaptive_routing.system.content import content_fingerprint
 from adaptive_routing.system.cores import keep_user_limit
 
 if not FOLDER.samefile(WORKFLOW / "workflow_scripts"):
@@ -149,6 +150,29 @@ def model_files():
     folder = Path(SETTINGS["model"]["name"])
     patterns = ("config.json", "tokenizer*.json", "*.safetensors")
     return sorted(str(path) for pattern in patterns for path in folder.glob(pattern))
+
+
+def model_content(wildcards):
+    """What a model in a local folder holds: Snakemake itself does not see that an older file came."""
+    return content_fingerprint(model_files())
+
+
+def dataset_content(wildcards):
+    """What a local data file holds."""
+    return content_fingerprint(local_source(SETTINGS["datasets"][wildcards.dataset]))
+
+
+def calibration_content(wildcards):
+    """What a local file of calibration text holds."""
+    return content_fingerprint(
+        local_source(SETTINGS["null_distribution"]["calibration"])
+    )
+
+
+def table_content(wildcards):
+    """What a null distribution's table that was made elsewhere holds."""
+    table = null_setting("table")(wildcards)
+    return content_fingerprint([table] if table else [])
 
 
 def dataset_settings(wildcards):

@@ -507,7 +507,8 @@ def _check_source(key, data, base_dir):
     source = data["source"]
     allowed = f"a local {alternatives(DATA_SUFFIXES)} file or a hub name (owner/name)"
     if not data["local"]:
-        _check_hub_name(key, source, allowed)
+        # Without an owner it would be a builder of the `datasets` library (text, json) as well as a data set.
+        _check_hub_name(key, source, allowed, with_owner=True)
         if data["subset"] is None and source in USUAL_SUBSETS:
             raise InputError(
                 f"{key.removesuffix('source')}subset is null, but must be a subset of {source}, which has "
@@ -545,8 +546,8 @@ def _check_table(key, table, base_dir):
         )
 
 
-def _check_hub_name(key, name, allowed):
-    if not HUB_NAME.fullmatch(name):
+def _check_hub_name(key, name, allowed, with_owner=False):
+    if not HUB_NAME.fullmatch(name) or (with_owner and "/" not in name):
         raise InputError(f"{key} is {shown(name)}, which is neither; it must be {allowed}")
 
 
