@@ -37,6 +37,7 @@ class Faults:
     wrong_bit: set = field(default_factory=set)  # paths that are served with a bit that is not theirs
     cut_after: int | None = None  # bytes of a large file after which the connection ends, each time
     stall_after: int | None = None  # bytes of a large file after which nothing more comes
+    gated: bool = False  # files are listed, and refused
     is_silent: bool = False  # accepts, and never answers
     bytes_per_second: float | None = None
 
@@ -62,6 +63,21 @@ class HubServer:
 
     def __exit__(self, *exception):
         self.close()
+
+    def be_asked(self, monkeypatch, folder, timeout=1):
+        """Have this process ask this hub, with empty caches in a folder."""
+        url = f"{self.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        constants = {
+            "ENDPOINT": self.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": url,
+            "HF_HUB_CACHE": str(folder / "hub"),
+            "HF_HUB_DOWNLOAD_TIMEOUT": timeout,
+            "HF_HUB_OFFLINE": False,
+        }
+        for key, value in constants.items():
+            monkeypatch.setattr(f"huggingface_hub.constants.{key}", value)
+        monkeypatch.setattr("datasets.config.HF_ENDPOINT", self.url)
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "datasets")
 
     def close(self):
         """Be gone: connections are refused from now on."""
@@ -165,6 +181,9 @@ class _Handler(BaseHTTPRequestHandler):
         if found is None:
             return
         commit, files = found
+        if self.hub.faults.gated and self.command != "HEAD":
+            self.say(403, {"error": "gated"}, {"X-Error-Code": "GatedRepo"})
+            return
         if path not in files:
             self.say(404, {"error": f"no {path}"}, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
             return

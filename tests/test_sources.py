@@ -34,13 +34,7 @@ def files(*texts):
 def hub(tmp_path, monkeypatch):
     """A hub on loopback, and empty caches."""
     with HubServer() as server:
-        for module in ("huggingface_hub.constants.ENDPOINT", "datasets.config.HF_ENDPOINT"):
-            monkeypatch.setattr(module, server.url)
-        url = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", url)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 1)
+        server.be_asked(monkeypatch, tmp_path)
         yield server
 
 

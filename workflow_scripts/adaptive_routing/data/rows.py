@@ -17,6 +17,7 @@ from adaptive_routing.system import hub
 from adaptive_routing.system.errors import InputError
 
 LOCAL_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+_DESCRIPTIONS = ("README.md", ".huggingface.yaml", "dataset_infos.json")
 _BUILDERS = {"json": "Json", "parquet": "Parquet"}
 
 
@@ -94,10 +95,9 @@ def _local_rows(source, name):
             link.symlink_to(Path(source).absolute())
             builder = _builder(kind, link, cache)
             builder.download_and_prepare()
-            rows = builder.as_dataset("train")
+            yield from builder.as_dataset("train")
         except Exception as error:
             raise _unreadable(source, name, error, link) from error
-        yield from rows
 
 
 def _builder(kind, path, cache):
@@ -140,13 +140,16 @@ def _fetched(repository, subset, commit):
     import datasets
 
     source, name = repository.name, repository.key
+    listed = {file.path: file for file in hub.list_files(repository, commit)}
+    # The library would read them first of all; here, a refusal and a wrong bit get their own sentences.
+    hub.fetch(repository, commit, [listed[path] for path in _DESCRIPTIONS if path in listed])
     with hub.asking(repository, commit):
-        listed = {file.path: file for file in hub.list_files(repository, commit)}
         try:
             builder = datasets.load_dataset_builder(source, subset, revision=commit)
         except Exception as error:
-            if hub.is_unanswered(error):
-                raise
+            for one in (error, error.__cause__):
+                if one is not None and hub.is_unanswered(one):
+                    raise one from error
             raise _unreadable(source, name, error) from error  # such as a subset that there is not
     if builder.hash != commit:  # another one, of the cache
         raise InputError(

@@ -19,6 +19,7 @@ import yaml
 from adaptive_routing.settings.configurations import CONTROLS, DEFAULTS, EXPERT_COUNTS, Configuration, grid
 from adaptive_routing.settings.schema import alternatives, schema, shown, validated
 from adaptive_routing.system.errors import InputError
+from adaptive_routing.system.hub import Repository, fetch_file
 
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib")
@@ -338,16 +339,10 @@ def _native_top_k(model, base_dir):
     name = model["name"]
     path = base_dir / name / "config.json"
     if not is_local(name, base_dir):
-        # Imported here because it takes longer than all of this module's own imports.
-        from huggingface_hub import hf_hub_download
-
         try:
-            path = Path(hf_hub_download(name, "config.json", revision=model["revision"]))
-        except Exception as error:  # of many classes, by what went wrong on the way
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"model.name: native is told by config.json of {shown(name)}, which cannot be had ({reason})"
-            ) from error
+            path = fetch_file(Repository("model", name, "model.name"), model["revision"], "config.json")
+        except InputError as error:
+            raise InputError(f"{error} (native is told by config.json of {name})") from error
     if not path.is_file():
         raise InputError(f"model.name is {shown(name)}, which holds no config.json to tell what native is")
     config = json.loads(path.read_text(encoding="utf-8"))

@@ -108,8 +108,7 @@ def resolve(repository: Repository, revision: str | None) -> tuple[str, str | No
             )
     except HubUnreachable as error:
         reason = error.reason
-        known = repository.cache / "refs" / wanted
-        commit = known.read_text().strip() if known.is_file() else ""
+        commit = _known_commit(repository, wanted)
         if not COMMIT.fullmatch(commit):
             raise HubUnreachable(
                 f"{repository.key}: {reason}, and the cache ({repository.cache.parent}) does not hold "
@@ -120,6 +119,12 @@ def resolve(repository: Repository, revision: str | None) -> tuple[str, str | No
     assert info.sha is not None
     _remember(repository, wanted, info.sha)
     return info.sha, None
+
+
+def _known_commit(repository, revision):
+    """The commit that the cache last knew a revision by; text that is none where it does not know it."""
+    known = repository.cache / "refs" / revision
+    return known.read_text().strip() if known.is_file() else revision
 
 
 def _remember(repository, revision, commit):
@@ -180,6 +185,29 @@ def fetch(repository: Repository, commit: str, files: Collection[HubFile]) -> Pa
     return folder
 
 
+def fetch_file(repository: Repository, revision: str | None, path: str) -> Path:
+    """One file of a revision, as it is in the cache where that knows the revision.
+
+    Raises:
+        InputError: the cache does not have it, and neither does the hub, or it cannot be reached.
+    """
+    if (known := repository.snapshot(_known_commit(repository, revision or "main")) / path).exists():
+        return known
+    commit, why_not_asked = resolve(repository, revision)
+    local = repository.snapshot(commit) / path
+    if not local.exists():
+        if why_not_asked:
+            raise HubUnreachable(
+                f"{repository.key}: {why_not_asked}, and the cache does not hold {path} of the {repository}",
+                why_not_asked,
+            )
+        files = [file for file in list_files(repository, commit) if file.path == path]
+        if not files:
+            raise InputError(f"{repository.key}: the {repository} has no {path}")
+        fetch(repository, commit, files)
+    return local
+
+
 @dataclass
 class _Download:
     """A download under way, by several threads.
@@ -191,7 +219,8 @@ class _Download:
     repository: Repository
     commit: str
     files: list[HubFile]
-    received: int = 0
+    received: int = 0  # bytes, among them those that an earlier download had received
+    resumed: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _stop: threading.Event = field(default_factory=threading.Event)
     _failures: list[BaseException] = field(default_factory=list)
@@ -237,14 +266,11 @@ class _Download:
 
     def _wait(self, threads):
         started = last = time.monotonic()
-        resumed = None
         while any(thread.is_alive() for thread in threads):
             time.sleep(_POLL_SECONDS)
             now = time.monotonic()
-            if resumed is None and self.received:
-                resumed = self.received
             if now - last >= _REPORT_SECONDS and self.received:
-                speed = max(self.received - resumed, 0) / (now - started)
+                speed = max(self.received - self.resumed, 0) / (now - started)
                 left = f", about {_duration((self.total - self.received) / speed)} left" if speed else ""
                 print(
                     f"{self.repository}: {_amount(self.received)} of {_amount(self.total)} downloaded, "
@@ -306,6 +332,8 @@ class _Download:
 
         content.seek(0, os.SEEK_END)
         self._count(content.tell())
+        with self._lock:
+            self.resumed += content.tell()
         attempts = 0
         while content.tell() < file.size:
             before = content.tell()
@@ -338,7 +366,7 @@ class _Download:
             if start and response.status_code != 206:  # the whole file once more
                 content.truncate(0)
                 self._count(-start)
-            for chunk in response.iter_bytes(_CHUNK):
+            for chunk in response.iter_bytes():
                 if self._stop.is_set():
                     raise _Stopped
                 content.write(chunk)
@@ -444,18 +472,19 @@ def _as_sentence(error, repository, revision, path=None):
         return InputError(f"{key}: the {repository} is gated; ask for access at {page}, and {login}")
     if isinstance(error, errors.RevisionNotFoundError):
         return InputError(f"{key}: the {repository} has no revision {revision!r} on the hub")
-    if isinstance(error, errors.RepositoryNotFoundError):
+    if isinstance(error, errors.RepositoryNotFoundError) or status == 401:
         return InputError(
             f"{key}: the hub ({_endpoint()}) has no {repository}, or it is private; check the name, or "
             f"{login}"
         )
     if isinstance(error, errors.EntryNotFoundError):
         return InputError(f"{key}: the hub has no {what} at revision {revision}")
-    if status in (401, 403):
+    if status == 403:
         return InputError(f"{key}: the hub does not let you read {what} (status {status}); {login}")
     if isinstance(error, errors.HFValidationError | UnicodeError):
         return InputError(
-            f"{key}: {repository.name!r} at revision {revision!r} is no name that the hub takes"
+            f"{key}: {repository.name!r} at revision {revision!r} is neither a local path that exists nor a "
+            "name that the hub takes"
         )
     number = getattr(error, "errno", None)
     if number in _NO_ROOM:
