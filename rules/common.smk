@@ -21,6 +21,7 @@ from adaptive_routing.figures.panels import PANELS, TITLES, panel_module
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.processes import children_import_from, identity
 from adaptive_routing.settings.configurations import CONTROL, DEFAULTS
+from adaptive_routing.settings.config_files import ConfigFileError, check_config_file
 from adaptive_routing.settings.load import (
     imported_config,
     load_settings,
@@ -42,16 +43,18 @@ children_import_from(WORKFLOW / "workflow_scripts")
 tell_jobs(identity(), code_version(WORKFLOW))
 
 try:
+    for config_file in workflow.configfiles:
+        check_config_file(config_file)
     SETTINGS = load_settings(
         imported_config(config, WORKFLOW) if IS_IMPORTED else config,
         command_line=workflow.config_settings.config,
     )
-except InputError as error:
+except (InputError, ConfigFileError) as error:
     sys.exit(f"error: {error}")
 
 CONFIGURATIONS = {one.name: one for one in SETTINGS.pop("configurations")}
 DATASETS = list(SETTINGS["datasets"])
-RESULTS = SETTINGS["results"].rstrip("/")
+RESULTS = SETTINGS["results"]
 # What decides how a job runs and not what comes out, as the device, is read by the scripts from `config`:
 # a change of it makes nothing stale. An importing workflow's own config stays as it is.
 config = SETTINGS
@@ -65,7 +68,7 @@ wildcard_constraints:
 
 def results(*parts):
     """A path below the results folder; wildcards stay as they are."""
-    return "/".join((RESULTS, *parts))
+    return "/".join(parts if RESULTS == "." else (RESULTS, *parts))
 
 
 def job_log(*parts):

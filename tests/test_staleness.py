@@ -134,6 +134,7 @@ AFTER_EDIT = {
     "routing_log/reader": NOTHING,
     "routing_log/writer": jobs(experiments=EXPERIMENTS),
     "settings": NOTHING,
+    "settings/config_files": NOTHING,
     "settings/__init__": jobs(experiments=EXPERIMENTS),
     "settings/configurations": jobs(experiments=EXPERIMENTS),
     "system/__init__": EVERYTHING,

@@ -167,6 +167,7 @@ def load_settings(
     """
     base_dir = Path(base_dir)
     settings: Any = validated(config, command_line)
+    _resolve_paths(settings)
     for group in ("datasets", "strategies"):
         settings[group] = {key: value for key, value in settings[group].items() if value is not None}
         if not settings[group]:
@@ -302,6 +303,19 @@ def _controls(settings):
         for kind in CONTROLS
         if kind in settings["controls"]["kinds"]
     ]
+
+
+def _resolve_paths(settings):
+    """Have paths mean what they do in a shell: `~` is the home folder, and `./a//b` is `a/b`."""
+    if settings["results"]:
+        settings["results"] = os.path.normpath(os.path.expanduser(settings["results"]))
+    null_distribution = settings["null_distribution"]
+    named = [(settings["model"], "name"), (null_distribution, "table")]
+    named += [(one, "table") for one in settings["null_distributions"].values()]
+    named += [(one, "source") for one in (*settings["datasets"].values(), null_distribution["calibration"])]
+    for section, key in named:
+        if section and (section[key] or "").startswith("~"):
+            section[key] = os.path.expanduser(section[key])
 
 
 # Checks across keys
