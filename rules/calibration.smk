@@ -11,7 +11,6 @@ rule collect_router_logits:
         job_log("collect_router_logits"),
     benchmark:
         job_benchmark("collect_router_logits")
-    retries: 0 if SETTINGS["null_distribution"]["calibration"]["local"] else 2
     conda:
         "../envs/adaptive_routing.yaml"
     resources:
@@ -24,6 +23,7 @@ rule collect_router_logits:
             for key, value in SETTINGS["null_distribution"]["calibration"].items()
             if key != "local"
         },
+        content=calibration_content,
         dtype=SETTINGS["model"]["dtype"],
         code=code_fingerprint(
             "collect_router_logits",
@@ -53,6 +53,7 @@ rule fit_null_distribution:
         bandwidth=null_setting("bandwidth"),
         trim=null_setting("trim"),
         center=null_setting("center"),
+        content=table_content,
         code=code_fingerprint("fit_null_distribution"),
     script:
         "../workflow_scripts/fit_null_distribution.py"

@@ -21,6 +21,7 @@ from adaptive_routing.figures.panels import PANELS, TITLES, panel_module
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.processes import children_import_from, identity
 from adaptive_routing.settings.configurations import CONTROL, DEFAULTS
+from adaptive_routing.settings.config_files import ConfigFileError, check_config_file
 from adaptive_routing.settings.load import (
     imported_config,
     load_settings,
@@ -28,6 +29,7 @@ from adaptive_routing.settings.load import (
     null_distributions,
 )
 from adaptive_routing.data.tasks import task_module
+from adaptive_routing.system.content import content_fingerprint
 from adaptive_routing.system.cores import keep_user_limit
 
 if not FOLDER.samefile(WORKFLOW / "workflow_scripts"):
@@ -41,16 +43,18 @@ children_import_from(WORKFLOW / "workflow_scripts")
 tell_jobs(identity(), code_version(WORKFLOW))
 
 try:
+    for config_file in workflow.configfiles:
+        check_config_file(config_file)
     SETTINGS = load_settings(
         imported_config(config, WORKFLOW) if IS_IMPORTED else config,
         command_line=workflow.config_settings.config,
     )
-except InputError as error:
+except (InputError, ConfigFileError) as error:
     sys.exit(f"error: {error}")
 
 CONFIGURATIONS = {one.name: one for one in SETTINGS.pop("configurations")}
 DATASETS = list(SETTINGS["datasets"])
-RESULTS = SETTINGS["results"].rstrip("/")
+RESULTS = SETTINGS["results"]
 # What decides how a job runs and not what comes out, as the device, is read by the scripts from `config`:
 # a change of it makes nothing stale. An importing workflow's own config stays as it is.
 config = SETTINGS
@@ -64,7 +68,7 @@ wildcard_constraints:
 
 def results(*parts):
     """A path below the results folder; wildcards stay as they are."""
-    return "/".join((RESULTS, *parts))
+    return "/".join(parts if RESULTS == "." else (RESULTS, *parts))
 
 
 def job_log(*parts):
@@ -170,6 +174,29 @@ def model_files():
     folder = Path(SETTINGS["model"]["name"])
     patterns = ("config.json", "tokenizer*.json", "*.safetensors")
     return sorted(str(path) for pattern in patterns for path in folder.glob(pattern))
+
+
+def model_content(wildcards):
+    """What a model in a local folder holds: Snakemake itself does not see that an older file came."""
+    return content_fingerprint(model_files())
+
+
+def dataset_content(wildcards):
+    """What a local data file holds."""
+    return content_fingerprint(local_source(SETTINGS["datasets"][wildcards.dataset]))
+
+
+def calibration_content(wildcards):
+    """What a local file of calibration text holds."""
+    return content_fingerprint(
+        local_source(SETTINGS["null_distribution"]["calibration"])
+    )
+
+
+def table_content(wildcards):
+    """What a null distribution's table that was made elsewhere holds."""
+    table = null_setting("table")(wildcards)
+    return content_fingerprint([table] if table else [])
 
 
 def dataset_settings(wildcards):

@@ -10,7 +10,6 @@ rule inspect_model:
         job_log("inspect_model"),
     benchmark:
         job_benchmark("inspect_model")
-    retries: 0 if SETTINGS["model"]["local"] else 2
     conda:
         "../envs/adaptive_routing.yaml"
     resources:
@@ -18,6 +17,7 @@ rule inspect_model:
         runtime=each_attempt(5),
     params:
         model={key: SETTINGS["model"][key] for key in ("name", "revision")},
+        content=model_content,
         code=code_fingerprint("inspect_model"),
     script:
         "../workflow_scripts/inspect_model.py"
@@ -33,7 +33,6 @@ rule prepare_dataset:
         job_log("prepare_dataset/{dataset}"),
     benchmark:
         job_benchmark("prepare_dataset/{dataset}")
-    retries: 0 if all(one["local"] for one in SETTINGS["datasets"].values()) else 2
     conda:
         "../envs/adaptive_routing.yaml"
     resources:
@@ -41,6 +40,7 @@ rule prepare_dataset:
         runtime=each_attempt(5),
     params:
         settings=dataset_settings,
+        content=dataset_content,
         code=lambda wildcards: code_fingerprint(
             "prepare_dataset", dataset_task(wildcards)
         ),

@@ -504,6 +504,18 @@ UNUSABLE = {
         r"the router of layer 1 .* has 12 experts, but config\.json says 16",
     ),
     "top-k": (change_config(num_experts_per_tok=17), r"own top-k is 17, but it has 16 experts a layer"),
+    "absurdly many layers": (
+        change_config(num_hidden_layers=10**9),
+        r"num_hidden_layers is 1000000000, but the weights have 3 layers; they must belong together",
+    ),
+    "an absurd vocabulary": (
+        change_config(vocab_size=10**12),
+        r"vocab_size is 10{12}, but no dimension of the weights is larger than 96",
+    ),
+    "an absurd width": (
+        change_config(intermediate_size=10**12),
+        r"intermediate_size is 10{12}, but no dimension of the weights",
+    ),
     "fewer layers": (change_config(num_hidden_layers=2), r"have a layer 2, but .* num_hidden_layers: 2"),
 }
 

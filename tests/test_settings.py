@@ -467,6 +467,8 @@ WRONG = [
     (dataset("resources"), "datasets.wikitext.source", "is a folder", ".jsonl, .json or .parquet"),
     (dataset("notes.txt"), "datasets.wikitext.source", "is 'notes.txt', which is a file of another kind"),
     (dataset("two words"), "datasets.wikitext.source", "is 'two words', which is neither"),
+    (dataset("text"), "datasets.wikitext.source", "is 'text', which is neither"),
+    (dataset("json"), "datasets.wikitext.source", "is 'json', which is neither"),
     (dataset("owner--x/name"), "datasets.wikitext.source", "is 'owner--x/name', which is neither"),
     (
         dataset("Salesforce/wikitext"),

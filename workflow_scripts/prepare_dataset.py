@@ -3,7 +3,7 @@
 Output: results/datasets/{dataset}.json, all that the experiments need of the data set.
 """
 
-from adaptive_routing.data.rows import load_rows
+from adaptive_routing.data.rows import open_rows
 from adaptive_routing.data.samples import check_vocabulary, prepare_samples, prepared_to_json, skipped_rows
 from adaptive_routing.jobs.script import job
 from adaptive_routing.model.description import read_model_info
@@ -22,9 +22,10 @@ with job(snakemake):
             f"datasets.{dataset}.max_new_tokens is {settings['max_new_tokens']}, but the model reads at most "
             f"{model['max_position_embeddings']} tokens, prompt included"
         )
+    commit, rows = open_rows(**source, name=f"datasets.{dataset}")
     prepared = prepare_samples(
         dataset,
-        load_rows(**source, name=f"datasets.{dataset}"),
+        rows,
         load_tokenizer(model),
         settings["max_samples"],
         settings.get("max_length"),
@@ -33,4 +34,6 @@ with job(snakemake):
     )
     check_vocabulary(prepared, model["shapes"]["vocab_size"], f"datasets.{dataset}")
     settings = settings | {"skipped_rows": skipped_rows(prepared)}
+    if commit is not None:  # what the revision of a hub data set stood for
+        settings["commit"] = commit
     write_json(snakemake.output[0], prepared_to_json(dataset, prepared, settings))

@@ -11,13 +11,39 @@ workflow chooses later which checkout it is of.
 - Dry runs, and runs with `--verbose`, say what Snakemake says, with two lines a job.
 """
 
+import importlib.util
+import sys
+from pathlib import Path
+
 from snakemake_interface_logger_plugins.base import LogHandlerBase
+
+
+def _check_config_files():
+    """End with one sentence where a config file cannot be read.
+
+    Here, since Snakemake makes its loggers, then reads config files, and only then the workflow's code.
+    """
+    if Path(sys.argv[0]).name not in ("snakemake", "__main__.py"):
+        return
+    path = Path(__file__).parents[1] / "adaptive_routing/settings/config_files.py"
+    spec = importlib.util.spec_from_file_location("adaptive_routing_config_files", path)
+    config_files = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(config_files)
+    named = list(config_files.named_config_files(sys.argv[1:]))
+    if Path("config.yaml").is_file() and not {"-d", "--directory"} & set(sys.argv):
+        named.insert(0, "config.yaml")  # which the Snakefile names
+    for name in named:
+        try:
+            config_files.check_config_file(name)
+        except config_files.ConfigFileError as error:
+            sys.exit(f"error: {error}")
 
 
 class LogHandler(LogHandlerBase):
     """Hands Snakemake's records to what shows them."""
 
     def __post_init__(self):
+        _check_config_files()
         from snakemake_logger_plugin_adaptive_routing.plan import Plan
         from snakemake_logger_plugin_adaptive_routing.run import Run
 

@@ -1,13 +1,24 @@
-"""The rows of a data set, read with the `datasets` library."""
+"""The rows of a data set, read with the `datasets` library.
 
+A hub data set is read at one commit, which is known before anything is read: `datasets` itself takes any
+commit that its cache holds where the hub cannot be reached.
+"""
+
+import importlib
+import os
+import sys
 import tempfile
 from collections.abc import Iterator
+from glob import escape
 from pathlib import Path
 from typing import Any
 
+from adaptive_routing.system import hub
 from adaptive_routing.system.errors import InputError
 
 LOCAL_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+_DESCRIPTIONS = ("README.md", ".huggingface.yaml", "dataset_infos.json")
+_BUILDERS = {"json": "Json", "parquet": "Parquet"}
 
 
 def load_rows(
@@ -22,22 +33,165 @@ def load_rows(
     Raises:
         InputError: the source cannot be read.
     """
+    yield from open_rows(source, subset, split, revision, name)[1]
+
+
+def open_rows(
+    source: str,
+    subset: str | None = None,
+    split: str | None = None,
+    revision: str | None = None,
+    name: str = "dataset",
+) -> tuple[str | None, Iterator[dict[str, Any]]]:
+    """The commit of a hub data set (None for a local file), and what `load_rows` yields.
+
+    Args:
+        source: owner/name on the hub, or a file with one of the suffixes of `LOCAL_FORMATS`.
+        subset, split, revision: of a hub data set.
+        name: of the setting, with which sentences about faults begin.
+
+    Raises:
+        InputError: the source cannot be read, or a hub data set not at this revision.
+    """
     import datasets
 
     datasets.disable_progress_bars()
-    suffix = Path(source).suffix
+    if Path(source).suffix in LOCAL_FORMATS:
+        return None, _local_rows(source, name)
+    if source.count("/") != 1:
+        raise InputError(
+            f"{name}: {source!r} is neither owner/name, as a data set is called on the hub, nor a file that "
+            f"ends with {', '.join(LOCAL_FORMATS)}"
+        )
+    repository = hub.Repository("dataset", source, name)
+    commit, why_not_asked = hub.resolve(repository, revision)
+    builder = _cached(source, subset, commit)
+    if builder is None and not why_not_asked:
+        try:
+            builder = _fetched(repository, subset, commit)
+        except hub.HubUnreachable as error:
+            why_not_asked = error.reason
+    if builder is None:
+        raise InputError(
+            f"{name}: {why_not_asked}, and the cache does not hold {source}"
+            f"{f' ({subset})' if subset else ''} at commit {commit}"
+        )
+    if why_not_asked:
+        print(
+            f"{name}: {why_not_asked}; {source} is read from the cache, at commit {commit}", file=sys.stderr
+        )
+    return commit, _prepared_rows(builder, split, repository)
+
+
+def _local_rows(source, name):
+    """The rows of a file. It is read each time: a cache would only be a second copy of it."""
+    kind = LOCAL_FORMATS[Path(source).suffix]
+    # Under a plain name and past the library's own search: it takes [, ?, * and :: in a name for patterns.
+    with tempfile.TemporaryDirectory() as cache:
+        link = Path(cache, f"rows{Path(source).suffix}")
+        try:
+            if not Path(source).is_file():
+                raise FileNotFoundError("there is no such file")
+            link.symlink_to(Path(source).absolute())
+            builder = _builder(kind, link, cache)
+            builder.download_and_prepare()
+            yield from builder.as_dataset("train")
+        except Exception as error:
+            raise _unreadable(source, name, error, link) from error
+
+
+def _builder(kind, path, cache):
+    from datasets.data_files import DataFilesDict, DataFilesList
+
+    module = importlib.import_module(f"datasets.packaged_modules.{kind}.{kind}")
+    files = DataFilesDict({"train": DataFilesList([str(path)], [()])})
+    return getattr(module, _BUILDERS[kind])(
+        cache_dir=cache, dataset_name=kind, hash="local", data_files=files
+    )
+
+
+def _unreadable(source, name, error, link=None):
+    # `datasets` wraps the actual error in "An error occurred while generating the dataset".
+    reason = " ".join(str(error.__cause__ or error).split()) or "it holds no rows"
+    if link is not None:
+        reason = reason.replace(str(link), source)
+    return InputError(f"{name}: cannot read {source!r} ({reason})")
+
+
+def _cached(source, subset, commit):
+    """The builder of a data set that `datasets` has prepared before at this commit; None if it has not."""
+    import datasets
+    from datasets.naming import camelcase_to_snakecase
+    from datasets.packaged_modules.cache.cache import Cache
+
+    owner, _, own = source.partition("/")
+    root = Path(datasets.config.HF_DATASETS_CACHE).expanduser() / f"{owner}___{camelcase_to_snakecase(own)}"
+    found = sorted(root.glob(f"{escape(subset) if subset else '*'}/*/{commit}/dataset_info.json"))
+    if len(found) != 1:
+        return None  # of several subsets, the hub tells the default one
+    version = found[0].parts[-3]
+    return Cache(
+        dataset_name=own, repo_id=source, config_name=found[0].parts[-4], version=version, hash=commit
+    )
+
+
+def _fetched(repository, subset, commit):
+    """The builder of a data set whose files were fetched from the hub, and which `datasets` has prepared."""
+    import datasets
+
+    source, name = repository.name, repository.key
+    listed = {file.path: file for file in hub.list_files(repository, commit)}
+    # The library would read them first of all; here, a refusal and a wrong bit get their own sentences.
+    hub.fetch(repository, commit, [listed[path] for path in _DESCRIPTIONS if path in listed])
+    with hub.asking(repository, commit):
+        try:
+            builder = datasets.load_dataset_builder(source, subset, revision=commit)
+        except Exception as error:
+            for one in (error, error.__cause__):
+                if one is not None and hub.is_unanswered(one):
+                    raise one from error
+            raise _unreadable(source, name, error) from error  # such as a subset that there is not
+    if builder.hash != commit:  # another one, of the cache
+        raise InputError(
+            f"{name}: the hub stopped answering while {source} was read, and the cache does not hold it at "
+            f"commit {commit}; run again"
+        )
+    prefix = f"@{commit}/"
+    paths = {
+        url.partition(prefix)[2]
+        for urls in (builder.config.data_files or {}).values()
+        for url in urls
+        if prefix in url
+    }
+    folder = hub.fetch(repository, commit, [listed[path] for path in sorted(paths) if path in listed])
     try:
-        if suffix in LOCAL_FORMATS:
-            # A local file is read each time: a cache would only be a second copy of it.
-            with tempfile.TemporaryDirectory() as cache:
-                rows = datasets.load_dataset(
-                    LOCAL_FORMATS[suffix], data_files=str(source), split="train", cache_dir=cache
-                )
-                yield from rows
-        else:
-            yield from datasets.load_dataset(source, subset, split=split, revision=revision)  # ty: ignore[invalid-yield]
+        builder.download_and_prepare()
     except Exception as error:
-        # `datasets` wraps the actual error in "An error occurred while generating the dataset".
-        cause = error.__cause__ or error
-        reason = " ".join(str(cause).split()) or "it holds no rows"
-        raise InputError(f"{name}: cannot read {source!r} ({reason})") from error
+        damaged = hub.damaged_files(folder, paths)
+        for path in damaged:
+            hub.remove(path)
+        if damaged:
+            raise InputError(
+                f"{name}: {damaged[0]} in the hub's cache was damaged and has been removed; run again, which "
+                "fetches it anew"
+            ) from error
+        raise _unreadable(source, name, error) from error
+    return builder
+
+
+def _prepared_rows(builder, split, repository):
+    """The rows of what `datasets` has prepared; InputError where there is no such split, or it is damaged."""
+    source, name = repository.name, repository.key
+    try:
+        if builder.info.splits and split not in builder.info.splits:
+            known = ", ".join(builder.info.splits)
+            raise InputError(f"{name}.split is {split!r}, but {source} has {known}")
+        yield from builder.as_dataset(split)
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise InputError(
+            f"{name}: the prepared copy of {source} in {os.fspath(builder.cache_dir)} cannot be read "
+            f"({reason}); delete that folder and run again"
+        ) from error

@@ -30,6 +30,7 @@ NOT_DECIDING = tuple(
         "system.errors",
         "system.cores",
         "system.files",
+        "system.hub",
         "system.processes",
     )
 )

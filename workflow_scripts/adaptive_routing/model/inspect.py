@@ -8,10 +8,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adaptive_routing.system import hub
 from adaptive_routing.system.cores import usable_cores
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.files import excerpt
@@ -57,7 +59,9 @@ def inspect_model(name: Path | str, revision: str | None = None) -> ModelDescrip
             "its config.json has no num_experts and num_experts_per_tok"
         )
     _check_config(folder, config, num_experts, native_top_k)
-    routers = _router_sizes(_tensor_shapes(folder, weights))
+    shapes = _tensor_shapes(folder, weights)
+    _check_sizes(folder, config, num_experts, shapes)
+    routers = _router_sizes(shapes)
     if _first(config, "num_nextn_predict_layers", "num_mtp_layers"):
         # Layers that predict a token more, behind the others; transformers does not load them.
         routers = {layer: size for layer, size in routers.items() if layer < config["num_hidden_layers"]}
@@ -93,18 +97,37 @@ def _locate(name, revision):
     folder = Path(name)
     if (folder / "config.json").exists():
         return folder, None
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    repository = hub.Repository("model", str(name), "model.name")
+    commit, why_not_asked = hub.resolve(repository, revision)
+    if not why_not_asked:
+        try:
+            files = hub.matching(hub.list_files(repository, commit), _HUB_FILES)
+            hub.fetch(repository, commit, [file for file in files if "/" not in file.path])
+        except hub.HubUnreachable as error:
+            why_not_asked = error.reason
+    folder = repository.snapshot(commit)
+    if why_not_asked:
+        if not _is_whole(folder):
+            part = "only a part of it" if folder.is_dir() else "nothing of it"
+            raise InputError(
+                f"model.name: {why_not_asked}, and the cache ({folder.parents[2]}) holds {part}: the "
+                f"{repository} at commit {commit}; run again, which fetches what is missing"
+            )
+        print(
+            f"model.name: {why_not_asked}; {name} is read from the cache, at commit {commit}", file=sys.stderr
+        )
+    return folder, commit
 
-    try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))  # ty: ignore[no-matching-overload]
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"model.name: {name!r} (revision {revision or 'main'}) is neither a folder with config.json "
-            f"nor a model that can be had from the hub ({reason})"
-        ) from error
-    return folder, folder.name  # the hub's cache names a snapshot by its commit
+
+def _is_whole(folder):
+    """Whether a folder of the hub's cache holds a configuration and all the weights that its index names."""
+    index = folder / "model.safetensors.index.json"
+    needed = {"model.safetensors"}
+    if index.is_file():
+        content = read_json(index, "get the model again")
+        parts = content.get("weight_map") if isinstance(content, dict) else None
+        needed = set(parts.values()) if isinstance(parts, dict) else set()
+    return all((folder / name).is_file() for name in {"config.json", *needed})
 
 
 def _first(config, *keys):
@@ -203,6 +226,36 @@ def _tensor_shapes(folder, weights):
     return shapes
 
 
+def _check_sizes(folder, config, num_experts, shapes):
+    """Raise InputError where config.json states sizes that its weights cannot have.
+
+    transformers would make a model of those sizes before it compares, and take all time and memory for it.
+    Smaller differences it tells itself.
+    """
+    path = folder / "config.json"
+    most = max((size for shape in shapes.values() for size in shape), default=0)
+    sizes = {"hidden_size": 1, "vocab_size": 1, "intermediate_size": 16, "moe_intermediate_size": 16}
+    sizes |= {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 1}
+    stated = {key: (config.get(key), times) for key, times in sizes.items()}
+    stated |= {
+        "the number of experts": (num_experts, 1),
+        "shared experts' width": (_shared_width(config), 16),
+    }
+    for key, (size, times) in stated.items():
+        if isinstance(size, int) and size > times * most:
+            raise InputError(
+                f"{path}: {key} is {excerpt(size)}, but no dimension of the weights is larger than {most}; "
+                "they must belong together"
+            )
+    numbers = [int(match[1]) for match in (re.search(r"\.(\d+)\.", name) for name in shapes) if match]
+    layers = max(numbers, default=0) + 1
+    if config["num_hidden_layers"] > 2 * layers:
+        raise InputError(
+            f"{path}: num_hidden_layers is {excerpt(config['num_hidden_layers'])}, but the weights have "
+            f"{layers} layers; they must belong together"
+        )
+
+
 def _router_sizes(shapes):
     """The number of experts of each layer that has a router, told by the weights' names."""
     pattern = r"layers\.(\d+)\.(?!self_attn).*\b(gate|router)(\.(wg|layer|gate))?\.weight$"
@@ -228,16 +281,33 @@ def _fingerprint(folder, weights):
     paths = [folder / "config.json", *sorted(folder.glob("tokenizer*.json")), *weights]
     total = hashlib.sha256()
     with ThreadPoolExecutor(usable_cores()) as pool:
+        whole = [path for path in paths if path.is_symlink() and _SHA256.fullmatch(path.resolve().name)]
+        digests = dict(zip(whole, pool.map(_digest_whole, whole), strict=True))
         for path in paths:
-            total.update(f"{path.name} {_digest(path, pool)}\n".encode())
+            digest = digests.get(path) or _digest(path, pool)
+            total.update(f"{path.name} {digest}\n".encode())
+    damaged = [path for path, digest in digests.items() if digest != path.resolve().name]
+    damaged += hub.damaged_files(
+        folder, [path.name for path in paths if path.is_symlink() and path not in whole]
+    )
+    for path in damaged:
+        hub.remove(path)
+    if damaged:
+        raise InputError(
+            f"model.name: {damaged[0]} in the hub's cache is damaged (its content is not what the hub said) "
+            "and was removed; run again, which fetches it anew"
+        )
     return total.hexdigest()
+
+
+def _digest_whole(path):
+    """SHA-256 of a file of the hub's cache, which names large files by it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(path, pool):
     """SHA-256 of a file; of a large one, that of its portions' digests, which the pool makes side by side."""
-    blob = path.resolve().name
-    if path.is_symlink() and _SHA256.fullmatch(blob):
-        return blob  # the hub's cache names large files by their SHA-256
     starts = range(0, max(path.stat().st_size, 1), _DIGEST_BYTES)
     digests = list(pool.map(functools.partial(_digest_portion, path), starts))
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -19,6 +19,7 @@ import yaml
 from adaptive_routing.settings.configurations import CONTROLS, DEFAULTS, EXPERT_COUNTS, Configuration, grid
 from adaptive_routing.settings.schema import alternatives, schema, shown, validated
 from adaptive_routing.system.errors import InputError
+from adaptive_routing.system.hub import Repository, fetch_file
 
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib")
@@ -166,6 +167,7 @@ def load_settings(
     """
     base_dir = Path(base_dir)
     settings: Any = validated(config, command_line)
+    _resolve_paths(settings)
     for group in ("datasets", "strategies"):
         settings[group] = {key: value for key, value in settings[group].items() if value is not None}
         if not settings[group]:
@@ -303,6 +305,19 @@ def _controls(settings):
     ]
 
 
+def _resolve_paths(settings):
+    """Have paths mean what they do in a shell: `~` is the home folder, and `./a//b` is `a/b`."""
+    if settings["results"]:
+        settings["results"] = os.path.normpath(os.path.expanduser(settings["results"]))
+    null_distribution = settings["null_distribution"]
+    named = [(settings["model"], "name"), (null_distribution, "table")]
+    named += [(one, "table") for one in settings["null_distributions"].values()]
+    named += [(one, "source") for one in (*settings["datasets"].values(), null_distribution["calibration"])]
+    for section, key in named:
+        if section and (section[key] or "").startswith("~"):
+            section[key] = os.path.expanduser(section[key])
+
+
 # Checks across keys
 
 
@@ -344,16 +359,10 @@ def _native_top_k(model, base_dir):
     name = model["name"]
     path = base_dir / name / "config.json"
     if not is_local(name, base_dir):
-        # Imported here because it takes longer than all of this module's own imports.
-        from huggingface_hub import hf_hub_download
-
         try:
-            path = Path(hf_hub_download(name, "config.json", revision=model["revision"]))
-        except Exception as error:  # of many classes, by what went wrong on the way
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"model.name: native is told by config.json of {shown(name)}, which cannot be had ({reason})"
-            ) from error
+            path = fetch_file(Repository("model", name, "model.name"), model["revision"], "config.json")
+        except InputError as error:
+            raise InputError(f"{error} (native is told by config.json of {name})") from error
     if not path.is_file():
         raise InputError(f"model.name is {shown(name)}, which holds no config.json to tell what native is")
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -513,7 +522,8 @@ def _check_source(key, data, base_dir):
     source = data["source"]
     allowed = f"a local {alternatives(DATA_SUFFIXES)} file or a hub name (owner/name)"
     if not data["local"]:
-        _check_hub_name(key, source, allowed)
+        # Without an owner it would be a builder of the `datasets` library (text, json) as well as a data set.
+        _check_hub_name(key, source, allowed, with_owner=True)
         if data["subset"] is None and source in USUAL_SUBSETS:
             raise InputError(
                 f"{key.removesuffix('source')}subset is null, but must be a subset of {source}, which has "
@@ -551,8 +561,8 @@ def _check_table(key, table, base_dir):
         )
 
 
-def _check_hub_name(key, name, allowed):
-    if not HUB_NAME.fullmatch(name):
+def _check_hub_name(key, name, allowed, with_owner=False):
+    if not HUB_NAME.fullmatch(name) or (with_owner and "/" not in name):
         raise InputError(f"{key} is {shown(name)}, which is neither; it must be {allowed}")
 
 

@@ -18,6 +18,8 @@ import yaml
 
 from adaptive_routing.system.errors import InputError
 
+# No setting needs more, and files and libraries keep whole numbers in so many bits.
+LARGEST = 2**31 - 1
 SCHEMA = Path(__file__).parents[3] / "schemas" / "config.schema.yaml"
 
 
@@ -28,6 +30,7 @@ def validated(config: Mapping[str, Any], command_line: Mapping[str, Any] | None 
     nested in braces as text; this function gives it the type that it would have in a config file.
     """
     config = _typed(_with_text_keys(config), schema(), _with_text_keys(command_line or {}))
+    _refuse_huge_numbers(config, ())
     error = min(
         Validator(schema()).iter_errors(config),
         # A misspelt key explains the missing one beside it.
@@ -144,6 +147,22 @@ def _typed_leaf(value, types):
         return yaml.safe_load(value)
     except yaml.YAMLError:
         return value
+
+
+def _refuse_huge_numbers(value, path):
+    """Raise InputError where a whole number is larger than any setting can use."""
+    if isinstance(value, Mapping):
+        for key, child in value.items():
+            _refuse_huge_numbers(child, (*path, key))
+    elif isinstance(value, list):
+        for index, child in enumerate(value):
+            _refuse_huge_numbers(child, (*path, index))
+    elif isinstance(value, int) and abs(value) > LARGEST:
+        try:
+            found = shown(value)
+        except ValueError:  # Python writes no whole number with more than 4300 digits
+            found = f"a whole number of {value.bit_length()} bits"
+        raise InputError(f"{_dotted(path)} is {found}, but must be at most {LARGEST}")
 
 
 # Violations of the schema, as sentences

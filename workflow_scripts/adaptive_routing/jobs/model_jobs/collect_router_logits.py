@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
-from adaptive_routing.data.rows import load_rows
+from adaptive_routing.data.rows import open_rows
 from adaptive_routing.data.samples import check_vocabulary
 from adaptive_routing.evaluation.calibration import (
     collect_router_logits,
@@ -35,8 +35,9 @@ def run(request: CalibrationRequest, cache: Cache) -> None:
     """Do the job: `request` and `cache` as in `model_jobs`."""
     text, info = request["calibration"], read_model_info(request["model"])
     source = {key: text[key] for key in ("source", "subset", "split", "revision")}
+    commit, rows = open_rows(**source, name="null_distribution.calibration")  # ty: ignore[invalid-argument-type]
     samples = encode_calibration_text(
-        load_rows(**source, name="null_distribution.calibration"),  # ty: ignore[invalid-argument-type]
+        rows,
         text["column"],
         load_tokenizer(info),
         text["max_tokens"],
@@ -46,5 +47,6 @@ def run(request: CalibrationRequest, cache: Cache) -> None:
     loaded = cache.model(info, request["dtype"], request["device"], request.get("gpus", 1))
     router_logits = collect_router_logits(loaded, samples, request["batch_tokens"])
     lengths = [sample.sequences[0].num_inputs for sample in samples]
-    metadata = {"calibration": text, "dtype": request["dtype"]}
+    made_from = text if commit is None else text | {"commit": commit}  # that the revision stood for
+    metadata = {"calibration": made_from, "dtype": request["dtype"]}
     save_router_logits(request["output"], router_logits, lengths, metadata)
