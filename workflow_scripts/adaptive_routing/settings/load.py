@@ -314,7 +314,7 @@ def _resolve_paths(settings):
     named += [(one, "table") for one in settings["null_distributions"].values()]
     named += [(one, "source") for one in (*settings["datasets"].values(), null_distribution["calibration"])]
     for section, key in named:
-        if section and (section[key] or "").startswith("~"):
+        if section and (section.get(key) or "").startswith("~"):
             section[key] = os.path.expanduser(section[key])
 
 
