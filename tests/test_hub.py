@@ -1,6 +1,7 @@
 """Downloads from the hub: a fault is one sentence, nothing wrong is kept, and the next run goes on."""
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -335,3 +336,31 @@ def test_a_download_ends_with_the_run(tmp_path, model_files, how):
             process.kill()
         assert not alive
     assert not study.results("model.json").exists()
+
+
+def test_a_study_records_the_commits_of_what_it_read(tmp_path):
+    """The embedded model and data sets, from the hub."""
+    resources = ROOT / "resources"
+    model = {path.name: path.read_bytes() for path in (resources / "embedded_model").iterdir()}
+    with HubServer() as hub:
+        commits = {"model": hub.commit("model", "owner/embedded", model)}
+        for name, split in (("lambada", "test"), ("calibration", "train")):
+            rows = (resources / f"datasets/{name}.jsonl").read_bytes()
+            commits[name] = hub.commit("dataset", f"owner/{name}", {f"data/{split}.jsonl": rows})
+        study = StudyFolder(tmp_path / "study")
+        study.configure(
+            model={"name": "owner/embedded"},
+            datasets={"wikitext": None, "lambada": {"source": "owner/lambada"}, "hellaswag": None},
+            null_distribution={"calibration": {"source": "owner/calibration", "max_tokens": 1000}},
+        )
+        home = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        summary = "results/logs/8experts_bh_a030_lambada.json"
+        run = study.begin(summary, **home)
+        said = run.communicate()
+        assert run.returncode == 0, said
+    provenance = json.loads((study.folder / summary).read_text())["provenance"]
+    settings = provenance["settings"]
+    assert provenance["model"]["commit"] == commits["model"]
+    assert settings["dataset"]["commit"] == commits["lambada"]
+    assert settings["null_distribution"]["calibration"]["commit"] == commits["calibration"]
+    assert study.plan(summary) == {}

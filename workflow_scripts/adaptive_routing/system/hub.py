@@ -141,6 +141,7 @@ def _remember(repository, revision, commit):
 def list_files(repository: Repository, commit: str) -> list[HubFile]:
     """The files of a commit; InputError where the hub does not tell them."""
     from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
 
     with asking(repository, commit):
         listed = list(
@@ -150,17 +151,10 @@ def list_files(repository: Repository, commit: str) -> list[HubFile]:
         )
     files = []
     for one in listed:
-        if not hasattr(one, "blob_id"):
-            continue  # a folder
-        large = one.lfs
-        files.append(
-            HubFile(
-                one.path,
-                large.size if large else one.size,
-                large.sha256 if large else one.blob_id,
-                is_large=bool(large),
-            )
-        )
+        if isinstance(one, RepoFile):  # and no folder
+            large = one.lfs
+            size, blob = (large.size, large.sha256) if large else (one.size, one.blob_id)
+            files.append(HubFile(one.path, size, blob, is_large=bool(large)))
     return files
 
 
@@ -308,6 +302,8 @@ class _Download:
                 os.replace(partial, blob)
         path = self.repository.snapshot(self.commit) / file.path
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink() and not path.exists():  # to content that was removed
+            path.unlink(missing_ok=True)
         with suppress(FileExistsError):
             try:
                 path.symlink_to(os.path.relpath(blob, path.parent))
@@ -428,10 +424,14 @@ def damaged_files(folder: Path, paths: Collection[str]) -> list[Path]:
     return found
 
 
-def remove(path: Path) -> None:
-    """Remove a file from the cache, content and name."""
-    path.resolve().unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
+def remove(path: Path) -> str:
+    """Remove a file from the cache, content and name; returns what is left to do, in half a sentence."""
+    try:
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        return f"cannot be removed ({error.strerror}); have it deleted and run again"
+    return "was removed; run again, which fetches it anew"
 
 
 # What goes wrong
