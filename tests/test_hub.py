@@ -207,6 +207,12 @@ def test_what_may_not_be_read(hub, status, code, sentence):
         assert "\n" not in str(error.value)
 
 
+def test_what_was_had_before_is_read_without_a_token(hub):
+    info, rows = inspect_model(MODEL), read_data()
+    hub.faults.status = {MODEL: (401, "GatedRepo"), DATASET: (403, "GatedRepo")}
+    assert (inspect_model(MODEL), read_data()) == (info, rows)
+
+
 def test_gated_files_of_a_repository_that_everybody_sees(hub):
     """The hub lists them, and refuses their content."""
     hub.faults.gated = True

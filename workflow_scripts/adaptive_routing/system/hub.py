@@ -72,11 +72,15 @@ class HubFile:
 
 
 class HubUnreachable(InputError):
-    """The hub does not answer, or may not be asked; `reason` says why in half a sentence."""
+    """The hub does not answer, or may not be asked, or refuses; `reason` says why in half a sentence.
 
-    def __init__(self, sentence: str, reason: str) -> None:
+    What the cache holds can still be read.
+    """
+
+    def __init__(self, sentence: str, reason: str, is_refusal: bool = False) -> None:
         super().__init__(sentence)
         self.reason = reason
+        self.is_refusal = is_refusal
 
 
 def is_offline() -> bool:
@@ -110,6 +114,8 @@ def resolve(repository: Repository, revision: str | None) -> tuple[str, str | No
         reason = error.reason
         commit = _known_commit(repository, wanted)
         if not COMMIT.fullmatch(commit):
+            if error.is_refusal:
+                raise
             raise HubUnreachable(
                 f"{repository.key}: {reason}, and the cache ({repository.cache.parent}) does not hold "
                 f"revision {wanted} of the {repository}",
@@ -469,18 +475,18 @@ def _as_sentence(error, repository, revision, path=None):
         )
     if isinstance(error, errors.GatedRepoError):
         page = f"{_endpoint()}/{'datasets/' if repository.kind == 'dataset' else ''}{repository.name}"
-        return InputError(f"{key}: the {repository} is gated; ask for access at {page}, and {login}")
+        reason = f"the {repository} is gated; ask for access at {page}, and {login}"
+        return HubUnreachable(f"{key}: {reason}", reason, is_refusal=True)
     if isinstance(error, errors.RevisionNotFoundError):
         return InputError(f"{key}: the {repository} has no revision {revision!r} on the hub")
     if isinstance(error, errors.RepositoryNotFoundError) or status == 401:
-        return InputError(
-            f"{key}: the hub ({_endpoint()}) has no {repository}, or it is private; check the name, or "
-            f"{login}"
-        )
+        reason = f"the hub ({_endpoint()}) has no {repository}, or it is private; check the name, or {login}"
+        return HubUnreachable(f"{key}: {reason}", reason, is_refusal=True)
     if isinstance(error, errors.EntryNotFoundError):
         return InputError(f"{key}: the hub has no {what} at revision {revision}")
     if status == 403:
-        return InputError(f"{key}: the hub does not let you read {what} (status {status}); {login}")
+        reason = f"the hub does not let you read {what} (status {status}); {login}"
+        return HubUnreachable(f"{key}: {reason}", reason, is_refusal=True)
     if isinstance(error, errors.HFValidationError | UnicodeError):
         return InputError(
             f"{key}: {repository.name!r} at revision {revision!r} is neither a local path that exists nor a "
