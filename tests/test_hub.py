@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -20,6 +21,8 @@ from adaptive_routing.system import hub as client
 from adaptive_routing.system.errors import InputError
 from conftest import ROOT, tiny_olmoe
 from hub_server import HubServer
+from snakemake_logger_plugin_adaptive_routing.picture import Progress, draw
+from snakemake_logger_plugin_adaptive_routing.run import DOWNLOAD
 from study_folder import StudyFolder
 from test_settings import merged
 from test_sources import files
@@ -261,6 +264,14 @@ def test_a_long_download_says_how_far_it_is(hub, monkeypatch, capsys):
     inspect_model(MODEL)
     lines = capsys.readouterr().err.splitlines()
     assert lines and all("downloaded" in line and MODEL in line and "/s, about" in line for line in lines)
+    # The picture of a run shows the last of them.
+    progress = Progress({"inspect_model": (1, 0)}, 0)
+    progress.start(1, "inspect_model", {}, 0)
+    progress.downloaded = DOWNLOAD.match(lines[-1])[1]
+    rows = ["".join(text for text, _ in row) for row in draw(progress, 80, "=- >", 65)]
+    assert re.fullmatch(r"  [\d.]+ MB of 4\.9 MB downloaded, .* left; 1 min 05 s so far", rows[-1])
+    progress.finish(1, 70)
+    assert "downloaded" not in str(draw(progress, 80, "=- >", 70))
 
 
 def test_the_models_own_number_of_experts_is_told_by_the_hub(hub, tmp_path):
