@@ -233,6 +233,12 @@ def test_names_that_do_not_exist(hub):
     assert "'größer'" in refused(read_data, "größer")
 
 
+def test_a_token_that_is_none(hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "schlüssel")
+    assert "the token for the hub (HF_TOKEN) holds characters" in refused(inspect_model, MODEL)
+    assert "the token for the hub (HF_TOKEN) holds characters" in refused(read_data)
+
+
 def test_without_permission_to_ask(hub, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE is set, and the cache" in refused(inspect_model, MODEL)

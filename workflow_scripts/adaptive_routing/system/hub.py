@@ -461,7 +461,7 @@ def asking(repository: Repository, revision: str) -> Iterator[None]:
 
 def _as_sentence(error, repository, revision, path=None):
     """An exception as what a user needs to know of it; one that is no fault of hub or machine as it is."""
-    from huggingface_hub import errors
+    from huggingface_hub import errors, get_token
 
     if isinstance(error, InputError) or not isinstance(error, Exception):
         return error
@@ -487,6 +487,8 @@ def _as_sentence(error, repository, revision, path=None):
     if status == 403:
         reason = f"the hub does not let you read {what} (status {status}); {login}"
         return HubUnreachable(f"{key}: {reason}", reason, is_refusal=True)
+    if isinstance(error, UnicodeError) and not (get_token() or "").isascii():
+        return InputError(f"{key}: the token for the hub (HF_TOKEN) holds characters that no token has")
     if isinstance(error, errors.HFValidationError | UnicodeError):
         return InputError(
             f"{key}: {repository.name!r} at revision {revision!r} is neither a local path that exists nor a "
