@@ -322,6 +322,24 @@ def test_a_damaged_file_of_the_prepared_data_set_is_named(hub, tmp_path):
     assert read_data() == [{"text": "a"}]
 
 
+@pytest.mark.parametrize("had_before", [False, True])
+def test_a_hub_that_is_gone_while_a_data_set_is_read(hub, monkeypatch, had_before):
+    if had_before:  # at another commit, which `datasets` itself would take
+        read_data()
+        hub.commit("dataset", DATASET, files("b"))
+    list_files = client.list_files
+
+    def then_gone(*arguments):
+        listed = list_files(*arguments)
+        hub.close()
+        return listed
+
+    monkeypatch.setattr(client, "list_files", then_gone)
+    monkeypatch.setattr("adaptive_routing.data.rows._DESCRIPTIONS", ())  # asked for by `datasets` first
+    sentence = refused(read_data)
+    assert "the cache does not hold owner/data at commit" in sentence
+
+
 def test_without_network_a_second_run_does_not_wait(hub):
     read_data()
     hub.close()

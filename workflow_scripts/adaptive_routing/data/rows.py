@@ -152,10 +152,8 @@ def _fetched(repository, subset, commit):
                     raise one from error
             raise _unreadable(source, name, error) from error  # such as a subset that there is not
     if builder.hash != commit:  # another one, of the cache
-        raise InputError(
-            f"{name}: the hub stopped answering while {source} was read, and the cache does not hold it at "
-            f"commit {commit}; run again"
-        )
+        reason = "the hub stopped answering meanwhile"
+        raise hub.HubUnreachable(f"{name}: {reason}", reason)
     prefix = f"@{commit}/"
     paths = {
         url.partition(prefix)[2]
