@@ -43,7 +43,7 @@ children_import_from(WORKFLOW / "workflow_scripts")
 tell_jobs(identity(), code_version(WORKFLOW))
 
 try:
-    for config_file in workflow.configfiles:
+    for config_file in () if IS_IMPORTED else workflow.configfiles:
         check_config_file(config_file)
     SETTINGS = load_settings(
         imported_config(config, WORKFLOW) if IS_IMPORTED else config,

@@ -17,6 +17,7 @@ GOOD = [
     '{"results": "x", "model": {"name": "y"}}',
     '{\n\t"results": "x"\n}',
     "1: a\n'1': b\n",
+    "__use_yte__: true\n?if True:\n  a: 1\n?if True:\n  b: 1\n",
 ]
 WRONG = {
     "twice": (b"a: 1\nb: 2\na: 3\n", "line 3: the key a stands there for the second time, after line 1"),

@@ -1,7 +1,9 @@
 """Downloads from the hub: a fault is one sentence, nothing wrong is kept, and the next run goes on."""
 
 import errno
+import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -19,6 +21,8 @@ from adaptive_routing.system import hub as client
 from adaptive_routing.system.errors import InputError
 from conftest import ROOT, tiny_olmoe
 from hub_server import HubServer
+from snakemake_logger_plugin_adaptive_routing.picture import Progress, draw
+from snakemake_logger_plugin_adaptive_routing.run import DOWNLOAD
 from study_folder import StudyFolder
 from test_settings import merged
 from test_sources import files
@@ -206,6 +210,12 @@ def test_what_may_not_be_read(hub, status, code, sentence):
         assert "\n" not in str(error.value)
 
 
+def test_what_was_had_before_is_read_without_a_token(hub):
+    info, rows = inspect_model(MODEL), read_data()
+    hub.faults.status = {MODEL: (401, "GatedRepo"), DATASET: (403, "GatedRepo")}
+    assert (inspect_model(MODEL), read_data()) == (info, rows)
+
+
 def test_gated_files_of_a_repository_that_everybody_sees(hub):
     """The hub lists them, and refuses their content."""
     hub.faults.gated = True
@@ -221,6 +231,12 @@ def test_names_that_do_not_exist(hub):
         assert "neither a local path that exists nor a name" in refused(inspect_model, name)
     assert "'größer'" in refused(inspect_model, MODEL, "größer")
     assert "'größer'" in refused(read_data, "größer")
+
+
+def test_a_token_that_is_none(hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "schlüssel")
+    assert "the token for the hub (HF_TOKEN) holds characters" in refused(inspect_model, MODEL)
+    assert "the token for the hub (HF_TOKEN) holds characters" in refused(read_data)
 
 
 def test_without_permission_to_ask(hub, monkeypatch):
@@ -254,6 +270,14 @@ def test_a_long_download_says_how_far_it_is(hub, monkeypatch, capsys):
     inspect_model(MODEL)
     lines = capsys.readouterr().err.splitlines()
     assert lines and all("downloaded" in line and MODEL in line and "/s, about" in line for line in lines)
+    # The picture of a run shows the last of them.
+    progress = Progress({"inspect_model": (1, 0)}, 0)
+    progress.start(1, "inspect_model", {}, 0)
+    progress.downloaded = DOWNLOAD.match(lines[-1])[1]
+    rows = ["".join(text for text, _ in row) for row in draw(progress, 80, "=- >", 65)]
+    assert re.fullmatch(r"  [\d.]+ MB of 4\.9 MB downloaded, .* left; 1 min 05 s so far", rows[-1])
+    progress.finish(1, 70)
+    assert "downloaded" not in str(draw(progress, 80, "=- >", 70))
 
 
 def test_the_models_own_number_of_experts_is_told_by_the_hub(hub, tmp_path):
@@ -298,6 +322,24 @@ def test_a_damaged_file_of_the_prepared_data_set_is_named(hub, tmp_path):
     assert read_data() == [{"text": "a"}]
 
 
+@pytest.mark.parametrize("had_before", [False, True])
+def test_a_hub_that_is_gone_while_a_data_set_is_read(hub, monkeypatch, had_before):
+    if had_before:  # at another commit, which `datasets` itself would take
+        read_data()
+        hub.commit("dataset", DATASET, files("b"))
+    list_files = client.list_files
+
+    def then_gone(*arguments):
+        listed = list_files(*arguments)
+        hub.close()
+        return listed
+
+    monkeypatch.setattr(client, "list_files", then_gone)
+    monkeypatch.setattr("adaptive_routing.data.rows._DESCRIPTIONS", ())  # asked for by `datasets` first
+    sentence = refused(read_data)
+    assert "the cache does not hold owner/data at commit" in sentence
+
+
 def test_without_network_a_second_run_does_not_wait(hub):
     read_data()
     hub.close()
@@ -335,3 +377,31 @@ def test_a_download_ends_with_the_run(tmp_path, model_files, how):
             process.kill()
         assert not alive
     assert not study.results("model.json").exists()
+
+
+def test_a_study_records_the_commits_of_what_it_read(tmp_path):
+    """The embedded model and data sets, from the hub."""
+    resources = ROOT / "resources"
+    model = {path.name: path.read_bytes() for path in (resources / "embedded_model").iterdir()}
+    with HubServer() as hub:
+        commits = {"model": hub.commit("model", "owner/embedded", model)}
+        for name, split in (("lambada", "test"), ("calibration", "train")):
+            rows = (resources / f"datasets/{name}.jsonl").read_bytes()
+            commits[name] = hub.commit("dataset", f"owner/{name}", {f"data/{split}.jsonl": rows})
+        study = StudyFolder(tmp_path / "study")
+        study.configure(
+            model={"name": "owner/embedded"},
+            datasets={"wikitext": None, "lambada": {"source": "owner/lambada"}, "hellaswag": None},
+            null_distribution={"calibration": {"source": "owner/calibration", "max_tokens": 1000}},
+        )
+        home = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        summary = "results/logs/8experts_bh_a030_lambada.json"
+        run = study.begin(summary, **home)
+        said = run.communicate()
+        assert run.returncode == 0, said
+    provenance = json.loads((study.folder / summary).read_text())["provenance"]
+    settings = provenance["settings"]
+    assert provenance["model"]["commit"] == commits["model"]
+    assert settings["dataset"]["commit"] == commits["lambada"]
+    assert settings["null_distribution"]["calibration"]["commit"] == commits["calibration"]
+    assert study.plan(summary) == {}

@@ -40,6 +40,7 @@ class Progress:
         self.first_began = None
         self.finished = []  # when experiments were
         self.speed = None  # tokens/s of the last one, as its job says it
+        self.downloaded = None  # how far a job's download is, in its words
 
     def start(self, jobid, rule, wildcards, now):
         """A job begins."""
@@ -50,6 +51,7 @@ class Progress:
     def finish(self, jobid, now):
         """A job is done; returns its stage."""
         rule, _, _ = self.running.pop(jobid)
+        self.downloaded = None
         stage = stage_of(rule)
         self.done[stage] += 1
         if stage == EXPERIMENTS:
@@ -101,6 +103,8 @@ def draw(progress, width, signs, now, is_over=False):
     if not is_over:  # between two jobs as well, so that the picture keeps its height
         rows.append([("  running: ", None), (_running(progress, now), CYAN)])
     speed = f"{progress.speed} in the last experiment; " if progress.speed and not is_over else ""
+    if progress.downloaded and not is_over:
+        speed = f"{progress.downloaded}; "
     rows.append([(f"  {speed}{_clock(now - progress.begun)}{'' if is_over else ' so far'}", None)])
     return rows
 

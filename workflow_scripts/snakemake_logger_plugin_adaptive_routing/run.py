@@ -19,6 +19,7 @@ from snakemake_logger_plugin_adaptive_routing.screen import open_screen
 RED = "31"
 SPEED = re.compile(r"; ([\d,]+ tokens/s)$")
 INTERRUPTED = "Terminating processes on user request"
+DOWNLOAD = re.compile(r"(?:model|data set) \S+: (.+ downloaded, .+/s.*)$")
 # What jobs say that is shown in another way, or of which their logs are enough.
 SHOWN_OTHERWISE = re.compile(r"loaded .+ in [\d.]+ s$|interrupted$|.+ tokens/s$|.*\r")
 
@@ -219,6 +220,8 @@ class Run:
                 self._is_in_traceback = True
             elif self._is_in_traceback:
                 self._is_in_traceback = line.startswith(" ") or not line
+            elif self._screen.has_picture and (found := DOWNLOAD.match(line)):
+                self._progress.downloaded = found[1]
             elif line.startswith("error: "):
                 self._errors.append(line.removeprefix("error: "))
             elif line.strip() and not SHOWN_OTHERWISE.match(line) and line not in self._heard:

@@ -120,12 +120,12 @@ def _unreadable(source, name, error, link=None):
 
 def _cached(source, subset, commit):
     """The builder of a data set that `datasets` has prepared before at this commit; None if it has not."""
-    import datasets
+    from datasets import config
     from datasets.naming import camelcase_to_snakecase
     from datasets.packaged_modules.cache.cache import Cache
 
     owner, _, own = source.partition("/")
-    root = Path(datasets.config.HF_DATASETS_CACHE).expanduser() / f"{owner}___{camelcase_to_snakecase(own)}"
+    root = Path(config.HF_DATASETS_CACHE).expanduser() / f"{owner}___{camelcase_to_snakecase(own)}"
     found = sorted(root.glob(f"{escape(subset) if subset else '*'}/*/{commit}/dataset_info.json"))
     if len(found) != 1:
         return None  # of several subsets, the hub tells the default one
@@ -152,10 +152,8 @@ def _fetched(repository, subset, commit):
                     raise one from error
             raise _unreadable(source, name, error) from error  # such as a subset that there is not
     if builder.hash != commit:  # another one, of the cache
-        raise InputError(
-            f"{name}: the hub stopped answering while {source} was read, and the cache does not hold it at "
-            f"commit {commit}; run again"
-        )
+        reason = "the hub stopped answering meanwhile"
+        raise hub.HubUnreachable(f"{name}: {reason}", reason)
     prefix = f"@{commit}/"
     paths = {
         url.partition(prefix)[2]
@@ -168,12 +166,10 @@ def _fetched(repository, subset, commit):
         builder.download_and_prepare()
     except Exception as error:
         damaged = hub.damaged_files(folder, paths)
-        for path in damaged:
-            hub.remove(path)
+        remedies = list(map(hub.remove, damaged))
         if damaged:
             raise InputError(
-                f"{name}: {damaged[0]} in the hub's cache was damaged and has been removed; run again, which "
-                "fetches it anew"
+                f"{name}: {damaged[0]} in the hub's cache is damaged and {remedies[0]}"
             ) from error
         raise _unreadable(source, name, error) from error
     return builder

@@ -290,12 +290,11 @@ def _fingerprint(folder, weights):
     damaged += hub.damaged_files(
         folder, [path.name for path in paths if path.is_symlink() and path not in whole]
     )
-    for path in damaged:
-        hub.remove(path)
+    remedies = list(map(hub.remove, damaged))
     if damaged:
         raise InputError(
             f"model.name: {damaged[0]} in the hub's cache is damaged (its content is not what the hub said) "
-            "and was removed; run again, which fetches it anew"
+            f"and {remedies[0]}"
         )
     return total.hexdigest()
 

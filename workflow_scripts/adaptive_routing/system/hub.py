@@ -72,11 +72,15 @@ class HubFile:
 
 
 class HubUnreachable(InputError):
-    """The hub does not answer, or may not be asked; `reason` says why in half a sentence."""
+    """The hub does not answer, or may not be asked, or refuses; `reason` says why in half a sentence.
 
-    def __init__(self, sentence: str, reason: str) -> None:
+    What the cache holds can still be read.
+    """
+
+    def __init__(self, sentence: str, reason: str, is_refusal: bool = False) -> None:
         super().__init__(sentence)
         self.reason = reason
+        self.is_refusal = is_refusal
 
 
 def is_offline() -> bool:
@@ -110,6 +114,8 @@ def resolve(repository: Repository, revision: str | None) -> tuple[str, str | No
         reason = error.reason
         commit = _known_commit(repository, wanted)
         if not COMMIT.fullmatch(commit):
+            if error.is_refusal:
+                raise
             raise HubUnreachable(
                 f"{repository.key}: {reason}, and the cache ({repository.cache.parent}) does not hold "
                 f"revision {wanted} of the {repository}",
@@ -141,6 +147,7 @@ def _remember(repository, revision, commit):
 def list_files(repository: Repository, commit: str) -> list[HubFile]:
     """The files of a commit; InputError where the hub does not tell them."""
     from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
 
     with asking(repository, commit):
         listed = list(
@@ -150,17 +157,10 @@ def list_files(repository: Repository, commit: str) -> list[HubFile]:
         )
     files = []
     for one in listed:
-        if not hasattr(one, "blob_id"):
-            continue  # a folder
-        large = one.lfs
-        files.append(
-            HubFile(
-                one.path,
-                large.size if large else one.size,
-                large.sha256 if large else one.blob_id,
-                is_large=bool(large),
-            )
-        )
+        if isinstance(one, RepoFile):  # and no folder
+            large = one.lfs
+            size, blob = (large.size, large.sha256) if large else (one.size, one.blob_id)
+            files.append(HubFile(one.path, size, blob, is_large=bool(large)))
     return files
 
 
@@ -308,6 +308,8 @@ class _Download:
                 os.replace(partial, blob)
         path = self.repository.snapshot(self.commit) / file.path
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink() and not path.exists():  # to content that was removed
+            path.unlink(missing_ok=True)
         with suppress(FileExistsError):
             try:
                 path.symlink_to(os.path.relpath(blob, path.parent))
@@ -428,10 +430,14 @@ def damaged_files(folder: Path, paths: Collection[str]) -> list[Path]:
     return found
 
 
-def remove(path: Path) -> None:
-    """Remove a file from the cache, content and name."""
-    path.resolve().unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
+def remove(path: Path) -> str:
+    """Remove a file from the cache, content and name; returns what is left to do, in half a sentence."""
+    try:
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        return f"cannot be removed ({error.strerror}); have it deleted and run again"
+    return "was removed; run again, which fetches it anew"
 
 
 # What goes wrong
@@ -455,7 +461,7 @@ def asking(repository: Repository, revision: str) -> Iterator[None]:
 
 def _as_sentence(error, repository, revision, path=None):
     """An exception as what a user needs to know of it; one that is no fault of hub or machine as it is."""
-    from huggingface_hub import errors
+    from huggingface_hub import errors, get_token
 
     if isinstance(error, InputError) or not isinstance(error, Exception):
         return error
@@ -469,18 +475,20 @@ def _as_sentence(error, repository, revision, path=None):
         )
     if isinstance(error, errors.GatedRepoError):
         page = f"{_endpoint()}/{'datasets/' if repository.kind == 'dataset' else ''}{repository.name}"
-        return InputError(f"{key}: the {repository} is gated; ask for access at {page}, and {login}")
+        reason = f"the {repository} is gated; ask for access at {page}, and {login}"
+        return HubUnreachable(f"{key}: {reason}", reason, is_refusal=True)
     if isinstance(error, errors.RevisionNotFoundError):
         return InputError(f"{key}: the {repository} has no revision {revision!r} on the hub")
     if isinstance(error, errors.RepositoryNotFoundError) or status == 401:
-        return InputError(
-            f"{key}: the hub ({_endpoint()}) has no {repository}, or it is private; check the name, or "
-            f"{login}"
-        )
+        reason = f"the hub ({_endpoint()}) has no {repository}, or it is private; check the name, or {login}"
+        return HubUnreachable(f"{key}: {reason}", reason, is_refusal=True)
     if isinstance(error, errors.EntryNotFoundError):
         return InputError(f"{key}: the hub has no {what} at revision {revision}")
     if status == 403:
-        return InputError(f"{key}: the hub does not let you read {what} (status {status}); {login}")
+        reason = f"the hub does not let you read {what} (status {status}); {login}"
+        return HubUnreachable(f"{key}: {reason}", reason, is_refusal=True)
+    if isinstance(error, UnicodeError) and not (get_token() or "").isascii():
+        return InputError(f"{key}: the token for the hub (HF_TOKEN) holds characters that no token has")
     if isinstance(error, errors.HFValidationError | UnicodeError):
         return InputError(
             f"{key}: {repository.name!r} at revision {revision!r} is neither a local path that exists nor a "
