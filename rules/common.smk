@@ -68,7 +68,7 @@ wildcard_constraints:
 
 def results(*parts):
     """A path below the results folder; wildcards stay as they are."""
-    return "/".join(parts if RESULTS == "." else (RESULTS, *parts))
+    return Path(RESULTS, *parts).as_posix()
 
 
 def job_log(*parts):

@@ -86,7 +86,8 @@ def why_sentences(study: Study) -> list[str]:
     if len(families) == 1:
         parts = [_single(group[0]) for group in outcomes.values() if group]
         return [f"Why {words.rule(families.pop())} does so: {'; '.join(parts)}."]
-    text = "; ".join(_many(contrast, group) for contrast, group in outcomes.items() if group)
+    sentences = [_many(contrast, group) for contrast, group in outcomes.items() if group]
+    text = ". ".join([sentences[0], *(one[0].upper() + one[1:] for one in sentences[1:])])
     text = re.sub(r"(\d+ of \d+)\)", r"\1 configurations)", text, count=1).replace(
         "of 1 configurations", "of 1 configuration"
     )
