@@ -930,11 +930,11 @@ def test_a_copy_under_anothers_name_is_refused(metrics_files):
         tabulated(metrics_files)
 
 
+HEADS = "config,strategy,k_or_max_k,alpha,weights,null,control,control_of,num_experts"
 TABLES = {
-    "experiments": "config,strategy,k_or_max_k,alpha,num_experts,dataset,perplexity\n"
-    "8experts_topk_baseline,topk,8,,64,wikitext,9.5\n",
-    "configurations": "config,strategy,k_or_max_k,alpha,num_experts,avg_experts\n"
-    "8experts_topk_baseline,topk,8,,64,8\n8experts_bh_a030,bh,8,0.3,64,4.5\n",
+    "experiments": f"{HEADS},dataset,perplexity\n8experts_topk_baseline,topk,8,,native,,,,64,wikitext,9.5\n",
+    "configurations": f"{HEADS},avg_experts\n8experts_topk_baseline,topk,8,,native,,,,64,8\n"
+    "8experts_bh_a030,bh,8,0.3,native,default,,,64,4.5\n",
     "layers": "config,dataset,layer,avg_experts\n8experts_topk_baseline,wikitext,0,8\n",
     "comparisons": "config,dataset,metric,difference,ci_low,ci_high,p_holm\n",
 }

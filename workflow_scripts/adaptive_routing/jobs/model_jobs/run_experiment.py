@@ -47,7 +47,7 @@ class ExperimentRequest(TypedDict):
     configuration: ConfigurationRequest
     routing: RoutingSettings
     null_distribution: str | None
-    control: ControlRequest | None
+    control: NotRequired[ControlRequest | None]
     dataset: str
     prepared: str
     batch_tokens: int
@@ -66,8 +66,9 @@ def run(request: ExperimentRequest, cache: Cache) -> None:
         null_distribution.expect_model(info, request["null_distribution"])
     dataset_settings, prepared = cache.read(read_prepared, request["prepared"])
     check_vocabulary(prepared, info["shapes"]["vocab_size"], request["prepared"])
-    if request["control"]:
-        counts = _control_counts(request["control"], configuration, prepared)
+    control = request.get("control")
+    if control:
+        counts = _control_counts(control, configuration, prepared)
         strategy = make_control(configuration, request["routing"], counts)
     else:
         strategy = make_strategy(configuration, request["routing"], null_distribution)
@@ -86,7 +87,7 @@ def run(request: ExperimentRequest, cache: Cache) -> None:
             "dataset": dataset_settings,
             "second_pass_samples": request["second_pass_samples"],
             "null_distribution": null_distribution.metadata if null_distribution else None,
-            "control_seed": request["control"]["seed"] if request["control"] else None,
+            "control_seed": control["seed"] if control else None,
         },
         ExperimentFiles(**request["outputs"]),
         cache.log_workers,
