@@ -18,7 +18,7 @@ from adaptive_routing.report.limits import (
     uncertainty_section,
     where_it_does_not_help,
 )
-from adaptive_routing.report.same_compute import same_compute_section
+from adaptive_routing.report.same_compute import same_compute_section, upper_bound
 from adaptive_routing.report.sentences import MARGIN, margin_definition, subject, why_kept
 from adaptive_routing.report.where import where_section
 from adaptive_routing.report.why import why_section
@@ -133,24 +133,31 @@ def _adaptive_or_fixed(study, margins):
 
 def _by_controls(study, margins):
     """Two cells: the answer of the comparison with controls, and its counts."""
-    outcomes = controls.by_rule(study, controls.ANSWER)
-    winning = [outcome for outcome in outcomes if outcome.verdict == controls.BETTER]
+    outcomes = [one for one in controls.by_rule(study, controls.ANSWER) if not upper_bound(one)]
+    if not outcomes:
+        return "not answered", "the rules compared look at later tokens and are only upper bounds"
     verdicts = {outcome.verdict for outcome in outcomes}
-    if winning:
-        best = controls.best(study, [c for one in winning for c in one.outcomes[controls.BETTER]], margins)
-        use = f"adaptive: {words.code(best)}"
-    elif verdicts <= {controls.WORSE}:
+    winning = [c for outcome in outcomes for c in outcome.outcomes[controls.BETTER]]
+    usable = [config for config in winning if not rules.worse_on(study, config)]
+    if usable:
+        use = f"adaptive: {words.code(controls.best(study, usable, margins))}"
+    elif winning or verdicts <= {controls.WORSE}:
         use = "fixed"
     elif verdicts <= {controls.WORSE, controls.SAME}:
         use = "fixed (adaptive gains nothing)"
     else:
         use = "open" if verdicts == {controls.OPEN} else "depends; see the table above"
     total = sum(len(outcome.configs) for outcome in outcomes)
-    better, worse = (sum(one.count(name) for one in outcomes) for name in (controls.BETTER, controls.WORSE))
-    return use, (
-        f"at the same compute, {better} of {total} configurations are significantly better than their "
+    worse = sum(one.count(controls.WORSE) for one in outcomes)
+    why = (
+        f"at the same compute, {len(winning)} of {total} configurations are significantly better than their "
         f"control and {worse} significantly worse"
     )
+    if winning and not usable:
+        places = [d for d in study.scored_datasets if any(d in rules.worse_on(study, c) for c in winning)]
+        which = f"each of the {len(winning)}" if len(winning) > 1 else "that one"
+        why += f"; {which} is significantly worse than the baseline on {' or '.join(places)}"
+    return use, why
 
 
 def _evidence(study, decision, margins):

@@ -63,8 +63,9 @@ def _routing(settings):
             f"J. R. Stat. Soc. B 57, 1995), but at least {routing['min_k']} and at most max_k. Experts "
             "that are not selected are not run. The floor holds two kinds of tokens: those where no expert "
             "passed (k* = 0) and those where min_k or fewer did. For independent logits from the null "
-            "distribution, no expert passes for a share 1 − α of the tokens (Simes, Biometrika 73, 1986): α "
-            "sets the share at the floor, and is no error rate of the routing.",
+            "distribution, no expert passes for a share 1 − α of the tokens (Simes, Biometrika 73, 1986). "
+            "The logits of a token depend on each other, so α sets the share at the floor only roughly, and "
+            "is no error rate of the routing.",
             f"**Null distribution** of each layer: {_null_distribution(null)}",
             *(
                 f"**{words.capitalized(words.strategy(strategy))}** is defined in its module, "

@@ -46,13 +46,27 @@ def null_check_section(
     if any(table["alpha"].notna().any() for table, _ in checks.values()):
         yield (
             "If a token's logits were independent draws from the null distribution, k\\* would be 0 in "
-            "exactly 1 − α of the token-layers (Simes 1986). Here α therefore sets the share at the floor; "
-            "since the logits of a token depend on each other, it is no error rate. A softmax router does "
-            "not see a token's mean logit; p-values do, unless the null distribution is of centred logits."
+            f"exactly 1 − α of the token-layers (Simes 1986). {_measured_floor(checks)}α sets the share at "
+            "the floor only roughly, and it is no error rate, since the logits of a token depend on each "
+            "other. A softmax router does not see a token's mean logit; p-values do, unless the null "
+            "distribution is of centred logits."
         )
     for name, (_, figure) in checks.items():
         link = quote(os.path.relpath(figure, folder))
         yield f"![Check of the null distribution {name}]({link})"
+
+
+def _measured_floor(checks):
+    """The measured shares of k* = 0 against 1 − α, over all levels and null distributions."""
+    means = [
+        table.groupby("alpha")[["share_zero", "share_zero_if_independent"]].mean()
+        for table, _ in checks.values()
+    ]
+    table = 100 * pd.concat(means).dropna()
+    if table.empty:
+        return ""
+    zero, independent = (words.span_of(table[column], ".0f") for column in table)
+    return f"Measured: {zero} % against {independent} %; "
 
 
 def describe_null_check(name: str, table: pd.DataFrame) -> str:

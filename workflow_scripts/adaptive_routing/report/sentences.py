@@ -173,6 +173,12 @@ def adaptive_verdict(study: Study, decision: Decision) -> str:
             )
         case "open":
             lost = outcomes["worse"] + outcomes["mixed"]
+            if not outcomes["mixed"] and 2 * len(lost) > total:
+                return (
+                    f"Against {baseline} {name} does not help: {count(lost, 'are')} significantly worse on "
+                    "at least one data set and none is better; for "
+                    f"{words.of(len(outcomes['open']), total)} equality is not confirmed."
+                )
             return (
                 f"Whether {name} helps is open: compared with {baseline}, {count(outcomes['open'], 'show')} "
                 f"no significant difference, but a loss beyond the margin{MARGIN_SIZE} is not excluded"

@@ -236,6 +236,12 @@ def needs_p_values(configuration: Configuration) -> bool:
     return strategies.get(configuration.strategy, {}).get("p_values", False)
 
 
+def is_upper_bound(strategy: str) -> bool:
+    """Whether a strategy looks at later tokens, according to its entry in the schema."""
+    strategies = schema()["properties"]["strategies"]["properties"]
+    return strategies.get(strategy, {}).get("upper_bound", False)
+
+
 def null_distributions(settings: Settings) -> dict[str, NullDistributionVariant]:
     """Every null distribution by name: `default`, the section `null_distribution`, and all others."""
     default = {key: value for key, value in settings["null_distribution"].items() if key != "calibration"}
