@@ -182,7 +182,7 @@ def test_the_new_panel_and_the_new_strategy_are_in_the_report(study):
     assert f"`{THRESHOLD}`" in report
     assert "1 top-k configuration, 1 BH configuration and 1 threshold configuration" in report
     assert "router probability of the selected experts" in report.split("## Method")[1]
-    assert study.results("bh_routing_report.html").read_text().count("<img") == 11
+    assert study.results("bh_routing_report.html").read_text().count("<img") == 12
     picture = study.results("visualizations/bh_comprehensive_comparison.svg").read_text()
     assert "threshold_t005" in picture and "10  Router probability" in picture
     assert THRESHOLD in study.results("routing_atlas.html").read_text()

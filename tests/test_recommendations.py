@@ -90,7 +90,7 @@ def test_identical_losses_are_the_same_quality():
     study.comparisons["identical"] = True
     del study.__dict__["_comparisons"]
     assert rules.within_margin(study, BH, MARGINS)
-    assert BH in rules.bh_outcomes(study, MARGINS)["same"]
+    assert BH in rules.adaptive_outcomes(study, MARGINS)["same"]
 
 
 def test_the_typical_width_is_that_of_configurations_that_are_not_worse():

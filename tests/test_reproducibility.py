@@ -21,7 +21,11 @@ STUDY = {
     "null_distribution": {"calibration": {"max_tokens": 400}},
 }
 EXPERIMENTS = ("8experts_topk_baseline_lambada", "16experts_bh_a030_lambada")
-TABLES = ("results/bh_routing_results.csv", "results/calibration/null_distribution.png")
+TABLES = (
+    "results/bh_routing_results.csv",
+    "results/calibration/null_distribution.png",
+    "results/calibration/null_check.csv",
+)
 
 
 def run(folder, project, cores, *targets, **changes):
@@ -88,6 +92,7 @@ def test_two_runs_write_the_same_bytes_but_for_timings(runs):
         name
         for name in one
         if name.startswith(("visualizations/", "bh_routing_report", "bh_routing_summary", "routing_atlas"))
+        or name in ("calibration/null_check.png", "calibration/null_check.svg")
     }
     assert set(one) - shown == set(other)
     differ = {name for name in other if one[name].read_bytes() != other[name].read_bytes()}

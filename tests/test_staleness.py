@@ -84,7 +84,7 @@ AFTER_EDIT = {
     "data/tasks/lambada": jobs(datasets=("lambada",)),
     "data/tasks/multiple_choice": jobs(datasets=("hellaswag",)),
     "data/tasks/prompts": NOTHING,
-    "data/tasks/uncertainty": jobs("tabulate_results", datasets=("wikitext", "lambada")),
+    "data/tasks/uncertainty": jobs("tabulate_results", datasets=DATASETS),
     "data/tasks/wikitext": jobs(datasets=("wikitext",)),
     "data/tasks/wikitext_documents": NOTHING,
     "evaluation/__init__": PASS,
