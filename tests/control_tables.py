@@ -20,11 +20,12 @@ DIVISIONS = {
 
 
 def with_controls(study, parts, half_width=0.004, margin=0.02, where=None):
-    """de-up study with controls.
+    """A made-up study with controls.
 
     parts: {rule or "": (token, spread, layers)}, each a gain of quality in nats per token and, a tenth of
     it, in accuracy; "" stands for every other rule. half_width: of the simultaneous intervals, in nats;
-    where: function of (config, by, bin's number) to a difference in nats, by default 0."""
+    where: function of (config, by, bin's number) to a difference in nats, by default 0.
+    """
     rows = []
     for _, configuration in study.adaptive.iterrows():
         config = configuration["config"]

@@ -162,6 +162,46 @@ def test_rules_without_controls_are_named():
     assert "Without controls, and so without an answer: BH, BH (null centred), confidence steps" in text
 
 
+def test_an_upper_bound_is_named_and_not_recommended():
+    study = control_tables.with_controls(control_tables.rivals(), {"pooled": USEFUL, "": HARMFUL})
+    first = main_sentences(study, MARGINS)[0]
+    assert "no rule is shown to do better than a fixed number of experts" in first
+    assert "it looks at later tokens and is only an upper bound" in first
+    (row,) = [line for line in sections(study).splitlines() if line.startswith("| adaptive or fixed")]
+    assert "| fixed |" in row and "pooled" not in row
+
+
+def test_a_rule_that_wins_against_its_controls_and_loses_to_the_baseline_is_not_recommended():
+    study = results_tables.study(effect=lambda config, dataset: (0.5, 0.1, 0.001))
+    study = control_tables.with_controls(study, {"bh": USEFUL})
+    (row,) = [line for line in sections(study).splitlines() if line.startswith("| adaptive or fixed")]
+    assert "| fixed |" in row
+    assert "16 of 16 configurations are significantly better than their control" in row
+    assert "each of the 16 is significantly worse than the baseline on wikitext" in row
+
+
+def test_where_most_are_worse_and_none_is_better_adaptive_routing_does_not_help():
+    def effect(config, dataset):
+        worse = dataset == "wikitext" and not config.startswith("64experts")
+        return (0.5, 0.1, 0.001) if worse else (0.0, 0.5, 0.9)
+
+    against = main_sentences(results_tables.study(effect=effect), MARGINS)[1]
+    assert against.startswith("Against the baseline `8experts_topk_baseline`")
+    assert "BH does not help: 12 of 16 BH configurations are significantly worse" in against
+    assert "none is better; for 4 of 16 equality is not confirmed" in against
+
+
+def test_bins_that_differ_between_configurations_are_named_by_their_rank():
+    study = study_of(HARMFUL, where=lambda config, by, i: -0.1 * (i == 3) * (by == "baseline_loss"))
+    moved = study.where["config"].str.startswith("8experts") & (study.where["by"] == "baseline_loss")
+    study.where.loc[moved, "bin_low"] += 0.5
+    text = sections(study)
+    assert (
+        "The baseline's loss: significantly better at highest quarter, in at least one configuration" in text
+    )
+    assert "bh_routing_where.csv" in text
+
+
 def test_the_answers_stand_in_order():
     figures = {name: f"{name}.png" for name in ("same_compute", "decomposition", "where")}
     study = study_of(HARMFUL, where=lambda config, by, i: 0.05 * (i - 1))

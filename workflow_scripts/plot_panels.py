@@ -2,19 +2,13 @@
 
 from pathlib import Path
 
-from adaptive_routing.analysis.study import read_study
+from adaptive_routing.analysis.study import read_study_inputs
 from adaptive_routing.figures.panels import PANELS, save_drawings
 from adaptive_routing.jobs.script import job
 
 with job(snakemake):
     inputs, output = snakemake.input, snakemake.output
-    study = read_study(
-        inputs.experiments,
-        inputs.configurations,
-        inputs.layers,
-        inputs.comparisons,
-        baseline=snakemake.params.baseline,
-    )
+    study = read_study_inputs(inputs, snakemake.params.baseline)
     files = {"figure": [output.figure_png, output.figure_svg]}
     for panel in PANELS:
         files[panel] = [path for path in output if Path(path).stem == f"panel_{panel}"]

@@ -3,20 +3,14 @@
 from pathlib import Path
 
 from adaptive_routing.analysis.routing_summary import read_routing_summary
-from adaptive_routing.analysis.study import read_study
+from adaptive_routing.analysis.study import read_study_inputs
 from adaptive_routing.figures.atlas import DPI, draw_atlas
 from adaptive_routing.figures.style import save
 from adaptive_routing.jobs.script import job
 
 with job(snakemake):
     inputs = snakemake.input
-    study = read_study(
-        inputs.experiments,
-        inputs.configurations,
-        inputs.layers,
-        inputs.comparisons,
-        baseline=snakemake.params.baseline,
-    )
+    study = read_study_inputs(inputs, snakemake.params.baseline)
     summaries = {}
     for path in inputs.atlas:
         head, arrays, _ = read_routing_summary(path)

@@ -3,22 +3,14 @@
 from pathlib import Path
 
 from adaptive_routing.analysis.recommendations import QualityMargins
-from adaptive_routing.analysis.study import read_study
+from adaptive_routing.analysis.study import read_study_inputs
 from adaptive_routing.figures.same_compute import draw_decomposition, draw_same_compute, draw_where
 from adaptive_routing.figures.style import save
 from adaptive_routing.jobs.script import job
 
 with job(snakemake):
     inputs, params = snakemake.input, snakemake.params
-    study = read_study(
-        inputs.experiments,
-        inputs.configurations,
-        inputs.layers,
-        inputs.comparisons,
-        baseline=params.baseline,
-        same_compute=inputs.same_compute,
-        where=getattr(inputs, "where", None),
-    )
+    study = read_study_inputs(inputs, params.baseline)
     margins = QualityMargins(params.margins["perplexity_margin"], params.margins["accuracy_margin"])
     figures = {"same_compute": draw_same_compute(study), "decomposition": draw_decomposition(study, margins)}
     if hasattr(inputs, "where"):

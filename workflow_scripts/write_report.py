@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from adaptive_routing.analysis.difficulty import LEVEL_COLUMNS, TREND_COLUMNS
-from adaptive_routing.analysis.study import read_study, read_table
+from adaptive_routing.analysis.study import read_study_inputs, read_table
 from adaptive_routing.jobs.script import job
 from adaptive_routing.report.html import to_html
 from adaptive_routing.report.markdown import plain_main_sentences, write_markdown
@@ -14,15 +14,7 @@ from adaptive_routing.system.json_files import read_json
 
 with job(snakemake):
     inputs, params, output = snakemake.input, snakemake.params, snakemake.output
-    study = read_study(
-        inputs.experiments,
-        inputs.configurations,
-        inputs.layers,
-        inputs.comparisons,
-        baseline=params.baseline,
-        same_compute=getattr(inputs, "same_compute", None),
-        where=getattr(inputs, "where", None),
-    )
+    study = read_study_inputs(inputs, params.baseline)
     # A summary holds every sample; only what the report states is kept.
     used = ("dataset", "routing", "provenance", "summary", "timings")
     with blaming("summary", *inputs.summaries):

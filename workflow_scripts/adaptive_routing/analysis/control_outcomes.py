@@ -3,7 +3,8 @@
 Pure functions on a `Study`. The tests are those of `bh_routing_same_compute.csv`: one family of Holm's
 correction over all configurations and data sets for the answer (C against `fixed`), and one for the three
 contrasts that it is the sum of. So a configuration that is better on one data set and worse on none is
-better, with the error of the family."""
+better, with the error of the family.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +15,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from adaptive_routing.analysis.same_compute import (
+    ANSWER,
+    BETTER,
+    LAYERS,
+    OPEN,
+    SAME,
+    SPREAD,
+    TOKEN,
+    WORSE,
+)
 from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL, lower_is_better
 
 if TYPE_CHECKING:
@@ -22,11 +33,12 @@ if TYPE_CHECKING:
     from adaptive_routing.analysis.recommendations import QualityMargins
     from adaptive_routing.analysis.study import Study
 
-ANSWER, TOKEN, SPREAD, LAYERS = "answer", "token", "spread", "layers"
 PARTS = (TOKEN, SPREAD, LAYERS)  # their sum is the answer
-BETTER, WORSE, MIXED, SAME, OPEN = "better", "worse", "mixed", "same", "open"
+MIXED = "mixed"
 OUTCOMES = (BETTER, WORSE, MIXED, SAME, OPEN)
 FEWEST_CLUSTERS = 10
+# What bins are called that are named by their rank, by their number.
+PARTS_OF = {4: ("lowest quarter", "second quarter", "third quarter", "highest quarter")}
 
 
 @dataclass(frozen=True)
@@ -135,12 +147,14 @@ def few_clusters(study: Study) -> dict[str, int]:
 
 
 def where_counts(study: Study) -> dict[str, tuple[list[str], list[str], int]]:
-    """very way to divide the tokens: ({division: (bins better, bins worse, number of bins)}).
+    """Every way to divide the tokens: {division: (bins better, bins worse, number of bins)}.
 
     A bin is better or worse where the difference of the loss is significant in at least one configuration
-    and on one data set, after the correction over the bins. A bin that is both is in both lists."""
+    and on one data set, after the correction over the bins. A bin that is both is in both lists.
+    """
     counts: dict[str, tuple[list[str], list[str], int]] = {}
-    for by, rows in study.where.groupby("by", sort=False):
+    where = study.where.assign(label=[name for _, name in bins_of(study.where)])
+    for by, rows in where.groupby("by", sort=False):
         significant = rows[rows["p_holm"].astype(float) < SIGNIFICANCE_LEVEL]
         better, worse = (
             list(dict.fromkeys(significant.loc[np.sign(significant["difference"]) == sign, "label"]))
@@ -148,3 +162,25 @@ def where_counts(study: Study) -> dict[str, tuple[list[str], list[str], int]]:
         )
         counts[str(by)] = better, worse, int(rows["label"].nunique())
     return counts
+
+
+def bins_of(table: pd.DataFrame) -> pd.Series:
+    """(place, name) of the bin of every row of `Study.where`, indexed as it is.
+
+    Where the bins of configurations differ, as quartiles of their own do, or look the same, they are named by
+    rank.
+    """
+    found = {}
+    for _, rows in table.groupby(["dataset", "by"], sort=False):
+        bins = {tuple(sorted(set(own["bin_low"]))) for _, own in rows.groupby("config")}
+        first = rows[rows["config"] == rows["config"].iloc[0]]
+        by_rank = len(bins) > 1 or first["label"].duplicated().any()
+        for _, own in rows.groupby("config", sort=False):
+            lows = sorted(set(own["bin_low"]))
+            for index, row in own.iterrows():
+                place, count = lows.index(row["bin_low"]), len(lows)
+                name = str(row["label"])
+                if by_rank:
+                    name = PARTS_OF[count][place] if count in PARTS_OF else f"{place + 1} of {count}"
+                found[index] = (float(place) if by_rank else float(row["bin_low"]), name)
+    return pd.Series(found, dtype=object).reindex(table.index)

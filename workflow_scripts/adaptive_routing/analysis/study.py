@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -43,12 +44,13 @@ NEVER_EMPTY = {"config", "strategy", "dataset", "metric", "k_or_max_k", "num_exp
 
 @dataclass(frozen=True)
 class Study:
-    """tables of docs/architecture.md and the baseline, the configuration all others are compared with.
+    """The tables of docs/architecture.md and the baseline, the configuration all others are compared with.
 
     `configurations` is sorted: top-k by k, then BH by max_k and alpha, then other strategies. A missing
     value is NaN. Controls are in none of these tables; `controls` has their experiments. `same_compute` and
     `where` compare adaptive configurations with them (`bh_routing_same_compute.csv`,
-    `bh_routing_where.csv`); both are empty in a study without controls."""
+    `bh_routing_where.csv`); both are empty in a study without controls.
+    """
 
     experiments: pd.DataFrame
     configurations: pd.DataFrame
@@ -102,7 +104,7 @@ class Study:
 
     @cached_property
     def answers(self) -> pd.DataFrame:
-        """of `same_compute` whose metric decides on their data set; its contrasts are in `contrast`."""
+        """The rows of `same_compute` whose metric decides on their data set; its contrasts are in `contrast`."""
         rows = self.same_compute
         return rows[rows["deciding"].astype(bool)] if "deciding" in rows else rows
 
@@ -301,6 +303,15 @@ def read_study(
         name: read_table(path, CONTROL_COLUMNS[name]) for name, path in given.items() if path is not None
     }
     return replace(study, **beside)
+
+
+# The inputs of a rule that are tables of a study, by the names that `read_study` takes them by.
+STUDY_INPUTS = ("experiments", "configurations", "layers", "comparisons", "same_compute", "where")
+
+
+def read_study_inputs(inputs: Any, baseline: str) -> Study:
+    """`read_study` of a rule's named inputs (`snakemake.input`): those of `STUDY_INPUTS` that it has."""
+    return read_study(**{name: inputs.get(name) for name in STUDY_INPUTS}, baseline=baseline)
 
 
 def read_table(path: Path | str, required: Sequence[str]) -> pd.DataFrame:

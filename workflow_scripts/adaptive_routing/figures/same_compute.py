@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -41,7 +40,6 @@ DIVISIONS = {
     "baseline_loss": "baseline's loss",
     "experts": "experts per layer",
 }
-PARTS_OF = {4: ("lowest quarter", "second", "third", "highest quarter")}
 
 
 def draw_same_compute(study: Study) -> Figure:
@@ -131,7 +129,7 @@ def draw_where(study: Study, margins: QualityMargins) -> Figure:
             for config in configs
         ]  # fmt: skip
         marks = [_mark("black", "significant"), _mark("white", "not significant")]
-        table = table[table["config"].isin(configs)].assign(bin=_bins_of(table))
+        table = table[table["config"].isin(configs)].assign(bin=controls.bins_of(table))
         left = 0.22 + 0.05 * max(map(len, table["bin"].map(lambda one: one[1])))
         columns = min(5, len(divisions))
         rows_each = -(-len(divisions) // columns)
@@ -296,28 +294,6 @@ def _bins(cell, study, rows, configs, title, left):
     axes.set_xlim(*_limits(*(rows[name].astype(float) for name in ("difference", "ci_low", "ci_high"))))
     scales.plain_axis(axes, "x", most=3)
     axes.set_xlabel("loss, adaptive − fixed (nats)")
-
-
-def _bins_of(table):
-    """(place, name) of every row's bin.
-
-    Where the bins of configurations differ, as quartiles of their own do, or look the same, they are named by
-    rank.
-    """
-    found = {}
-    for _, rows in table.groupby(["dataset", "by"], sort=False):
-        bins = {tuple(sorted(set(own["bin_low"]))) for _, own in rows.groupby("config")}
-        first = rows[rows["config"] == rows["config"].iloc[0]]
-        by_rank = len(bins) > 1 or first["label"].duplicated().any()
-        for _, own in rows.groupby("config", sort=False):
-            lows = sorted(set(own["bin_low"]))
-            for index, row in own.iterrows():
-                place, count = lows.index(row["bin_low"]), len(lows)
-                name = str(row["label"])
-                if by_rank:
-                    name = PARTS_OF[count][place] if count in PARTS_OF else f"{place + 1} of {count}"
-                found[index] = (float(place) if by_rank else float(row["bin_low"]), name)
-    return pd.Series(found, dtype=object).reindex(table.index)
 
 
 def _shift(i, count):

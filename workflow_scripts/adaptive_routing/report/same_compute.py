@@ -1,7 +1,8 @@
 """The report's first answer: does an adaptive rule beat a fixed number of experts at the same compute?
 
 Each adaptive configuration is compared with its `fixed` control, which gives every layer the
-configuration's mean number of experts. The rules are in `analysis/control_outcomes.py`."""
+configuration's mean number of experts. The rules are in `analysis/control_outcomes.py`.
+"""
 
 from __future__ import annotations
 

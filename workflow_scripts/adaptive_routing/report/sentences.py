@@ -62,11 +62,12 @@ KEPT = {
 
 
 def main_sentences(study: Study, margins: QualityMargins) -> list[str]:
-    """rn the report's main sentences, in Markdown (`words.plain` strips it).
+    """Return the report's main sentences, in Markdown (`words.plain` strips it).
 
     The first is about the comparison at the same compute wherever the study has an adaptive configuration;
     with controls a second says why. Three follow: the verdict against the baseline, what to use, what it
-    costs."""
+    costs.
+    """
     opening = [*same_compute_sentences(study, margins), *why_sentences(study)]
     if name := rules.obstacle(study):
         return [*opening, *_without_answer(study, name)]

@@ -45,7 +45,7 @@ def where_section(study: Study, figure: str | None = None) -> Iterator[str]:
     yield "\n".join(f"- {sentence}" for sentence in _sentences(study))
     if figure:
         yield f"![Where adaptive configurations win and lose]({figure})"
-    yield words.folded("Every bin", _table(study))
+    yield "Every bin of every configuration is a row of `bh_routing_where.csv`."
 
 
 def _sentences(study):
@@ -67,33 +67,3 @@ def _bins(labels, bins):
         return words.of(bins, bins, "bin")
     named = ", ".join(map(str, labels[:MOST_BINS]))
     return named + words.more(labels, MOST_BINS)
-
-
-def _table(study):
-    rows = []
-    for _, row in study.where.iterrows():
-        mark = ""
-        if row["p_holm"] < SIGNIFICANCE_LEVEL and row["difference"]:
-            mark = words.MARKS["better" if row["difference"] < 0 else "worse"]
-        rows.append(
-            [
-                words.code(row["config"]),
-                row["dataset"],
-                division(row["by"]),
-                row["label"],
-                words.number(row["tokens"], ",.0f"),
-                words.number(row["difference"], "+z.4f") + mark,
-                words.interval(row, "+z.4f"),
-                words.p_value(row["p_holm"]),
-            ]
-        )
-    headings = [
-        "configuration",
-        "data set",
-        "by",
-        "bin",
-        "tokens",
-        "difference (nats)",
-        "simultaneous 95 % interval",
-    ]
-    return words.table([*headings, "p (Holm)"], rows)

@@ -1,7 +1,8 @@
 """Why a rule wins or loses at the same compute: what layers, spread and token information are worth.
 
 The difference between a configuration and its `fixed` control is the sum of three contrasts of controls
-with the same numbers of experts (`analysis/control_outcomes.py`)."""
+with the same numbers of experts (`analysis/control_outcomes.py`).
+"""
 
 from __future__ import annotations
 

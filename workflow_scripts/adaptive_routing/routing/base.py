@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
@@ -132,6 +132,62 @@ class RoutingStrategy(Protocol):
         That is the choice score (`ExpertWeighting.choice`): the logit, where logits rank experts.
         """
         return None
+
+
+class AdaptiveStrategy(RoutingStrategy):
+    """A strategy that says how many experts each token gets: those that rank first, `min_k` to `max_k`.
+
+    A subclass is a dataclass with the fields `max_k`, `min_k` and `weighting`, one for each of its parameters
+    in the config file, and `null_distribution` where it has p-values. It implements `expert_counts`.
+    """
+
+    max_k: int
+    min_k: int
+
+    @classmethod
+    def from_settings(
+        cls,
+        parameters: Mapping[str, Any],
+        routing: Mapping[str, Any],
+        null_distribution: NullDistribution | None = None,
+    ) -> Self:
+        names = {field.name for field in fields(cls)}  # ty: ignore[invalid-argument-type]
+        own: dict[str, Any] = {name: value for name, value in parameters.items() if name in names}
+        own |= {"min_k": routing["min_k"], "weighting": ExpertWeighting.from_settings(routing)}
+        if "null_distribution" in names:
+            own["null_distribution"] = null_distribution
+        return cls(**own)
+
+    @property
+    def max_experts(self) -> int:
+        return self.max_k
+
+    @property
+    def min_experts(self) -> int:
+        return self.min_k
+
+    def ranked(self, router_logits: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The scores that rank experts, and experts in their descending order: each (T, E)."""
+        choice = self.weighting.choice(router_logits, layer)
+        return choice, order_by_logit(choice)[1]
+
+    def select(self, router_logits: torch.Tensor, layer: int) -> Selection:
+        choice, order = self.ranked(router_logits, layer)
+        counts = self.expert_counts(router_logits, choice, order, layer)
+        return select_first(self, router_logits, order, counts, choice)
+
+    def expert_counts(
+        self, router_logits: torch.Tensor, choice: torch.Tensor, order: torch.Tensor, layer: int
+    ) -> torch.Tensor:
+        """How many experts each token gets, before the limits: (T,) int64.
+
+        Args:
+            router_logits: (T, E) of any float dtype.
+            choice: the scores (T, E) that rank experts, `ExpertWeighting.choice`.
+            order: experts (T, E) in descending order of these scores, ties by lower index.
+            layer: MoE layer.
+        """
+        raise NotImplementedError
 
 
 def order_by_logit(router_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,20 +9,13 @@ hypotheses are the selected experts, clamped to [min_k, max_k].
 
 import functools
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Self
 
 import torch
 
 from adaptive_routing.null_distribution import NullDistribution
-from adaptive_routing.routing.base import (
-    ExpertWeighting,
-    RoutingStrategy,
-    Selection,
-    order_by_logit,
-    select_first,
-)
+from adaptive_routing.routing.base import AdaptiveStrategy, ExpertWeighting
 
 
 def _passes(p_values, alpha):
@@ -77,7 +70,7 @@ _thresholds = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
-class Strategy(RoutingStrategy):
+class Strategy(AdaptiveStrategy):
     """BH routing at false discovery rate `alpha`, with `min_k` to `max_k` experts a token."""
 
     alpha: float
@@ -86,39 +79,16 @@ class Strategy(RoutingStrategy):
     min_k: int = 1
     weighting: ExpertWeighting = field(default_factory=ExpertWeighting)
 
-    @classmethod
-    def from_settings(
-        cls,
-        parameters: Mapping[str, float],
-        routing: Mapping[str, Any],
-        null_distribution: NullDistribution | None,
-    ) -> Self:
-        return cls(
-            alpha=float(parameters["alpha"]),
-            max_k=int(parameters["max_k"]),
-            null_distribution=null_distribution,  # ty: ignore[invalid-argument-type]
-            min_k=int(routing["min_k"]),
-            weighting=ExpertWeighting.from_settings(routing),
-        )
-
-    @property
-    def max_experts(self) -> int:
-        return self.max_k
-
-    @property
-    def min_experts(self) -> int:
-        return self.min_k
-
-    def select(self, router_logits: torch.Tensor, layer: int) -> Selection:
+    def expert_counts(
+        self, router_logits: torch.Tensor, choice: torch.Tensor, order: torch.Tensor, layer: int
+    ) -> torch.Tensor:
         num_experts = router_logits.shape[-1]
-        choice = self.weighting.choice(router_logits, layer)
         # A survival function never increases, so descending scores are ascending p-values, and sorting
         # scores also settles ties in p (larger score first, then lower expert index).
-        order = order_by_logit(choice)[1]
         scores = self.null_distribution.tested(choice).gather(-1, order)
         passes = scores >= self._thresholds_on(scores.device, layer, num_experts)
         ranks = torch.arange(1, num_experts + 1, device=scores.device)
-        return select_first(self, router_logits, order, (passes * ranks).amax(-1), choice)
+        return (passes * ranks).amax(-1)
 
     def _thresholds_on(self, device, layer, num_experts):
         thresholds = _thresholds.setdefault(self.null_distribution, {})

@@ -20,13 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adaptive_routing.routing.base import (
-    ExpertWeighting,
-    RoutingStrategy,
-    Selection,
-    order_by_logit,
-    select_first,
-)
+from adaptive_routing.routing.base import AdaptiveStrategy, ExpertWeighting, Selection, select_first
 
 
 def control_counts(counts: NDArray[np.integer], kind: str, seed: int) -> NDArray[np.int64]:
@@ -63,7 +57,7 @@ def _spread(total, places, draws):
 
 
 @dataclass(frozen=True, eq=False)
-class Strategy(RoutingStrategy):
+class Strategy(AdaptiveStrategy):
     """The experts that rank first, as many as a table says for each token of a data set and layer."""
 
     counts: torch.Tensor  # (N, L) int64
@@ -81,17 +75,8 @@ class Strategy(RoutingStrategy):
         weighting = ExpertWeighting.from_settings(routing)
         return cls(torch.from_numpy(counts), int(parameters["max_k"]), int(routing["min_k"]), weighting)
 
-    @property
-    def max_experts(self) -> int:
-        return self.max_k
-
-    @property
-    def min_experts(self) -> int:
-        return self.min_k
-
     def select_rows(self, router_logits: torch.Tensor, layer: int, rows: torch.Tensor) -> Selection:
-        choice = self.weighting.choice(router_logits, layer)
-        order = order_by_logit(choice)[1]
+        choice, order = self.ranked(router_logits, layer)
         device = router_logits.device
         if device not in self._on_device:
             self._on_device[device] = self.counts.to(device)

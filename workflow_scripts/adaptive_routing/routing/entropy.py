@@ -15,23 +15,15 @@ and steps = 3 are 1, 2 or 4 with thresholds of 0.69 and 1.39, thirds of ln 8.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
 
 import torch
 
-from adaptive_routing.routing.base import (
-    ExpertWeighting,
-    RoutingStrategy,
-    Selection,
-    order_by_logit,
-    select_first,
-)
+from adaptive_routing.routing.base import AdaptiveStrategy, ExpertWeighting
 
 
 @dataclass(frozen=True)
-class Strategy(RoutingStrategy):
+class Strategy(AdaptiveStrategy):
     """Routing by entropy with `min_k` to `max_k` experts a token; `steps` is from 2 to 32."""
 
     steps: int
@@ -39,29 +31,13 @@ class Strategy(RoutingStrategy):
     min_k: int = 1
     weighting: ExpertWeighting = field(default_factory=ExpertWeighting)
 
-    @classmethod
-    def from_settings(
-        cls, parameters: Mapping[str, Any], routing: Mapping[str, Any], null_distribution: object = None
-    ) -> Self:
-        weighting = ExpertWeighting.from_settings(routing)
-        return cls(int(parameters["steps"]), int(parameters["max_k"]), int(routing["min_k"]), weighting)
-
-    @property
-    def max_experts(self) -> int:
-        return self.max_k
-
-    @property
-    def min_experts(self) -> int:
-        return self.min_k
-
-    def select(self, router_logits: torch.Tensor, layer: int) -> Selection:
-        choice = self.weighting.choice(router_logits, layer)
-        order = order_by_logit(choice)[1]
+    def expert_counts(
+        self, router_logits: torch.Tensor, choice: torch.Tensor, order: torch.Tensor, layer: int
+    ) -> torch.Tensor:
         # Of all experts, also those that a token does not see: the others' alone is no distribution.
         probabilities = router_logits.float().softmax(-1).double()
         entropy = torch.special.entr(probabilities).sum(-1)  # (T,), in nats
         thresholds = torch.arange(1, self.steps, device=entropy.device).double() / self.steps
         reached = (entropy[:, None] >= thresholds * math.log(router_logits.shape[-1])).sum(-1)
         # Shifted right, an integer is rounded down; the negative of the negative one, up.
-        counts = -(torch.full_like(reached, -self.max_k) >> (self.steps - 1 - reached))
-        return select_first(self, router_logits, order, counts, choice)
+        return -(torch.full_like(reached, -self.max_k) >> (self.steps - 1 - reached))

@@ -20,20 +20,13 @@ negative, as in the definition.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 import torch
 
-from adaptive_routing.routing.base import (
-    ExpertWeighting,
-    RoutingStrategy,
-    Selection,
-    order_by_logit,
-    select_first,
-)
+from adaptive_routing.routing.base import AdaptiveStrategy, ExpertWeighting
 
 if TYPE_CHECKING:
     from adaptive_routing.null_distribution import NullDistribution
@@ -66,7 +59,7 @@ def higher_criticism(p_values: torch.Tensor, beta: float | str) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Strategy(RoutingStrategy):
+class Strategy(AdaptiveStrategy):
     """Higher Criticism routing with `min_k` to `max_k` experts a token."""
 
     beta: float | str
@@ -75,38 +68,12 @@ class Strategy(RoutingStrategy):
     min_k: int = 1
     weighting: ExpertWeighting = field(default_factory=ExpertWeighting)
 
-    @classmethod
-    def from_settings(
-        cls,
-        parameters: Mapping[str, Any],
-        routing: Mapping[str, Any],
-        null_distribution: NullDistribution | None,
-    ) -> Self:
-        beta = parameters["beta"]
-        return cls(
-            beta=beta if beta == AUTO else float(beta),
-            max_k=int(parameters["max_k"]),
-            null_distribution=null_distribution,  # ty: ignore[invalid-argument-type]
-            min_k=int(routing["min_k"]),
-            weighting=ExpertWeighting.from_settings(routing),
-        )
-
-    @property
-    def max_experts(self) -> int:
-        return self.max_k
-
-    @property
-    def min_experts(self) -> int:
-        return self.min_k
-
-    def select(self, router_logits: torch.Tensor, layer: int) -> Selection:
-        choice = self.weighting.choice(router_logits, layer)
-        # A survival function never increases, so descending scores are ascending p-values, and sorting
-        # scores also settles ties in p (larger score first, then lower expert index).
-        order = order_by_logit(choice)[1]
-        p_values = self.p_values(router_logits, layer).gather(-1, order)
-        counts = higher_criticism(p_values, self.beta)
-        return select_first(self, router_logits, order, counts, choice)
+    def expert_counts(
+        self, router_logits: torch.Tensor, choice: torch.Tensor, order: torch.Tensor, layer: int
+    ) -> torch.Tensor:
+        # A survival function never increases, so descending scores are ascending p-values.
+        p_values = self.null_distribution.p_values(choice, layer).gather(-1, order)
+        return higher_criticism(p_values, self.beta)
 
     def p_values(self, router_logits: torch.Tensor, layer: int) -> torch.Tensor:
         return self.null_distribution.p_values(self.weighting.choice(router_logits, layer), layer)

@@ -19,7 +19,6 @@ The inputs come from a fixed seed, so that the numbers depend on no text and no 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, Self
 
@@ -27,13 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adaptive_routing.routing.base import (
-    ExpertWeighting,
-    RoutingStrategy,
-    Selection,
-    order_by_logit,
-    select_first,
-)
+from adaptive_routing.routing.base import AdaptiveStrategy, ExpertWeighting, order_by_logit
 from adaptive_routing.system.errors import InputError
 
 RANDOM_TOKENS = 256
@@ -132,7 +125,7 @@ _sensitivities = weakref.WeakKeyDictionary()  # model: {(weighting, max_k): D (L
 
 
 @dataclass(frozen=True)
-class Strategy(RoutingStrategy):
+class Strategy(AdaptiveStrategy):
     """Layer-wise routing with `min_k` to `max_k` experts in a layer, `budget` over all layers.
 
     `RouterPatcher` gives it the model (`prepared`); then `layer_counts` are the k_l.
@@ -144,21 +137,6 @@ class Strategy(RoutingStrategy):
     weighting: ExpertWeighting = field(default_factory=ExpertWeighting)
     layer_counts: tuple[int, ...] | None = None
     needs_layers: ClassVar[bool] = True
-
-    @classmethod
-    def from_settings(
-        cls, parameters: Mapping[str, Any], routing: Mapping[str, Any], null_distribution: object = None
-    ) -> Self:
-        weighting = ExpertWeighting.from_settings(routing)
-        return cls(int(parameters["budget"]), int(parameters["max_k"]), int(routing["min_k"]), weighting)
-
-    @property
-    def max_experts(self) -> int:
-        return self.max_k
-
-    @property
-    def min_experts(self) -> int:
-        return self.min_k
 
     def prepared(self, layers: MoeLayers) -> Self:
         """The strategy with the numbers of experts for a model.
@@ -179,11 +157,10 @@ class Strategy(RoutingStrategy):
         counts = allocate(known[key][:, self.min_k - 1 :], self.budget, self.min_k)
         return replace(self, layer_counts=counts)
 
-    def select(self, router_logits: torch.Tensor, layer: int) -> Selection:
+    def expert_counts(
+        self, router_logits: torch.Tensor, choice: torch.Tensor, order: torch.Tensor, layer: int
+    ) -> torch.Tensor:
         if self.layer_counts is None:
             raise ValueError("layer-wise routing gets its numbers from a model: use RouterPatcher")
-        choice = self.weighting.choice(router_logits, layer)
-        order = order_by_logit(choice)[1]
         count = self.layer_counts[layer]
-        counts = torch.full(order.shape[:1], count, dtype=torch.int64, device=order.device)
-        return select_first(self, router_logits, order, counts, choice)
+        return torch.full(order.shape[:1], count, dtype=torch.int64, device=order.device)

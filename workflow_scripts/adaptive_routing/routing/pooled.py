@@ -14,20 +14,14 @@ cache, the pool is the tokens of that forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 import torch
 
-from adaptive_routing.routing.base import (
-    ExpertWeighting,
-    RoutingStrategy,
-    Selection,
-    order_by_logit,
-    select_first,
-)
+from adaptive_routing.routing.base import AdaptiveStrategy, ExpertWeighting, Selection, select_first
 from adaptive_routing.routing.probabilities import router_probabilities
 
 
@@ -75,7 +69,7 @@ def _to_device(tensor, device):
 
 
 @dataclass(frozen=True)
-class Strategy(RoutingStrategy):
+class Strategy(AdaptiveStrategy):
     """Pooled routing with `min_k` to `max_k` experts a token, `budget` on average.
 
     Outside these limits the nearest one is the average.
@@ -87,28 +81,12 @@ class Strategy(RoutingStrategy):
     weighting: ExpertWeighting = field(default_factory=ExpertWeighting)
     needs_lengths: ClassVar[bool] = True
 
-    @classmethod
-    def from_settings(
-        cls, parameters: Mapping[str, Any], routing: Mapping[str, Any], null_distribution: object = None
-    ) -> Self:
-        weighting = ExpertWeighting.from_settings(routing)
-        return cls(float(parameters["budget"]), int(parameters["max_k"]), int(routing["min_k"]), weighting)
-
-    @property
-    def max_experts(self) -> int:
-        return self.max_k
-
-    @property
-    def min_experts(self) -> int:
-        return self.min_k
-
     def select(self, router_logits: torch.Tensor, layer: int) -> Selection:
         """Select experts for the tokens of one sequence."""
         return self.select_sequences(router_logits, layer, (len(router_logits),))
 
     def select_sequences(self, router_logits: torch.Tensor, layer: int, lengths: Sequence[int]) -> Selection:
-        choice = self.weighting.choice(router_logits, layer)
-        order = order_by_logit(choice)[1]
+        choice, order = self.ranked(router_logits, layer)
         probabilities = router_probabilities(router_logits, choice).masked_fill(choice == -torch.inf, -1)
         probabilities = probabilities.topk(min(self.max_k, probabilities.shape[-1])).values
         counts = pooled_counts(probabilities, lengths, self.budget, self.min_k, self.max_k)
