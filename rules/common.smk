@@ -255,9 +255,12 @@ def experiment_configuration(wildcards):
         "name": one.name,
         "strategy": one.strategy,
         "max_experts": one.max_experts,
-        # Weights are among the routing settings.
+        # Weights are among the routing settings, and what is usual need not be said: a list that is added to the
+        # settings makes no experiment stale that was there before.
         "parameters": {
-            key: value for key, value in one.parameters.items() if key != "weights"
+            key: value
+            for key, value in one.parameters.items()
+            if key != "weights" and value != DEFAULTS.get(key)
         },
         "control_of": one.control_of,
     }

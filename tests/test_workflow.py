@@ -149,6 +149,8 @@ def test_a_new_alpha_adds_its_experiments_and_runs_only_those(study):
         ({"null_distribution": {"kernel": "tophat"}}, 6),  # BH only
         ({"routing": {"min_k": 2}}, 6),  # a fixed k has no minimum
         ({"routing": {"temperature": 2.0}}, 6),  # the baseline keeps the model's own
+        ({"strategies": {"topk": {"k": [8], "weights": ["native"]}}}, 0),  # what was so without the list
+        ({"strategies": {"bh": {"max_k": [8, 16], "alpha": [0.30], "null": ["default"]}}}, 0),
         ({"evaluation": {"max_samples": 5}}, 9),
         ({"datasets": {"lambada": {"source": "resources/datasets/lambada.jsonl", "max_samples": 5}}}, 3),
         ({"evaluation": {"batch_tokens": 1024}}, 0),  # decides how, not what

@@ -104,7 +104,7 @@ class Study:
 
     @cached_property
     def answers(self) -> pd.DataFrame:
-        """The rows of `same_compute` whose metric decides on their data set; its contrasts are in `contrast`."""
+        """The rows of `same_compute` whose metric decides on their data set; `contrast` tells of what."""
         rows = self.same_compute
         return rows[rows["deciding"].astype(bool)] if "deciding" in rows else rows
 
@@ -311,7 +311,7 @@ STUDY_INPUTS = ("experiments", "configurations", "layers", "comparisons", "same_
 
 def read_study_inputs(inputs: Any, baseline: str) -> Study:
     """`read_study` of a rule's named inputs (`snakemake.input`): those of `STUDY_INPUTS` that it has."""
-    return read_study(**{name: inputs.get(name) for name in STUDY_INPUTS}, baseline=baseline)
+    return read_study(**{name: getattr(inputs, name, None) for name in STUDY_INPUTS}, baseline=baseline)
 
 
 def read_table(path: Path | str, required: Sequence[str]) -> pd.DataFrame:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def topk_curve_text(study: Study) -> str:
-    """Adaptive configurations beside the line through top-k at the same average number of experts, in words."""
+    """Adaptive configurations beside the line through top-k at as many experts on average, in words."""
     if study.adaptive.empty:
         return "This study has no adaptive configuration to compare."
     name, noun = words.adaptive_subject(study), words.adaptive_noun(study)
