@@ -311,7 +311,8 @@ STUDY_INPUTS = ("experiments", "configurations", "layers", "comparisons", "same_
 
 def read_study_inputs(inputs: Any, baseline: str) -> Study:
     """`read_study` of a rule's named inputs (`snakemake.input`): those of `STUDY_INPUTS` that it has."""
-    return read_study(**{name: getattr(inputs, name, None) for name in STUDY_INPUTS}, baseline=baseline)
+    tables = {name: getattr(inputs, name) for name in STUDY_INPUTS if hasattr(inputs, name)}
+    return read_study(**tables, baseline=baseline)
 
 
 def read_table(path: Path | str, required: Sequence[str]) -> pd.DataFrame:
