@@ -6,6 +6,7 @@ import control_tables
 import pandas as pd
 import pytest
 import results_tables
+from adaptive_routing.analysis import contrasts
 from adaptive_routing.analysis import control_outcomes as controls
 from adaptive_routing.analysis.recommendations import QualityMargins
 from adaptive_routing.analysis.study import read_study
@@ -92,7 +93,7 @@ def test_better_on_one_data_set_and_worse_on_another_is_both():
     one = (rows["config"] == "8experts_bh_a030") & (rows["contrast"] == "answer")
     rows.loc[one & (rows["dataset"] == "wikitext"), "verdict"] = "better"
     rows.loc[one & (rows["dataset"] == "lambada"), "verdict"] = "worse"
-    (outcome,) = controls.by_rule(study, controls.ANSWER)
+    (outcome,) = controls.by_rule(study, contrasts.ANSWER)
     assert outcome.outcomes["mixed"] == ["8experts_bh_a030"] and outcome.verdict == "mixed"
     first = main_sentences(study, MARGINS)[0]
     assert "better than a fixed number of experts in some cases and worse in others" in first

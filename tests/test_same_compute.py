@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 from adaptive_routing.analysis import statistics
+from adaptive_routing.analysis.contrasts import CONTRASTS
 from adaptive_routing.analysis.recommendations import QualityMargins
-from adaptive_routing.analysis.same_compute import CONTRASTS, SAME_COMPUTE_COLUMNS, same_compute_table
+from adaptive_routing.analysis.same_compute import SAME_COMPUTE_COLUMNS, same_compute_table
 from adaptive_routing.analysis.tables import records
 
 MARGINS = QualityMargins(perplexity=0.02, accuracy=0.02)

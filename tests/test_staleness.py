@@ -62,6 +62,7 @@ ATLAS_PAGE, ATLAS_PICTURES = jobs("draw_routing_atlas"), jobs("plot_routing_atla
 AFTER_EDIT = {
     "__init__": EVERYTHING,
     "analysis/__init__": jobs("plot_null_distribution", "plot_null_check", metrics=EXPERIMENTS),
+    "analysis/contrasts": REPORT,
     "analysis/control_outcomes": REPORT,
     "analysis/difficulty": REPORT,
     "analysis/metrics": METRICS,

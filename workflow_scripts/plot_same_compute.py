@@ -11,7 +11,7 @@ from adaptive_routing.jobs.script import job
 with job(snakemake):
     inputs, params = snakemake.input, snakemake.params
     study = read_study_inputs(inputs, params.baseline)
-    margins = QualityMargins(params.margins["perplexity_margin"], params.margins["accuracy_margin"])
+    margins = QualityMargins.from_settings(params.margins)
     figures = {"same_compute": draw_same_compute(study), "decomposition": draw_decomposition(study, margins)}
     if hasattr(inputs, "where"):
         figures["where"] = draw_where(study, margins)

@@ -9,7 +9,7 @@ from adaptive_routing.system.json_files import read_json
 
 with job(snakemake):
     inputs, params, output = snakemake.input, snakemake.params, snakemake.output
-    margins = QualityMargins(params.margins["perplexity_margin"], params.margins["accuracy_margin"])
+    margins = QualityMargins.from_settings(params.margins)
     with blaming("summary", *inputs.summaries, *inputs.metrics):
         summaries = [read_json(path) for path in inputs.summaries]
         experiments = [read_json(path) for path in inputs.metrics]

@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from adaptive_routing.analysis.same_compute import (
+from adaptive_routing.analysis.contrasts import (
     ANSWER,
     BETTER,
-    LAYERS,
     OPEN,
+    PARTS,
     SAME,
-    SPREAD,
-    TOKEN,
     WORSE,
 )
 from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL, lower_is_better
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
     from adaptive_routing.analysis.recommendations import QualityMargins
     from adaptive_routing.analysis.study import Study
 
-PARTS = (TOKEN, SPREAD, LAYERS)  # their sum is the answer
 MIXED = "mixed"
 OUTCOMES = (BETTER, WORSE, MIXED, SAME, OPEN)
 FEWEST_CLUSTERS = 10

@@ -16,8 +16,10 @@ over the same family. Only data sets with a perplexity or an accuracy count.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -55,6 +57,11 @@ class QualityMargins:
 
     perplexity: float  # share of the baseline's perplexity
     accuracy: float  # share of samples
+
+    @classmethod
+    def from_settings(cls, report: Mapping[str, Any]) -> Self:
+        """Build from the config's `report` section."""
+        return cls(report["perplexity_margin"], report["accuracy_margin"])
 
     def of(self, comparison: pd.Series) -> float:
         """The margin of a row of the comparisons table, in the unit of its score."""

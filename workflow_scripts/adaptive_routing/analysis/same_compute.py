@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from adaptive_routing.analysis import statistics
+from adaptive_routing.analysis.contrasts import ADAPTIVE, ANSWER, BETTER, CONTRASTS, OPEN, SAME, WORSE
 from adaptive_routing.analysis.recommendations import FEWEST_SAMPLES, QualityMargins
 from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL, lower_is_better
 from adaptive_routing.analysis.tables import exp_of, paired_samples
@@ -28,17 +29,6 @@ from adaptive_routing.data.tasks.uncertainty import clusters_of
 if TYPE_CHECKING:
     from adaptive_routing.evaluation.experiment import Summary
 
-FIXED, LAYERWISE, SHUFFLED = "fixed", "layerwise", "shuffled"
-_ADAPTIVE = "adaptive"
-ANSWER, TOKEN, SPREAD, LAYERS = "answer", "token", "spread", "layers"
-# What is compared with what.
-CONTRASTS = {
-    ANSWER: (_ADAPTIVE, FIXED),
-    TOKEN: (_ADAPTIVE, SHUFFLED),
-    SPREAD: (SHUFFLED, LAYERWISE),
-    LAYERS: (LAYERWISE, FIXED),
-}
-BETTER, WORSE, SAME, OPEN = "better", "worse", "same", "open"
 LOSS = "loss"
 # The perplexities that can decide; the first that a data set has does.
 DECIDING_PERPLEXITIES = ("word_perplexity", "token_perplexity")
@@ -106,7 +96,7 @@ def same_compute_table(
             continue
         head = {"config": summary["config"], "strategy": summary["strategy"], "dataset": summary["dataset"]}
         head["avg_experts"] = experts.get(experiment)
-        for row in _contrasts({_ADAPTIVE: summary, **controls[experiment]}):
+        for row in _contrasts({ADAPTIVE: summary, **controls[experiment]}):
             rows.append(head | row)
             family = row["contrast"] == ANSWER, row["deciding"]
             families.setdefault(family, []).append(rows[-1])

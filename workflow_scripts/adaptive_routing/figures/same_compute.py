@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from adaptive_routing.analysis import contrasts
 from adaptive_routing.analysis import control_outcomes as controls
 from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL, lower_is_better
 from adaptive_routing.figures import layout, scales, style
@@ -28,10 +29,10 @@ FEWEST_ON_CURVE = 3  # top-k whose curve is drawn
 MOST_ROWS = 24  # configurations of the decomposition; of more, the best of each rule
 MOST_LINES = 6  # configurations of the figure by tokens
 PARTS = {  # look of a contrast, and its name
-    controls.TOKEN: ("o", "#000000", "token information (C − shuffled)"),
-    controls.SPREAD: ("s", "#8a8a8a", "spread (shuffled − layerwise)"),
-    controls.LAYERS: ("^", "#c4c4c4", "layers (layerwise − fixed)"),
-    controls.ANSWER: ("D", "#ffffff", "together (C − fixed)"),
+    contrasts.TOKEN: ("o", "#000000", "token information (C − shuffled)"),
+    contrasts.SPREAD: ("s", "#8a8a8a", "spread (shuffled − layerwise)"),
+    contrasts.LAYERS: ("^", "#c4c4c4", "layers (layerwise − fixed)"),
+    contrasts.ANSWER: ("D", "#ffffff", "together (C − fixed)"),
 }
 DIVISIONS = {
     "position": "position",
@@ -48,7 +49,7 @@ def draw_same_compute(study: Study) -> Figure:
     Below it, where the study has a curve of top-k, the scores themselves beside that curve.
     """
     with style.visual_language():
-        rows = controls.rows_of(study, controls.ANSWER)
+        rows = controls.rows_of(study, contrasts.ANSWER)
         datasets = list(dict.fromkeys(rows["dataset"]))
         curve = len(study.topk) >= FEWEST_ON_CURVE
         legend = [*style.legend_handles(study)[: 2 if study.variants else 1]]
@@ -185,7 +186,7 @@ def _differences(cell, study, rows, dataset, first):
     axes = cell.axes(left=0.62, right=0.15)[0, 0]
     experts = rows["avg_experts"].to_numpy(float)
     values, low, high = (scale(rows[name].to_numpy(float)) for name in ("difference", "ci_low", "ci_high"))
-    significant = rows["verdict"].isin((controls.BETTER, controls.WORSE)).to_numpy()
+    significant = rows["verdict"].isin((contrasts.BETTER, contrasts.WORSE)).to_numpy()
     _points(axes, study, rows["config"].tolist(), experts, (values, low, high), significant)
     scales.count_axis(axes, "x", experts)
     axes.margins(x=0.08)
@@ -302,7 +303,7 @@ def _shift(i, count):
 
 def _of_decomposition(study, margins):
     """The configurations shown, and which these are in words."""
-    outcomes = controls.by_rule(study, controls.ANSWER)
+    outcomes = controls.by_rule(study, contrasts.ANSWER)
     everyone = [config for outcome in outcomes for config in outcome.configs]
     order = study.configurations["config"].tolist()
     if len(everyone) <= MOST_ROWS:
@@ -314,14 +315,14 @@ def _of_decomposition(study, margins):
 def _of_where(study, margins):
     """The best configuration of each rule; of a single rule also those with fewest and most experts."""
     compared = set(study.where["config"])
-    outcomes = controls.by_rule(study, controls.ANSWER)
+    outcomes = controls.by_rule(study, contrasts.ANSWER)
     groups = [[config for config in outcome.configs if config in compared] for outcome in outcomes]
     groups = [group for group in groups if group]
     if not groups:
         return list(dict.fromkeys(study.where["config"]))[:MOST_LINES]
     best = [controls.best(study, group, margins) for group in groups]
     if len(groups) == 1 and len(groups[0]) > 1:
-        rows = controls.rows_of(study, controls.ANSWER, groups[0])
+        rows = controls.rows_of(study, contrasts.ANSWER, groups[0])
         experts = rows.groupby("config", sort=False)["avg_experts"].mean()
         ends = [str(experts.idxmin()), str(experts.idxmax())]
         best = list(dict.fromkeys([*best, *ends]))

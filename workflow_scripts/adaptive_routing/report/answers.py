@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from adaptive_routing.analysis import contrasts
 from adaptive_routing.analysis import control_outcomes as controls
 from adaptive_routing.analysis import recommendations as rules
 from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL
@@ -133,22 +134,22 @@ def _adaptive_or_fixed(study, margins):
 
 def _by_controls(study, margins):
     """Two cells: the answer of the comparison with controls, and its counts."""
-    outcomes = [one for one in controls.by_rule(study, controls.ANSWER) if not upper_bound(one)]
+    outcomes = [one for one in controls.by_rule(study, contrasts.ANSWER) if not upper_bound(one)]
     if not outcomes:
         return "not answered", "the rules compared look at later tokens and are only upper bounds"
     verdicts = {outcome.verdict for outcome in outcomes}
-    winning = [c for outcome in outcomes for c in outcome.outcomes[controls.BETTER]]
+    winning = [c for outcome in outcomes for c in outcome.outcomes[contrasts.BETTER]]
     usable = [config for config in winning if not rules.worse_on(study, config)]
     if usable:
         use = f"adaptive: {words.code(controls.best(study, usable, margins))}"
-    elif winning or verdicts <= {controls.WORSE}:
+    elif winning or verdicts <= {contrasts.WORSE}:
         use = "fixed"
-    elif verdicts <= {controls.WORSE, controls.SAME}:
+    elif verdicts <= {contrasts.WORSE, contrasts.SAME}:
         use = "fixed (adaptive gains nothing)"
     else:
-        use = "open" if verdicts == {controls.OPEN} else "depends; see the table above"
+        use = "open" if verdicts == {contrasts.OPEN} else "depends; see the table above"
     total = sum(len(outcome.configs) for outcome in outcomes)
-    worse = sum(one.count(controls.WORSE) for one in outcomes)
+    worse = sum(one.count(contrasts.WORSE) for one in outcomes)
     why = (
         f"at the same compute, {len(winning)} of {total} configurations are significantly better than their "
         f"control and {worse} significantly worse"

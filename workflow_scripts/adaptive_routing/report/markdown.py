@@ -32,16 +32,11 @@ TITLE = "Adaptive expert routing: {rule} against a fixed number of experts"
 MOST_IN_TITLE = 3  # rules
 
 
-def margins_of(settings: Settings) -> rules.QualityMargins:
-    """The margins of the settings."""
-    return rules.QualityMargins(
-        settings["report"]["perplexity_margin"], settings["report"]["accuracy_margin"]
-    )
-
-
 def plain_main_sentences(study: Study, settings: Settings, summaries: Sequence[Summary] = ()) -> str:
     """Return the main sentences, or what takes their place, as plain text, one per line."""
-    sentences = warning(study, vocabulary_size(summaries)) or main_sentences(study, margins_of(settings))
+    sentences = warning(study, vocabulary_size(summaries)) or main_sentences(
+        study, rules.QualityMargins.from_settings(settings["report"])
+    )
     return "".join(f"{words.plain(sentence)}\n" for sentence in sentences)
 
 
@@ -69,7 +64,7 @@ def write_markdown(
     """
     beside = {name: quote(os.path.relpath(path, folder)) for name, path in (control_figures or {}).items()}
     figure, *panels = (quote(os.path.relpath(path, folder)) for path in (figure, *panels))
-    margins = margins_of(settings)
+    margins = rules.QualityMargins.from_settings(settings["report"])
     warned = warning(study, vocabulary_size(summaries))
     sentences = warned or main_sentences(study, margins)
     sections = [

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from adaptive_routing.analysis import contrasts
 from adaptive_routing.analysis import control_outcomes as controls
-from adaptive_routing.analysis.control_outcomes import ANSWER, BETTER, MIXED, OPEN, SAME, WORSE
+from adaptive_routing.analysis.contrasts import ANSWER, BETTER, OPEN, SAME, WORSE
+from adaptive_routing.analysis.control_outcomes import MIXED
 from adaptive_routing.report import words
 from adaptive_routing.settings.load import is_upper_bound
 
@@ -78,12 +80,12 @@ def _of_one_rule(study, outcome):
         return f"{words.of(count, total, noun)} {'is' if count == 1 else 'are'}"
 
     match outcome.verdict:
-        case controls.BETTER:
+        case contrasts.BETTER:
             return (
                 f"{name} does better than {FIXED}: {counted(better)} significantly better on at least one "
                 f"data set, and none is significantly worse{_rest(same, unclear)}."
             )
-        case controls.WORSE:
+        case contrasts.WORSE:
             return (
                 f"{name} does worse than {FIXED}: {counted(worse)} significantly worse on at least one data "
                 f"set, and none is significantly better{_rest(same, unclear)}."
@@ -96,7 +98,7 @@ def _of_one_rule(study, outcome):
                 f"better on at least one data set and worse on none, {worse} worse on at least one and "
                 f"better on none{both}{_rest(same, unclear)}."
             )
-        case controls.SAME:
+        case contrasts.SAME:
             return f"{name} does as well as {FIXED}: {counted(same)} within the margin on every data set."
     return (
         f"it is open whether {name} beats {FIXED}: no difference is significant, but for "

@@ -9,18 +9,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from adaptive_routing.analysis import contrasts
 from adaptive_routing.analysis import control_outcomes as controls
-from adaptive_routing.analysis.control_outcomes import (
-    BETTER,
-    LAYERS,
-    MIXED,
-    OPEN,
-    PARTS,
-    SAME,
-    SPREAD,
-    TOKEN,
-    WORSE,
-)
+from adaptive_routing.analysis.contrasts import BETTER, LAYERS, OPEN, PARTS, SAME, SPREAD, TOKEN, WORSE
+from adaptive_routing.analysis.control_outcomes import MIXED
 from adaptive_routing.report import words
 from adaptive_routing.report.same_compute import score_name
 
@@ -149,7 +141,7 @@ def why_section(study: Study, figure: str | None = None, null_check: Sequence[st
 
 def _table(study):
     rows = []
-    families = [outcome.family for outcome in controls.by_rule(study, controls.ANSWER)]
+    families = [outcome.family for outcome in controls.by_rule(study, contrasts.ANSWER)]
     for family in families:
         for dataset, means in controls.mean_parts(study, family).iterrows():
             of_rule = study.answers[
@@ -157,7 +149,7 @@ def _table(study):
             ]
             cells = [
                 words.number(means[contrast], "+z.3f") + _significant(of_rule, contrast)
-                for contrast in (*PARTS, controls.ANSWER)
+                for contrast in (*PARTS, contrasts.ANSWER)
             ]
             rows.append([words.rule(family), score_name(of_rule.iloc[0]), *cells])
     return words.table(["rule", "score", "token information", "spread", "layers", "together"], rows)
