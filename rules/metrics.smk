@@ -50,6 +50,7 @@ rule tabulate_results:
             labels={"shows": "Comparisons with the baseline: tests"},
         ),
         comparisons_json=results("bh_routing_comparisons.json"),
+        setting_effects_csv=results("bh_routing_setting_effects.csv"),
     log:
         job_log("tabulate_results"),
     benchmark:

@@ -8,6 +8,7 @@ rule write_report:
         **report_on_controls(),
         **report_on_null_distributions(),
         **model_card(),
+        setting_effects=rules.tabulate_results.output.setting_effects_csv,
         summaries=per_experiment(rules.run_experiment.output.summary),
         figure=rules.plot_panels.output.figure_png,
         panels=[rules.plot_panels.output[f"panel_{panel}"] for panel in PANELS],

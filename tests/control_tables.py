@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import results_tables
-from adaptive_routing.analysis.study import CONTROL_COLUMNS, make_study
+from adaptive_routing.analysis.study import MORE_COLUMNS, make_study
 
 PARTS = ("token", "spread", "layers")
 METRICS = {"wikitext": "token_perplexity", "prompts": "loss"}
@@ -105,7 +105,7 @@ def where_table(study, effect=None, datasets=("wikitext",)):
                             "p_holm": 0.001 if abs(difference) > 0.03 else 1.0,
                         }
                     )
-    return pd.DataFrame(rows, columns=[*CONTROL_COLUMNS["where"], "stderr", "p_value"])
+    return pd.DataFrame(rows, columns=[*MORE_COLUMNS["where"], "stderr", "p_value"])
 
 
 def renamed(study_tables, names, baseline=results_tables.BASELINE):

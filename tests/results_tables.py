@@ -62,7 +62,7 @@ def tables(
                 )
             if config != baseline:
                 if dataset in reference:
-                    perplexity = "word_perplexity" if documents else "perplexity"
+                    perplexity = "word_perplexity" if documents else "token_perplexity"
                     metric = perplexity if dataset == "wikitext" else f"{dataset}_accuracy"
                     value = reference[dataset] * (2 if metric == "word_perplexity" else 1)
                     comparisons.append(_comparison(config, dataset, metric, value, effect))
@@ -89,7 +89,7 @@ def study(**options):
 def _comparison(config, dataset, metric, reference, effect):
     difference, half_width, p_holm = effect(config, dataset)
     stderr = 0.5 if "perplexity" in metric else 0.027
-    loss_test = "linearised paired t-test" if metric == "word_perplexity" else "paired t-test"
+    loss_test = "linearised paired t-test" if "perplexity" in metric else "paired t-test"
     row = {
         "config": config,
         "dataset": dataset,
@@ -112,7 +112,7 @@ def _comparison(config, dataset, metric, reference, effect):
 
 def _quality(perplexity, documents):
     """What wikitext has, each with a standard error."""
-    values = {"perplexity": (perplexity, 0.5), "token_perplexity": (perplexity - 1, 0.4)}
+    values = {"perplexity": (perplexity + 1, 0.4), "token_perplexity": (perplexity, 0.5)}
     if documents:
         values["word_perplexity"] = (2 * perplexity, 1.2)
         values["byte_perplexity"] = (1.7, 0.012)

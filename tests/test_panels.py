@@ -176,7 +176,7 @@ def test_accuracies_without_a_data_set_become_paired_differences():
 
 def test_a_configuration_looks_the_same_in_every_panel(full):
     looks = {}
-    for panel, column in (("1_perplexity", "perplexity"), ("5_pareto_frontier", "perplexity")):
+    for panel, column in (("1_perplexity", "perplexity"), ("5_pareto_frontier", "token_perplexity")):
         (axes,) = draw_panel(panel, full).axes
         for _, y, colour, path in points_of(axes):
             row = full.bh.iloc[(full.bh[column] - y).abs().argmin()]
@@ -348,7 +348,7 @@ def test_heat_map_is_relative_to_the_baseline(full):
     assert (changes.unit, changes.lower_is_better) == ("%", True)
     assert changes.values[results_tables.BASELINE] == 0
     row = full.bh.iloc[0]
-    assert changes.values[row["config"]] == pytest.approx(100 * (row["perplexity"] - 11.0) / 11.0)
+    assert changes.values[row["config"]] == pytest.approx(100 * (row["token_perplexity"] - 11.0) / 11.0)
     expected = {
         c for c in full.configurations["config"] if full.verdict(c, "wikitext") in ("better", "worse")
     }
@@ -367,7 +367,7 @@ def test_heat_map_without_the_baseline_shows_the_values_themselves():
     study = STUDIES["without the baseline"]()
     changes = quality_changes(study)
     assert not changes.from_baseline
-    assert changes.values.tolist() == study.configurations["perplexity"].tolist()
+    assert changes.values.tolist() == study.configurations["token_perplexity"].tolist()
 
 
 def test_heat_map_writes_every_change_with_its_sign(full):

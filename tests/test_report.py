@@ -144,7 +144,7 @@ def test_where_bh_wins_it_is_chosen_for_every_aim():
     )
     assert use.startswith(f"Use `{fewest}` for every aim")
     assert price.startswith(f"`{fewest}` runs 4.08 experts per token and layer instead of 8.00")
-    assert "wikitext perplexity by −9.1 % (95 % interval −10.9 to −7.3 %)" in price
+    assert "wikitext token perplexity by −9.1 % (95 % interval −10.9 to −7.3 %)" in price
     assert "lambada accuracy by +0.050 (+0.030 to +0.070)" in price
     assert price.endswith("it is significantly better on wikitext, lambada and hellaswag.")
 
@@ -164,7 +164,7 @@ def test_where_bh_loses_the_baseline_is_kept_and_the_price_named():
     )
     assert use.startswith(f"Keep `{BASELINE}` for every aim: no configuration measured better")
     assert "loses least" in price and price.endswith("worse on wikitext, lambada and hellaswag.")
-    assert "perplexity by +27.3 % (95 % interval +25.5 to +29.1 %)" in price
+    assert "token perplexity by +27.3 % (95 % interval +25.5 to +29.1 %)" in price
 
 
 def test_a_tie_inside_the_margin_saves_compute():
@@ -337,7 +337,7 @@ def test_the_older_grid_with_a_single_top_k_is_decided_too():
     )
     decision = decision_of(study)
     assert decision.verdict == "worse" and len(decision.outcomes["worse"]) == 20
-    assert rules.same_compute(study, "perplexity") is None
+    assert rules.same_compute(study, "token_perplexity") is None
     assert min(rules.fixed_k_to_add(study)) >= 1 and max(rules.fixed_k_to_add(study)) < 8
 
 
@@ -387,10 +387,10 @@ def test_a_data_set_without_a_score_decides_nothing():
     with_prompts = study_of(TIES, datasets=("wikitext", "lambada", "prompts"), half_width=0.005)
     assert with_prompts.scored_datasets == ["wikitext", "lambada"]
     assert decision_of(with_prompts).compute.reason == rules.SHOWN
-    assert rules.scores_of(with_prompts, "perplexity") == ["wikitext"]
+    assert rules.scores_of(with_prompts, "token_perplexity") == ["wikitext"]
     assert with_prompts.comparison("8experts_bh_a030", "prompts")["metric"] == "loss"
     assert with_prompts.verdict("8experts_bh_a030", "prompts") == "worse"
-    assert with_prompts.comparison("8experts_bh_a030", "wikitext")["metric"] == "perplexity"
+    assert with_prompts.comparison("8experts_bh_a030", "wikitext")["metric"] == "token_perplexity"
     assert "prompts" not in " ".join(sentences_of(with_prompts))
 
 
@@ -403,16 +403,16 @@ def test_same_compute_reads_the_line_through_top_k():
     on_wikitext = study.experiments[study.experiments["dataset"] == "wikitext"].set_index("config")
     experts = table["config"].map(on_wikitext["avg_experts"])
     assert not np.allclose(experts[~topk], table.loc[~topk, "avg_experts"])
-    table["perplexity"] = 10 + np.log2(experts / 8)
+    table["token_perplexity"] = 10 + np.log2(experts / 8)
     inside = ~topk & experts.between(8, 64)
     better = table.index[inside][::2]
-    table.loc[table.index[inside], "perplexity"] += 0.01
-    table.loc[better, "perplexity"] -= 0.02
-    result = rules.same_compute(study, "perplexity")
+    table.loc[table.index[inside], "token_perplexity"] += 0.01
+    table.loc[better, "token_perplexity"] -= 0.02
+    result = rules.same_compute(study, "token_perplexity")
     assert result.better == table.loc[better, "config"].tolist()
     assert set(result.worse) == set(table.loc[inside, "config"]) - set(result.better)
     assert set(result.outside) == set(table.loc[~inside & ~topk, "config"])
-    assert rules.same_compute(results_tables.study(ks=(8,)), "perplexity") is None
+    assert rules.same_compute(results_tables.study(ks=(8,)), "token_perplexity") is None
 
 
 # The text
@@ -433,12 +433,12 @@ def test_the_answer_names_the_winner_with_its_numbers(images):
     uses = ["best quality", "same quality, least compute", "same quality, fastest"]
     assert cells["configuration"] == "<br>use: ".join(["`8experts_bh_a030`", *uses])
     assert cells["experts"] == "4.08"
-    assert cells["wikitext perplexity"] == "−9.1 % ▲<br>(−10.9 to −7.3 %)"
+    assert cells["wikitext token perplexity"] == "−9.1 % ▲<br>(−10.9 to −7.3 %)"
     assert cells["lambada accuracy"] == "+0.050 ▲<br>(+0.030 to +0.070)"
-    assert row_of(costs, BASELINE)["wikitext perplexity"] == "11.00 ± 0.50"
+    assert row_of(costs, BASELINE)["wikitext token perplexity"] == "11.00 ± 0.50"
     evidence = section(text, "### The tests behind these answers")
     values = "10.00 ± 0.50 | 11.00 ± 0.50 | −1.00 ▲ | −1.20 to −0.80"
-    assert f"| `8experts_bh_a030` | wikitext perplexity | {values} | 0.001 | excluded |" in evidence
+    assert f"| `8experts_bh_a030` | wikitext token perplexity | {values} | 0.001 | excluded |" in evidence
 
 
 def test_a_loss_is_called_a_loss(images):
@@ -470,7 +470,7 @@ def test_how_many_samples_it_takes_is_said(images):
     assert (cells["half-width of the 95 % interval"], cells["margin"]) == ("±0.100", "0.020")
     assert (cells["samples"], cells["samples for 50 % power"]) == ("200", "about 5,000")
     # 2 % of 11 is 0.22: wide enough as it is.
-    assert row_of(text, "wikitext perplexity")["samples for 50 % power"] == "enough"
+    assert row_of(text, "wikitext token perplexity")["samples for 50 % power"] == "enough"
     study = study_of(TIES, half_width=0.03)
     assert rules.samples_needed(study, "lambada", MARGINS) == 450
     assert rules.samples_needed(study, "wikitext", MARGINS) is None
@@ -495,13 +495,23 @@ def test_what_the_two_settings_do_is_said(images):
         return (11 * (alpha - 0.3), 0.2, 0.5) if dataset == "wikitext" else (-alpha / 10, 0.02, 0.5)
 
     study = results_tables.study(effect=effect)
-    first, last, low, high = rules.setting_effects(study, "perplexity")["alpha"]
-    assert (first, last) == (0.3, 0.6) and (low, high) == pytest.approx((1.3, 1.3))
-    assert rules.setting_effects(study, "perplexity")["k_or_max_k"][2:] == pytest.approx((1, 1))
-    assert rules.setting_effects(study, "avg_task_accuracy")["alpha"][2:] == pytest.approx((-0.03, -0.03))
+    effects = [
+        ("wikitext", "token_perplexity", -0.2, -0.3, 0.0, 0.6),
+        ("wikitext", "token_perplexity", -0.1, -0.15, -0.05, 0.001),
+        ("lambada", "lambada_accuracy", 0.03, 0.01, 0.05, 0.001),
+    ]
+    columns = ["dataset", "metric", "difference", "ci_low", "ci_high", "p_holm"]
+    study = replace(
+        study, setting_effects=pd.DataFrame(effects, columns=columns).assign(setting="alpha", family="bh")
+    )
+    assert rules.effects_on_experts(study)["alpha"][:2] == (0.3, 0.6)
     text = section(report(study, images), "### What it costs")
     assert "Raising α from 0.3 to 0.6 at the same max_k multiplies experts by" in text
-    assert "changes perplexity by +30.0 % and changes mean accuracy by −0.030." in text
+    # exp(−0.2) is 18.1 % less.
+    assert (
+        "and changes wikitext token perplexity by −18.1 to −9.5 % (intervals within −25.9 to +0.0 %; "
+        "1 of 2 significant); lambada accuracy by +0.030 (intervals within +0.010 to +0.050; "
+    ) in text
     one = results_tables.study(max_ks=(8,), alphas=(0.3,), effect=effect)
     assert "Raising" not in report(one, images)
 
@@ -546,8 +556,8 @@ def test_every_quality_value_stands_with_its_standard_error(images):
     del cells["configuration"]
     # Of whole articles the word perplexity is what is tested.
     assert cells == {
-        "perplexity": "14.00 ± 0.50",
-        "token perplexity": "13.00 ± 0.40",
+        "perplexity": "15.00 ± 0.40",
+        "token perplexity": "14.00 ± 0.50",
         "word perplexity": "28.00 ± 1.20 ▼",
         "byte perplexity": "1.700 ± 0.012",
         "bits per byte": "0.766 ± 0.010",
@@ -569,7 +579,8 @@ def test_the_best_value_of_a_column_is_bold_where_there_is_a_better(images):
     text = report(study, images)
     baseline = row_of(section(text, "### All configurations"), BASELINE)
     assert (
-        baseline["perplexity"] == "**11.00 ± 0.50**" and baseline["lambada accuracy"] == "**0.840 ± 0.027**"
+        baseline["token perplexity"] == "**11.00 ± 0.50**"
+        and baseline["lambada accuracy"] == "**0.840 ± 0.027**"
     )
     assert baseline["tokens/s"] == "33,333"
     fewest = row_of(section(text, "### All configurations"), "8experts_bh_a030")
@@ -604,9 +615,11 @@ def test_tests_that_agree_stand_side_by_side_without_a_remark(images):
 def test_tests_that_disagree_are_named_with_their_configurations(images):
     study = study_of(TIES)
     table = study.comparisons
-    rows = (table["metric"] == "perplexity") & table["config"].isin(["8experts_bh_a030", "8experts_bh_a040"])
+    rows = (table["metric"] == "token_perplexity") & table["config"].isin(
+        ["8experts_bh_a030", "8experts_bh_a040"]
+    )
     table.loc[rows, ["p_wilcoxon_holm", "p_bootstrap_holm"]] = 0.049
-    rows = (table["metric"] == "perplexity") & (table["config"] == "64experts_bh_a060")
+    rows = (table["metric"] == "token_perplexity") & (table["config"] == "64experts_bh_a060")
     table.loc[rows, "p_bootstrap_holm"] = 0.01
     rows = (table["metric"] == "lambada_accuracy") & (table["config"] == "8experts_bh_a050")
     table.loc[rows, "p_holm"] = 0.01
@@ -634,7 +647,7 @@ def test_a_data_set_without_a_score_has_its_tests_and_no_say(images):
     assert "prompts" not in section(text, "### What to use") + section(text, "### What it costs")
     assert "prompts" not in section(text, "### Where BH does not help")
     cells = row_of(section(text, "### All configurations"), "8experts_bh_a030")
-    assert cells["perplexity"] == "11.05 ± 0.50 ○"
+    assert cells["token perplexity"] == "11.05 ± 0.50 ○"
     assert "Left out of the answers" not in report(study_of(TIES), images)
 
 
@@ -798,7 +811,7 @@ def test_a_perplexity_too_large_for_a_number_is_a_dash_and_said(images):
     for table in (study.experiments, study.configurations):
         table.loc[table["config"] == BASELINE, lost] = np.nan
     again = make_study(study.experiments, study.configurations, study.layers, study.comparisons, BASELINE)
-    assert again.scores["wikitext"] == "perplexity"
+    assert again.scores["wikitext"] == "token_perplexity"
 
 
 def test_whole_articles_are_judged_by_their_word_perplexity(images):
@@ -839,7 +852,7 @@ def test_tests_that_cannot_reject_are_said_to(images, samples, strategies):
     text = report(study, images)
     limits = section(text, "### Uncertainty")
     assert ("| lambada accuracy |" in limits) == (not expected)
-    assert "| wikitext perplexity | ±0.20 | 0.22 |" in limits
+    assert "| wikitext token perplexity | ±0.20 | 0.22 |" in limits
     sentence = f"**Too few samples for any significant difference** on lambada ({samples} samples; "
     assert (sentence in section(text, "## Answers")) == bool(expected)
     if strategies == ("bh",):
@@ -884,16 +897,19 @@ def test_one_is_singular_and_a_data_set_keeps_its_name(images):
 
 
 def test_a_perplexity_that_grows_tenfold_is_a_multiple_not_a_percentage(images):
-    row = {"metric": "perplexity", "baseline_value": 10.0, "difference": 1690.0}
+    row = {"metric": "token_perplexity", "baseline_value": 10.0, "difference": 1690.0}
     row |= {"ci_low": 1500.0, "ci_high": 1880.0}
     assert words.change(row) == ("170 times", "151 to 189 times")
     assert words.change(row | {"difference": 95.0}) == ("10.5 times", "151.0 to 189.0 times")
     assert words.change(row | {"difference": 89.0})[0] == "+890.0 %"
     assert words.change(row | {"ci_low": np.nan, "ci_high": np.nan}) == ("170 times", "–")
     study = study_of((1859.0, -0.2, 0.001))
-    assert "changes wikitext perplexity to 170 times the baseline's (95 % interval" in sentences_of(study)[2]
+    assert (
+        "changes wikitext token perplexity to 170 times the baseline's (95 % interval"
+        in sentences_of(study)[2]
+    )
     costs = section(report(study, images), "### What it costs")
-    assert row_of(costs, "8experts_bh_a030")["wikitext perplexity"].startswith("170 times ▼<br>(")
+    assert row_of(costs, "8experts_bh_a030")["wikitext token perplexity"].startswith("170 times ▼<br>(")
 
 
 def test_counts_are_written_as_a_reader_would():
@@ -1111,7 +1127,7 @@ def test_from_logs_to_figure_and_report(tmp_path, run_script):
     text = Path(output.markdown).read_text()
     assert "(routing_atlas.html)" in section(text, "## Panels")
     costs = section(text, "### What it costs")
-    lowest = frames["configurations"].set_index("config")["perplexity"].idxmin()
+    lowest = frames["configurations"].set_index("config")["token_perplexity"].idxmin()
     assert row_of(costs, lowest)["configuration"].startswith(f"`{lowest}`<br>")
     lines = Path(output.summary).read_text().splitlines()
     assert len(lines) == 4 and all(f"{i}. " in text for i in (1, 2, 3, 4))

@@ -118,7 +118,7 @@ def test_comparisons_have_a_row_for_the_score_and_one_for_the_loss(summaries, st
     assert study.baseline not in set(table["config"])
     kinds = table.groupby("dataset")["metric"].agg(lambda metrics: list(metrics.unique())).to_dict()
     assert kinds == {
-        "wikitext": ["perplexity", "loss"],
+        "wikitext": ["token_perplexity", "loss"],
         "lambada": ["lambada_accuracy", "loss"],
         "hellaswag": ["hellaswag_accuracy", "loss"],
     }
@@ -221,7 +221,7 @@ def test_a_data_set_without_a_score_of_its_own_is_compared_by_its_loss(tmp_path)
     summaries = [read_json(path) for path in study.summaries]
     table = tables.comparisons_table(summaries, study.baseline)
     kinds = table.groupby("dataset")["metric"].agg(lambda metrics: list(metrics.unique())).to_dict()
-    assert kinds == {"wikitext": ["perplexity", "loss"], "prompts": ["loss"]}
+    assert kinds == {"wikitext": ["token_perplexity", "loss"], "prompts": ["loss"]}
     results = []
     for summary, path in zip(summaries, study.tensors, strict=True):
         with TensorFile(path) as tensors:
@@ -281,7 +281,7 @@ def test_whole_articles_are_compared_by_word_perplexity(summaries, study):
     assert kinds.drop(other["config"]).map(lambda metrics: metrics == ["word_perplexity", "loss"]).all()
     reference["metrics"]["word_perplexity"] = None
     table = tables.comparisons_table(articles, study.baseline)
-    assert table["metric"].unique().tolist() == ["perplexity", "loss"]
+    assert table["metric"].unique().tolist() == ["token_perplexity", "loss"]
 
 
 def test_tables_of_what_there_is(experiments, summaries, study):

@@ -4,6 +4,7 @@ import gc
 
 from adaptive_routing.analysis import tables
 from adaptive_routing.analysis.metrics import metrics_schema
+from adaptive_routing.analysis.setting_effects import setting_effects_table
 from adaptive_routing.jobs.script import job
 from adaptive_routing.system.files import blaming
 from adaptive_routing.system.json_files import read_json
@@ -23,6 +24,6 @@ with job(snakemake):
         tables.check_distinct(snakemake.input.summaries, summaries)
         gc.freeze()  # statsmodels collects garbage in every correction: 20 ms each over all that is loaded
         made["comparisons"] = tables.comparisons_table(summaries, snakemake.params.baseline)
+        made["setting_effects"] = setting_effects_table(summaries)
     for name, table in made.items():
-        json_path = None if name == "layers" else getattr(output, f"{name}_json")
-        tables.write_table(table, getattr(output, f"{name}_csv"), json_path)
+        tables.write_table(table, getattr(output, f"{name}_csv"), getattr(output, f"{name}_json", None))

@@ -8,7 +8,7 @@ from adaptive_routing.jobs.script import job
 from adaptive_routing.report.html import to_html
 from adaptive_routing.report.markdown import plain_main_sentences, write_markdown
 from adaptive_routing.report.model_card import report_note
-from adaptive_routing.report.null_check import CHECK_COLUMNS, null_check_section
+from adaptive_routing.report.null_check import CHECK_COLUMNS
 from adaptive_routing.system.files import atomic_path, blaming
 from adaptive_routing.system.json_files import read_json
 
@@ -44,7 +44,7 @@ with job(snakemake):
                 for name in ("same_compute", "decomposition", "where")
                 if (path := getattr(inputs, f"{name}_figure", None))
             },
-            null_check=list(null_check_section(checks, folder)),
+            null_checks=checks,
             model_note=report_note(getattr(inputs, "card", None)),
         )
     with atomic_path(output.markdown) as temporary:
@@ -52,4 +52,5 @@ with job(snakemake):
     with atomic_path(output.html) as temporary:
         temporary.write_text(to_html(text, folder), encoding="utf-8")
     with atomic_path(output.summary) as temporary:
-        temporary.write_text(plain_main_sentences(study, params.settings, summaries), encoding="utf-8")
+        sentences = plain_main_sentences(study, params.settings, summaries, checks)
+        temporary.write_text(sentences, encoding="utf-8")

@@ -26,7 +26,7 @@ from adaptive_routing.analysis.contrasts import (
 from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL, lower_is_better
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from adaptive_routing.analysis.recommendations import QualityMargins
     from adaptive_routing.analysis.study import Study
@@ -75,6 +75,11 @@ class RuleOutcome:
 def has_answer(study: Study) -> bool:
     """Whether any configuration was compared with its `fixed` control."""
     return bool((study.answers["contrast"] == ANSWER).any())
+
+
+def leading_rules(families: Sequence[str]) -> list[str]:
+    """The rules that sentences are about where a study has many: BH's, or the first where there is no BH."""
+    return [family for family in families if family.partition("_")[0] == "bh"] or list(families[:1])
 
 
 def rows_of(study: Study, contrast: str, configs: Iterable[str] | None = None) -> pd.DataFrame:
@@ -135,22 +140,18 @@ def mean_parts(study: Study, family: str) -> pd.DataFrame:
 
 def few_clusters(study: Study) -> dict[str, int]:
     """The data sets with fewer than `FEWEST_CLUSTERS` independent clusters: {data set: clusters}."""
-    tables = [table for table in (study.comparisons, study.same_compute) if "clusters" in table]
-    rows = pd.concat([table[["dataset", "clusters"]].dropna() for table in tables]) if tables else None
-    if rows is None or rows.empty:
-        return {}
-    fewest = rows.astype({"clusters": float}).groupby("dataset", sort=False)["clusters"].max()
-    return {str(name): int(count) for name, count in fewest.items() if count < FEWEST_CLUSTERS}
+    return {dataset: count for dataset, count in study.clusters.items() if count < FEWEST_CLUSTERS}
 
 
-def where_counts(study: Study) -> dict[str, tuple[list[str], list[str], int]]:
-    """Every way to divide the tokens: {division: (bins better, bins worse, number of bins)}.
+def where_counts(study: Study, family: str) -> dict[str, tuple[list[str], list[str], int]]:
+    """Every way to divide the tokens, for one rule: {division: (bins better, bins worse, number of bins)}.
 
     A bin is better or worse where the difference of the loss is significant in at least one configuration
-    and on one data set, after the correction over the bins. A bin that is both is in both lists.
+    of the rule and on one data set, after the correction over the bins. A bin that is both is in both lists.
     """
     counts: dict[str, tuple[list[str], list[str], int]] = {}
     where = study.where.assign(label=[name for _, name in bins_of(study.where)])
+    where = where[where["config"].map(study.family) == family]
     for by, rows in where.groupby("by", sort=False):
         significant = rows[rows["p_holm"].astype(float) < SIGNIFICANCE_LEVEL]
         better, worse = (

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import scipy  # loads `stats` when it is first used: the report does not need it
 
+from adaptive_routing.analysis import rule_names
 from adaptive_routing.analysis.metrics import CONFIGURATION_KEYS
 from adaptive_routing.analysis.statistics import corrected_p_values
 from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL
@@ -57,7 +58,8 @@ def difficulty_trend(summaries: Sequence[Summary]) -> pd.DataFrame:
     """Make one row per configuration: the rank correlation of difficulty with experts, and with loss.
 
     Columns `{name}_rho`, `{name}_p_value` and `{name}_p_holm` for `avg_experts_prompt` and `loss`; Holm's
-    correction is over the BH configurations. A constant, such as the experts of top-k, has no trend.
+    correction is over the configurations of a strategy. A constant, such as the experts of top-k, has no
+    trend.
     """
     rows = []
     for summary in summaries:
@@ -67,11 +69,12 @@ def difficulty_trend(summaries: Sequence[Summary]) -> pd.DataFrame:
             values = [sample[name] for sample in summary["samples"]]
             row[f"{name}_rho"], row[f"{name}_p_value"] = _rank_correlation(difficulty, values)
         rows.append(row)
-    bh = [row for row in rows if row["strategy"] == "bh"]
-    for name in CORRELATED:
-        corrected = corrected_p_values([row[f"{name}_p_value"] for row in bh], "holm")
-        for row, p_value in zip(bh, corrected, strict=True):
-            row[f"{name}_p_holm"] = p_value
+    for strategy in {row["strategy"] for row in rows} - {"topk"}:
+        family = [row for row in rows if row["strategy"] == strategy]
+        for name in CORRELATED:
+            corrected = corrected_p_values([row[f"{name}_p_value"] for row in family], "holm")
+            for row, p_value in zip(family, corrected, strict=True):
+                row[f"{name}_p_holm"] = p_value
     return pd.DataFrame(rows, columns=TREND_COLUMNS).astype(dict.fromkeys(["alpha", *_TRENDS], float))
 
 
@@ -95,18 +98,23 @@ def _rank_correlation(x, y):
 def describe_difficulty(table: pd.DataFrame, trend: pd.DataFrame) -> str:
     """Say in up to three sentences how expert counts change with difficulty, and what remains undecided.
 
-    table, trend: the results of `difficulty_table` and `difficulty_trend`.
+    table, trend: the results of `difficulty_table` and `difficulty_trend`. Of several adaptive strategies the
+    sentences are about BH, or about the first without BH.
     """
-    table, trend = table[table["strategy"] == "bh"], trend[trend["strategy"] == "bh"]
-    if table.empty:
-        return "No BH configuration ran on the prompts; top-k gives every token the same number of experts."
-    return " ".join([_describe_levels(table), *_describe_trend(table, trend)])
+    adaptive = list(dict.fromkeys(table.loc[table["strategy"] != "topk", "strategy"]))
+    if not adaptive:
+        return "No adaptive configuration ran on the prompts; top-k gives every token as many experts."
+    strategy = "bh" if "bh" in adaptive else adaptive[0]
+    table, trend = table[table["strategy"] == strategy], trend[trend["strategy"] == strategy]
+    return " ".join([_describe_levels(table, rule_names.strategy(strategy)), *_describe_trend(table, trend)])
 
 
-def _describe_levels(table):
+def _describe_levels(table, name):
     """How loss and expert counts change from the easiest level to the hardest."""
     configs = table["config"].unique()
-    subject = f"Averaged over {len(configs)} BH configurations" if len(configs) > 1 else f"In `{configs[0]}`"
+    subject = (
+        f"Averaged over {len(configs)} {name} configurations" if len(configs) > 1 else f"In `{configs[0]}`"
+    )
     means = table.groupby("difficulty")[AVERAGED].mean()
     first, last = means.iloc[0], means.iloc[-1]
     if len(means) == 1:

@@ -169,7 +169,8 @@ def _at_same_quality(study, margins, aim, candidates, column, ascending):
         return Choice(aim, same[0], SHOWN)
     not_worse = [config for config in ordered if not worse_on(study, config)]
     if not_worse:
-        return Choice(aim, study.baseline, UNPROVEN, not_worse[0])
+        close = [config for config in not_worse if measured_within_margin(study, config, margins)]
+        return Choice(aim, study.baseline, UNPROVEN, (close or not_worse)[0])
     return Choice(aim, study.baseline, LOSES, _with_least_loss(study, ordered, margins))
 
 
@@ -177,11 +178,15 @@ def _at_same_quality(study, margins, aim, candidates, column, ascending):
 
 
 def tested(study: Study) -> list[str]:
-    """The configurations compared with the baseline on every data set, in table order."""
+    """The configurations compared with the baseline on every data set, in table order.
+
+    Without `Study.upper_bounds`, which nobody can use.
+    """
+    unusable = {study.baseline, *study.upper_bounds}
     return [
         config
         for config in study.configurations["config"]
-        if config != study.baseline and all(study.verdict(config, d) for d in study.scored_datasets)
+        if config not in unusable and all(study.verdict(config, d) for d in study.scored_datasets)
     ]
 
 
@@ -264,6 +269,12 @@ def within_margin(study: Study, config: str, margins: QualityMargins) -> bool:
     )
 
 
+def measured_within_margin(study: Study, config: str, margins: QualityMargins) -> bool:
+    """Whether the measured losses, whatever their intervals, are within the margin on every data set."""
+    rows = [study.comparison(config, dataset) for dataset in study.scored_datasets]
+    return all(row is not None and measured_loss(row) <= margins.of(row) for row in rows)
+
+
 def excludes_loss(comparison: pd.Series, margins: QualityMargins) -> bool:
     """Whether the interval excludes a loss beyond the margin; it needs enough samples and a width above 0.
 
@@ -300,7 +311,7 @@ def mean_loss(study: Study, config: str, margins: QualityMargins) -> float:
 
 def least_loss(study: Study, margins: QualityMargins) -> str | None:
     """Of the adaptive configurations with fewer experts, that with the smallest `mean_loss`."""
-    candidates = set(cheaper(study)) & set(study.adaptive["config"]) & set(tested(study))
+    candidates = set(cheaper(study)) & set(study.candidates["config"]) & set(tested(study))
     return _with_least_loss(study, candidates, margins) if candidates else None
 
 
@@ -324,7 +335,8 @@ def best_measured(study: Study, column: str) -> str | None:
 
     Among ties, the one with the fewest experts.
     """
-    table = study.configurations[study.configurations["config"].isin(complete(study))]
+    usable = set(complete(study)) - study.upper_bounds
+    table = study.configurations[study.configurations["config"].isin(usable)]
     if column not in table or table[column].notna().sum() == 0:
         return None
     ordered = table.dropna(subset=[column]).sort_values("avg_experts", kind="stable")
@@ -361,7 +373,7 @@ def adaptive_outcomes(study: Study, margins: QualityMargins) -> dict[str, list[s
     """
     outcomes = {name: [] for name in ("better", "same", "mixed", "worse", "open", "untested")}
     compared = set(tested(study))
-    for config in study.adaptive["config"]:
+    for config in study.candidates["config"]:
         if config == study.baseline:
             continue
         gains, losses = better_on(study, config), worse_on(study, config)
@@ -397,7 +409,7 @@ def adaptive_verdict(study: Study, margins: QualityMargins) -> str:
     if set(outcomes["same"]) & set(cheaper(study)):
         return "cheaper"
     if outcomes["open"]:
-        every = set(study.adaptive["strategy"])
+        every = set(study.candidates["strategy"])
         without_power = [d for d, (strategies, _) in powerless(study).items() if every <= {*strategies}]
         return "powerless" if without_power == study.scored_datasets else "open"
     verdicts = {"mixed": "mixed", "same": "no gain", "worse": "worse", "untested": "untested"}
@@ -424,7 +436,7 @@ def same_compute(study: Study, column: str) -> SameCompute | None:
     if len(topk) < 2:
         return None
     result = SameCompute(column, [], [], [])
-    for _, row in table[table["config"].isin(study.adaptive["config"])].iterrows():
+    for _, row in table[table["config"].isin(study.candidates["config"])].iterrows():
         if not topk["experts"].iloc[0] <= row["experts"] <= topk["experts"].iloc[-1]:
             result.outside.append(row["config"])
             continue
@@ -438,7 +450,7 @@ def below_every_topk(study: Study) -> pd.DataFrame:
     """The adaptive configurations with fewer experts than any top-k on a data set, as rows of the table."""
     experts, smallest = _experts_and_smallest_topk(study)
     below = experts.lt(smallest).any(axis="columns")
-    return study.adaptive[study.adaptive["config"].isin(below.index[below])]
+    return study.candidates[study.candidates["config"].isin(below.index[below])]
 
 
 def fixed_k_to_add(study: Study) -> list[int]:
@@ -448,7 +460,7 @@ def fixed_k_to_add(study: Study) -> list[int]:
     between one of them and the grid's smallest.
     """
     experts, smallest = _experts_and_smallest_topk(study)
-    below = experts.loc[experts.index.isin(study.adaptive["config"])]
+    below = experts.loc[experts.index.isin(study.candidates["config"])]
     missing = set()
     for dataset in below:
         values = below[dataset][below[dataset] < smallest[dataset]]
@@ -464,21 +476,20 @@ def _experts_and_smallest_topk(study):
     return experts, topk.min() if len(topk) else experts.min() * 0 + math.inf
 
 
-def setting_effects(study: Study, column: str) -> dict[str, tuple[float, float, float, float]]:
-    """How each BH setting changes `column` while the other is fixed: {setting: (first, last, low, high)}.
+def effects_on_experts(study: Study) -> dict[str, tuple[float, float, float, float]]:
+    """How each BH setting changes the number of experts while the other is fixed.
 
-    `first` and `last` are the smallest and largest value of `alpha` (or `k_or_max_k`); `low` and `high` the
-    smallest and largest change of `column` between the two, over the values of the other setting. A change
-    is a ratio, for an accuracy a difference. A setting with a single value is left out.
+    {setting: (first, last, low, high)}: the smallest and largest value of `alpha` (or `k_or_max_k`), and the
+    smallest and largest ratio of the average experts at the two, over the values of the other setting. A
+    setting with a single value is left out.
     """
     effects = {}
     for setting, other in (("alpha", "k_or_max_k"), ("k_or_max_k", "alpha")):
-        grid = study.bh.pivot(index=other, columns=setting, values=column).sort_index(axis="columns")
+        grid = study.bh.pivot(index=other, columns=setting, values="avg_experts").sort_index(axis="columns")
         if grid.shape[1] > 1:
-            first, last = grid.iloc[:, 0], grid.iloc[:, -1]
-            changes = (last - first if "accuracy" in column else last / first).dropna()
-            if len(changes):
-                effects[setting] = grid.columns[0], grid.columns[-1], changes.min(), changes.max()
+            ratios = (grid.iloc[:, -1] / grid.iloc[:, 0]).dropna()
+            if len(ratios):
+                effects[setting] = grid.columns[0], grid.columns[-1], ratios.min(), ratios.max()
     return effects
 
 

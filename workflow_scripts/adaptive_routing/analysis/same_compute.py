@@ -23,15 +23,13 @@ from adaptive_routing.analysis import statistics
 from adaptive_routing.analysis.contrasts import ADAPTIVE, ANSWER, BETTER, CONTRASTS, OPEN, SAME, WORSE
 from adaptive_routing.analysis.recommendations import FEWEST_SAMPLES, QualityMargins
 from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL, lower_is_better
-from adaptive_routing.analysis.tables import exp_of, paired_samples
+from adaptive_routing.analysis.tables import SIZES, exp_of, paired_samples, total_loss
 from adaptive_routing.data.tasks.uncertainty import clusters_of
 
 if TYPE_CHECKING:
     from adaptive_routing.evaluation.experiment import Summary
 
 LOSS = "loss"
-# The perplexities that can decide; the first that a data set has does.
-DECIDING_PERPLEXITIES = ("word_perplexity", "token_perplexity")
 SAME_COMPUTE_COLUMNS = [
     "config",
     "strategy",
@@ -142,7 +140,7 @@ def _contrasts(by_role):
                 "compared": by_role[own]["config"],
                 "reference": by_role[reference]["config"],
                 "identical": identical,
-                **_compare(name, *pair),
+                **compare_pair(name, *pair),
             }
 
 
@@ -151,13 +149,19 @@ def deciding_metric(summaries: Sequence[Summary]) -> str | None:
 
     None where the data set has only losses.
     """
-    names = (f"{summaries[0]['dataset']}_accuracy", *DECIDING_PERPLEXITIES)
+    names = (f"{summaries[0]['dataset']}_accuracy", *SIZES)
     # A perplexity can be too large for a float in some configurations: it then decides nowhere.
     return next((name for name in names if all(s["metrics"].get(name) is not None for s in summaries)), None)
 
 
-def _compare(metric, samples, reference):
-    """The columns of one paired comparison, and `paired`, which gives its interval."""
+def compare_pair(
+    metric: str, samples: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The columns of one paired comparison, and `paired`, which gives its interval.
+
+    samples, reference: the same samples of two summaries, in the same order. `value` and `reference_value`
+    are of `metric`; the difference is as in `same_compute_table`.
+    """
     clusters = clusters_of(samples)
     if metric.endswith("_accuracy"):
         values = [[sample["correct"] for sample in one] for one in (samples, reference)]
@@ -165,7 +169,7 @@ def _compare(metric, samples, reference):
         own, other = (sum(one) / len(one) for one in values)
     else:
         sizes = [_units(metric, sample) for sample in samples]
-        totals = [[_total_loss(sample) for sample in one] for one in (samples, reference)]
+        totals = [[total_loss(sample) for sample in one] for one in (samples, reference)]
         paired = statistics.paired_losses(totals[1], totals[0], sizes, clusters)
         own, other = (math.fsum(one) / math.fsum(sizes) for one in totals)
         if metric != LOSS:
@@ -181,18 +185,12 @@ def _compare(metric, samples, reference):
 
 def _units(metric, sample):
     """How many words, or scored tokens, a sample's loss is a sum over."""
-    if metric == "word_perplexity":
-        return sample["num_words"]
+    if metric in SIZES:
+        return sample[SIZES[metric]]
     if "log_likelihoods" in sample:
         # The loss is that of the right choice, and num_predicted_tokens counts those of all choices.
-        return round(_total_loss(sample) / sample["loss"]) if sample["loss"] else 1
+        return round(total_loss(sample) / sample["loss"]) if sample["loss"] else 1
     return sample["num_predicted_tokens"]
-
-
-def _total_loss(sample):
-    if "log_likelihoods" in sample:
-        return -sample["log_likelihoods"][sample["gold"]]
-    return sample["loss"] * sample["num_predicted_tokens"]
 
 
 def _verdict(row, margins):

@@ -1,6 +1,5 @@
 """The results tables as one object, which the figures and the report read."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,7 +10,9 @@ import numpy as np
 import pandas as pd
 
 from adaptive_routing.analysis.metrics import CONFIGURATION_KEYS, HEAD
+from adaptive_routing.analysis.rule_names import family
 from adaptive_routing.analysis.tables import SCORE_PERPLEXITIES, averaged_datasets
+from adaptive_routing.settings.load import is_upper_bound
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.files import MADE_ANEW
 
@@ -24,8 +25,12 @@ REQUIRED_COLUMNS = {
     "comparisons": ("config", "dataset", "metric", "difference", "ci_low", "ci_high", "p_holm"),
 }
 
-# What a study with controls has beside them.
-CONTROL_COLUMNS = {
+# What is read beside them where a script has it: the last two from a study with controls.
+MORE_COLUMNS = {
+    "setting_effects": (
+        *("family", "setting", "held_value", "dataset", "metric", "from_value", "to_value", "difference"),
+        *("ci_low", "ci_high", "p_holm"),
+    ),
     "same_compute": (
         *("config", "strategy", "dataset", "contrast", "metric", "avg_experts", "value", "reference_value"),
         *("difference", "ci_low", "ci_high", "p_holm", "verdict", "samples", "clusters"),
@@ -37,7 +42,7 @@ CONTROL_COLUMNS = {
 }
 
 TEXT_COLUMNS = {"config", "strategy", "dataset", "datasets", "metric", "test"}
-TEXT_COLUMNS |= {"weights", "null", "control", "control_of"}
+TEXT_COLUMNS |= {"family", "setting", "weights", "null", "control", "control_of"}
 TEXT_COLUMNS |= {"contrast", "compared", "reference", "verdict", "by", "label"}
 NEVER_EMPTY = {"config", "strategy", "dataset", "metric", "k_or_max_k", "num_experts", "layer", "difficulty"}
 
@@ -58,6 +63,7 @@ class Study:
     comparisons: pd.DataFrame
     baseline: str
     controls: pd.DataFrame | None = None
+    setting_effects: pd.DataFrame = field(default_factory=lambda: _empty("setting_effects"))
     same_compute: pd.DataFrame = field(default_factory=lambda: _empty("same_compute"))
     where: pd.DataFrame = field(default_factory=lambda: _empty("where"))
 
@@ -89,13 +95,20 @@ class Study:
         """The configurations of every strategy but top-k, whatever its weights, in table order."""
         return self.configurations[self.configurations["strategy"] != "topk"]
 
-    def family(self, config: str) -> str:
-        """The rule that a configuration belongs to: its strategy, and what stands in its name beside numbers.
+    @cached_property
+    def upper_bounds(self) -> set[str]:
+        """The configurations of rules that look at later tokens: no text can be generated with them."""
+        upper = {strategy for strategy in self.adaptive["strategy"].unique() if is_upper_bound(strategy)}
+        return set(self.adaptive.loc[self.adaptive["strategy"].isin(upper), "config"])
 
-        `bh` for `8experts_bh_a030`, `bh_ncentred` for `8experts_bh_a030_ncentred`, `minp` for
-        `16experts_minp_p010`, `hc_bauto` for `16experts_hc_bauto`.
-        """
-        return re.sub(r"_[a-z][0-9]+(?=_|$)", "", config.partition("experts_")[2] or config)
+    @property
+    def candidates(self) -> pd.DataFrame:
+        """The rows of `adaptive` that can be used: without `upper_bounds`."""
+        return self.adaptive[~self.adaptive["config"].isin(self.upper_bounds)]
+
+    def family(self, config: str) -> str:
+        """The rule that a configuration belongs to: `rule_names.family`."""
+        return family(config)
 
     @cached_property
     def families(self) -> list[str]:
@@ -141,10 +154,10 @@ class Study:
 
     @cached_property
     def scores(self) -> dict[str, str]:
-        """The score of each data set: `{dataset}_accuracy`, `word_perplexity` or `perplexity`.
+        """The score of each data set: `{dataset}_accuracy`, or the first of `SCORE_PERPLEXITIES`.
 
-        The first of these that the baseline has: its word perplexity may be too large for a float. A data set
-        that has only a mean loss is missing.
+        The first that the baseline has: its word perplexity may be too large for a float. A data set that has
+        only a mean loss is missing.
         """
         columns = {"avg_task_accuracy": "{}_accuracy", **{name: name for name in SCORE_PERPLEXITIES}}
         scores = {}
@@ -163,6 +176,32 @@ class Study:
     def scored_datasets(self) -> list[str]:
         """The data sets with a perplexity or an accuracy; the others have only a mean loss."""
         return list(self.scores)
+
+    @cached_property
+    def clusters(self) -> dict[str, int]:
+        """How many independent clusters the samples of each data set form, where the comparisons say so."""
+        tables = [table for table in (self.comparisons, self.same_compute) if "clusters" in table]
+        rows = [table[["dataset", "clusters"]].dropna() for table in tables]
+        rows = [table.astype({"clusters": float}) for table in rows if len(table)]
+        if not rows:
+            return {}
+        most = pd.concat(rows).groupby("dataset", sort=False)["clusters"].max()
+        return {str(dataset): int(count) for dataset, count in most.items()}
+
+    @cached_property
+    def repetitions(self) -> dict[str, list[str]]:
+        """Adaptive configurations that chose as many experts, with the same losses, as an earlier one.
+
+        {configuration: those that repeat it}. A max_k that no token reaches is the usual reason.
+        """
+        columns = [c for c in ("loss", "avg_experts", "std_experts", "max_experts") if c in self.experiments]
+        found: dict[tuple, list[str]] = {}
+        for config, rows in self.experiments.groupby("config", sort=False):
+            rows = rows.set_index("dataset")[columns].reindex(self.datasets)
+            found.setdefault(tuple(map(str, rows.to_numpy().ravel())), []).append(str(config))
+        adaptive = set(self.adaptive["config"])
+        groups = [[config for config in group if config in adaptive] for group in found.values()]
+        return {first: others for first, *others in filter(None, groups) if others}
 
     @property
     def perplexity(self) -> str | None:
@@ -276,7 +315,7 @@ def make_study(
 
 
 def _empty(name):
-    return pd.DataFrame(columns=list(CONTROL_COLUMNS[name]))
+    return pd.DataFrame(columns=list(MORE_COLUMNS[name]))
 
 
 def _controls(experiments):
@@ -292,21 +331,17 @@ def read_study(
     layers: Path | str,
     comparisons: Path | str,
     baseline: str,
-    same_compute: Path | str | None = None,
-    where: Path | str | None = None,
+    **more: Path | str,
 ) -> Study:
-    """Read the four CSV files, and those of a study with controls, into a `Study`."""
+    """Read the four CSV files, and the tables named in `MORE_COLUMNS` that are given, into a `Study`."""
     paths = (experiments, configurations, layers, comparisons)
     study = make_study(*map(read_table, paths, REQUIRED_COLUMNS.values()), baseline)
-    given = {"same_compute": same_compute, "where": where}
-    beside = {
-        name: read_table(path, CONTROL_COLUMNS[name]) for name, path in given.items() if path is not None
-    }
+    beside = {name: read_table(path, MORE_COLUMNS[name]) for name, path in more.items()}
     return replace(study, **beside)
 
 
 # The inputs of a rule that are tables of a study, by the names that `read_study` takes them by.
-STUDY_INPUTS = ("experiments", "configurations", "layers", "comparisons", "same_compute", "where")
+STUDY_INPUTS = (*REQUIRED_COLUMNS, *MORE_COLUMNS)
 
 
 def read_study_inputs(inputs: Any, baseline: str) -> Study:

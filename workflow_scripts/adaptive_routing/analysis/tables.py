@@ -55,9 +55,12 @@ COMPARISON_COLUMNS = [
 ]
 # What makes two comparisons one family: see `comparisons_table`.
 _SCORE, _LOSS = "score", "loss"
-# The perplexities that can be a data set's score; the first that it has counts. Only whole articles have one
-# per word.
-SCORE_PERPLEXITIES = ("word_perplexity", "perplexity")
+# The perplexities that can be a data set's score; the first that it has decides. Only whole articles have one
+# per word. `perplexity`, the mean over rows, decides only where it is the only one: a heading of four tokens
+# weighs as much in it as a paragraph.
+SCORE_PERPLEXITIES = ("word_perplexity", "token_perplexity", "perplexity")
+# What the samples' total loss is divided by, for a perplexity that weighs every word or token the same.
+SIZES = {"word_perplexity": "num_words", "token_perplexity": "num_predicted_tokens"}
 # Each p-value, and the prefix of its two corrections' names.
 _P_VALUES = (("p_value", "p"), ("p_wilcoxon", "p_wilcoxon"), ("p_bootstrap", "p_bootstrap"))
 # Data sets that enter no average: a dozen prompts, continued token by token, say nothing about a
@@ -168,9 +171,9 @@ def comparisons_table(summaries: Sequence[Summary], baseline: str) -> pd.DataFra
     Controls are left out: they are compared with their configuration (`same_compute`).
 
     summaries: contents of logs/{config}_{dataset}.json; baseline: a configuration's name. A data set gives
-    a row for its score (`{dataset}_accuracy`, `word_perplexity` of whole articles or else `perplexity`) if it
-    has one, then a row for `loss`. `ratio` is the perplexity ratio; `identical` says whether every sample's
-    loss is the same: both ran the same computation.
+    a row for its score (`{dataset}_accuracy`, or the first of `SCORE_PERPLEXITIES`) if it has one, then a row
+    for `loss`, the mean over samples. `ratio` is the perplexity ratio; `identical` says whether every
+    sample's loss is the same: both ran the same computation.
 
     The configurations of one strategy on all data sets are one family, for scores and for losses: 16 BH
     configurations on three data sets are 48 comparisons. Each of the three p-values (`p_value` of `test`,
@@ -239,17 +242,24 @@ def _compare(baseline, summary):
     score = _score(summary["dataset"], baseline["metrics"])
     if score is None or summary["metrics"].get(score) is None:
         return rows
-    if score == "word_perplexity":
-        totals = ([-sample["log_likelihood"] for sample in samples] for samples in (of_baseline, of_summary))
-        sizes = [sample["num_words"] for sample in of_baseline]
-        words = statistics.compare_losses(*totals, sizes=sizes, clusters=clusters)
-        row = {**vars(words.perplexity), **_of_losses(words)}
+    if score in SIZES:
+        sizes = [sample[SIZES[score]] for sample in of_baseline]
+        totals = ([total_loss(sample) for sample in samples] for samples in (of_baseline, of_summary))
+        weighted = statistics.compare_losses(*totals, sizes=sizes, clusters=clusters)
+        row = {**vars(weighted.perplexity), **_of_losses(weighted)}
     elif score == "perplexity":
         row = {**vars(losses.perplexity), **_of_losses(losses)}
     else:
         correct = ([sample["correct"] for sample in samples] for samples in (of_baseline, of_summary))
         row = vars(statistics.compare_accuracies(*correct, clusters))
     return [{"metric": score, "identical": identical, **row}, *rows]
+
+
+def total_loss(sample: Mapping[str, Any]) -> float:
+    """A sample's loss in nats, over all its scored tokens; of multiple choice, those of the right choice."""
+    if "log_likelihoods" in sample:
+        return -sample["log_likelihoods"][sample["gold"]]
+    return sample["loss"] * sample["num_predicted_tokens"]
 
 
 def _score(dataset, metrics):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PERPLEXITIES = {  # column: (in sentences, on an axis)
     "perplexity": ("perplexity on wikitext", "perplexity, exp(mean sample loss)"),
+    "token_perplexity": ("token perplexity on wikitext", "perplexity, exp(mean loss per token)"),
     "word_perplexity": ("word perplexity on wikitext", "perplexity, exp(mean loss per word)"),
     "target_perplexity": ("perplexity on lambada's target words", "perplexity, exp(mean loss per word)"),
 }
@@ -51,6 +52,14 @@ def perplexity(study: Study) -> Quality | None:
         return None
     dataset = next((d for d, score in study.scores.items() if score == column), "lambada")
     return Quality(*_with_errors(study, column), *PERPLEXITIES[column], dataset, True, True)
+
+
+def row_perplexity(study: Study) -> Quality | None:
+    """The metric `perplexity`, in which every row weighs the same, where a token perplexity decides."""
+    if study.perplexity != "token_perplexity" or not study.has("perplexity"):
+        return None
+    dataset = next(d for d, score in study.scores.items() if score == "token_perplexity")
+    return Quality(*_with_errors(study, "perplexity"), *PERPLEXITIES["perplexity"], dataset, True, True)
 
 
 def accuracy(study: Study) -> Quality | None:

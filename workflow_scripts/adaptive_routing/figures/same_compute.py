@@ -29,10 +29,10 @@ FEWEST_ON_CURVE = 3  # top-k whose curve is drawn
 MOST_ROWS = 24  # configurations of the decomposition; of more, the best of each rule
 MOST_LINES = 6  # configurations of the figure by tokens
 PARTS = {  # look of a contrast, and its name
-    contrasts.TOKEN: ("o", "#000000", "token information (C − shuffled)"),
+    contrasts.TOKEN: ("o", "#000000", "token information (adaptive − shuffled)"),
     contrasts.SPREAD: ("s", "#8a8a8a", "spread (shuffled − layerwise)"),
     contrasts.LAYERS: ("^", "#c4c4c4", "layers (layerwise − fixed)"),
-    contrasts.ANSWER: ("D", "#ffffff", "together (C − fixed)"),
+    contrasts.ANSWER: ("D", "#ffffff", "together (adaptive − fixed)"),
 }
 DIVISIONS = {
     "position": "position",

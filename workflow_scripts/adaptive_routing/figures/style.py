@@ -307,11 +307,12 @@ def _setting(name):
 
 def _alpha_handles(study):
     """Legend entries of the alphas: a swatch each, or one strip from the smallest to the largest of many."""
+    first = "BH, α" if study.others else "α"
     if len(study.alphas) > MOST_SWATCHES:
         ends = f"{alpha_text(study.alphas[0])} to {alpha_text(study.alphas[-1])}"
-        return [Strip([alpha_colour(study, alpha) for alpha in study.alphas], f"α {ends}")]
+        return [Strip([alpha_colour(study, alpha) for alpha in study.alphas], f"{first} {ends}")]
     return [
-        Strip([alpha_colour(study, alpha)], f"α {alpha_text(alpha)}" if i == 0 else alpha_text(alpha))
+        Strip([alpha_colour(study, alpha)], f"{first} {alpha_text(alpha)}" if i == 0 else alpha_text(alpha))
         for i, alpha in enumerate(study.alphas)
     ]
 

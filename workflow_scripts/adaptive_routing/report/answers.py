@@ -128,7 +128,7 @@ def _adaptive_or_fixed(study, margins):
     name = words.capitalized(words.adaptive_subject(study))
     why = f"{name} measured better than the line through top-k in {words.of(better, compared, 'comparison')}"
     if outside := len(results[0].outside):
-        why += f"; not comparable: {words.of(outside, len(study.adaptive), words.adaptive_noun(study))}"
+        why += f"; not comparable: {words.of(outside, len(study.candidates), words.adaptive_noun(study))}"
     return "measured, not tested", why
 
 

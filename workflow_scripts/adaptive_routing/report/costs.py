@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from adaptive_routing.analysis import recommendations as rules
 from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL
 from adaptive_routing.report import words
+from adaptive_routing.report.same_compute import score_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from adaptive_routing.analysis.recommendations import Decision, QualityMargins
     from adaptive_routing.analysis.study import Study
+
+
+MOST_NATS = 50.0  # of a difference: exp of more is no percentage that anyone reads
 
 
 def cost_section(study: Study, decision: Decision, margins: QualityMargins) -> Iterator[str]:
@@ -35,8 +41,8 @@ def cost_section(study: Study, decision: Decision, margins: QualityMargins) -> I
     effects = list(filter(None, (_setting_effect(study, setting) for setting in ("alpha", "k_or_max_k"))))
     if effects:
         remark = (
-            "These are measured changes between the two ends of BH's grid, without a test; in between, the "
-            "change need not be monotone."
+            "These are paired changes between the two ends of BH's grid, with simultaneous 95 % intervals; "
+            "in between, the change need not be monotone."
         )
         yield " ".join([*effects, remark])
 
@@ -58,7 +64,7 @@ def _roles(study, decision, margins):
     if decision.quality.reason == rules.CONFLICT:
         add(decision.quality.candidate, "better and worse")
     add(rules.least_loss(study, margins), "fewer experts, least loss")
-    adaptive = study.adaptive.dropna(subset=["avg_experts"])
+    adaptive = study.candidates.dropna(subset=["avg_experts"])
     if len(adaptive):
         name = words.adaptive(study)
         add(adaptive.loc[adaptive["avg_experts"].idxmin(), "config"], f"{name} with fewest experts")
@@ -89,21 +95,33 @@ def _against_baseline(study, config):
 
 
 def _setting_effect(study, setting):
-    """What alpha or max_k does to experts and quality, the other held; empty where it has one value."""
+    """What alpha or max_k does to experts and scores, the other held; empty where it has one value."""
     name, other = {"alpha": ("α", "max_k"), "k_or_max_k": ("max_k", "α")}[setting]
-    effect_on_experts = rules.setting_effects(study, "avg_experts").get(setting)
-    if not effect_on_experts:
+    if setting not in (on_experts := rules.effects_on_experts(study)):
         return ""
-    first, last, low, high = effect_on_experts
-    parts = [f"multiplies experts by {words.span_of((low, high), '.2f')}"]
-    for column, measure in words.measures(study).items():
-        if effect := rules.setting_effects(study, column).get(setting):
-            _, _, low, high = effect
-            if "accuracy" in column:
-                parts.append(f"changes {measure} by {words.span_of((low, high), '+z.3f')}")
-            elif high < words.TIMES:
-                ends = 100 * (low - 1), 100 * (high - 1)
-                parts.append(f"changes {measure} by {words.span_of(ends, '+z.1f')} %")
-            else:
-                parts.append(f"multiplies {measure} by {words.span_of((low, high), ',.2f')}")
-    return f"Raising {name} from {first:g} to {last:g} at the same {other} {words.joined(parts)}."
+    first, last, low, high = on_experts[setting]
+    rows = study.setting_effects
+    rows = rows[(rows["setting"] == setting) & (rows["family"] == study.family(study.bh["config"].iloc[0]))]
+    changes = [_change(of_dataset) for _, of_dataset in rows.groupby("dataset", sort=False)]
+    return (
+        f"Raising {name} from {first:g} to {last:g} at the same {other} multiplies experts by "
+        f"{words.span_of((low, high), '.2f')}"
+        + (f" and changes {'; '.join(changes)}" if changes else "")
+        + "."
+    )
+
+
+def _change(rows):
+    """A score's change over the values of the other setting, with the outermost ends of its intervals."""
+    is_ratio = "perplexity" in rows["metric"].iloc[0]
+    unit, digits = (" %", "+z.1f") if is_ratio else ("", "+z.3f")
+    columns = [rows[name].astype(float) for name in ("difference", "ci_low", "ci_high")]
+    if is_ratio:
+        columns = [100 * np.expm1(column.clip(upper=MOST_NATS)) for column in columns]
+    values, lows, highs = columns
+    significant = int((rows["p_holm"].astype(float) < SIGNIFICANCE_LEVEL).sum())
+    return (
+        f"{score_name(rows.iloc[0])} by {words.span_of(values, digits)}{unit} (intervals within "
+        f"{words.number(lows.min(), digits)} to {words.number(highs.max(), digits)}{unit}; "
+        f"{words.of(significant, len(rows))} significant)"
+    )

@@ -40,7 +40,7 @@ def topk_curve_text(study: Study) -> str:
     if missing := rules.fixed_k_to_add(study):
         below = len(rules.below_every_topk(study))
         verb = "runs" if below == 1 else "run"
-        count = words.of(below, len(study.adaptive), noun)
+        count = words.of(below, len(study.candidates), noun)
         text.append(
             f"{count[0].upper()}{count[1:]} {verb} fewer experts than any top-k configuration of this study "
             "on at least one data set. Whether a fixed top-k with as few experts would lose as much is **not "
@@ -55,7 +55,7 @@ def topk_curve_text(study: Study) -> str:
 
 def where_it_does_not_help(study: Study) -> str:
     """The adaptive configurations that lose quality, save nothing or are slower, as a list."""
-    table = study.adaptive[study.adaptive["config"] != study.baseline].set_index("config")
+    table = study.candidates[study.candidates["config"] != study.baseline].set_index("config")
     if table.empty:
         return "This study has no adaptive configuration to compare."
     items = []

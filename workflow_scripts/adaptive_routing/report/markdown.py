@@ -12,6 +12,7 @@ from adaptive_routing.report import words
 from adaptive_routing.report.answers import answer_sections
 from adaptive_routing.report.difficulty import difficulty_section
 from adaptive_routing.report.method import method_sections
+from adaptive_routing.report.null_check import null_check_section
 from adaptive_routing.report.plausibility import vocabulary_size, warning
 from adaptive_routing.report.provenance import gap_section, provenance_section, reproduction_section
 from adaptive_routing.report.sentences import main_sentences
@@ -28,14 +29,23 @@ if TYPE_CHECKING:
     from adaptive_routing.evaluation.experiment import Summary
     from adaptive_routing.settings.load import Settings
 
+    # {name of a null distribution: (table of its check, path of its figure)}
+    NullChecks = Mapping[str, tuple[pd.DataFrame, Path | str]]
+
 TITLE = "Adaptive expert routing: {rule} against a fixed number of experts"
 MOST_IN_TITLE = 3  # rules
+MOST_REPETITIONS = 2  # groups of equal configurations by name
 
 
-def plain_main_sentences(study: Study, settings: Settings, summaries: Sequence[Summary] = ()) -> str:
+def plain_main_sentences(
+    study: Study,
+    settings: Settings,
+    summaries: Sequence[Summary] = (),
+    null_checks: NullChecks | None = None,
+) -> str:
     """Return the main sentences, or what takes their place, as plain text, one per line."""
     sentences = warning(study, vocabulary_size(summaries)) or main_sentences(
-        study, rules.QualityMargins.from_settings(settings["report"])
+        study, rules.QualityMargins.from_settings(settings["report"]), _tables(null_checks)
     )
     return "".join(f"{words.plain(sentence)}\n" for sentence in sentences)
 
@@ -50,7 +60,7 @@ def write_markdown(
     difficulty: tuple[pd.DataFrame, pd.DataFrame, Path | str] | None = None,
     atlas: Path | str | None = None,
     control_figures: Mapping[str, Path | str] | None = None,
-    null_check: Sequence[str] = (),
+    null_checks: NullChecks | None = None,
     model_note: str | None = None,
 ) -> str:
     """Return the report as Markdown.
@@ -59,14 +69,15 @@ def write_markdown(
     path of the PNG of all panels; panels: paths of the panels' PNGs in the order of `PANELS`; both are linked
     relative to `folder`, where the report is written. difficulty: see `difficulty_section`. atlas: path
     of the routing atlas, linked in the same way, as are `control_figures`, the paths of the figures
-    `same_compute`, `decomposition` and `where`. null_check: parts on the check of the null distributions;
+    `same_compute`, `decomposition` and `where`. null_checks: see `null_check_section`;
     model_note: what the model's card says that a report must tell.
     """
     beside = {name: quote(os.path.relpath(path, folder)) for name, path in (control_figures or {}).items()}
     figure, *panels = (quote(os.path.relpath(path, folder)) for path in (figure, *panels))
     margins = rules.QualityMargins.from_settings(settings["report"])
     warned = warning(study, vocabulary_size(summaries))
-    sentences = warned or main_sentences(study, margins)
+    sentences = warned or main_sentences(study, margins, _tables(null_checks))
+    null_check = list(null_check_section(null_checks or {}, folder))
     sections = [
         f"# {_title(study)}",
         "## Answers",
@@ -93,6 +104,10 @@ def write_markdown(
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
+def _tables(null_checks):
+    return {name: table for name, (table, _) in (null_checks or {}).items()}
+
+
 def _title(study):
     names = {"bh": "Benjamini–Hochberg"}
     strategies = dict.fromkeys(study.adaptive["strategy"])
@@ -116,7 +131,10 @@ def _setting(study, summaries):
     totals = {
         d: [s["summary"]["total_samples"] for s in summaries if s["dataset"] == d] for d in study.datasets
     }
-    samples = ", ".join(f"{d} ({words.plural(words.span(values), 'sample')})" for d, values in totals.items())
+    samples = ", ".join(
+        f"{d} ({words.plural(words.span(values), 'sample')}{_clusters(study, d, max(values, default=0))})"
+        for d, values in totals.items()
+    )
     missing = len(rules.missing_experiments(study))
     counted = study.configurations["strategy"].value_counts(sort=False)
     kinds = [
@@ -129,6 +147,7 @@ def _setting(study, summaries):
         f"Model {', '.join(map(words.code, models))}; {words.plural(len(study.experiments), 'experiment')}: "
         f"{words.joined(kinds)} on {samples}."
         + _controls(study)
+        + _repetitions(study)
         + (f" **{words.plural(missing, 'experiment')} missing** (listed below)." if missing else "")
         + f" All are compared with the baseline, {words.code(study.baseline)}, sample by sample."
         + (
@@ -136,6 +155,38 @@ def _setting(study, summaries):
             if native and study.baseline not in native_names
             else ""
         )
+        + _two_perplexities(study)
+    )
+
+
+def _clusters(study, dataset, samples):
+    """Repeated texts and rows of one article are one cluster; nothing where every sample is one."""
+    count = study.clusters.get(dataset, samples)
+    return f" in {words.plural(count, 'cluster')}" if count < samples else ""
+
+
+def _repetitions(study):
+    """Which configurations ran the same computation."""
+    if not study.repetitions:
+        return ""
+    repeated = words.plural(sum(map(len, study.repetitions.values())), "configuration")
+    examples = [
+        f"{words.joined(map(words.code, others))} as {words.code(first)}"
+        for first, others in list(study.repetitions.items())[:MOST_REPETITIONS]
+    ]
+    more = words.more(list(study.repetitions), MOST_REPETITIONS)
+    return (
+        f" {repeated} chose exactly what another of the study chose, because no token reached their max_k "
+        f"({'; '.join(examples)}{more}); every count below includes them."
+    )
+
+
+def _two_perplexities(study):
+    if study.perplexity != "token_perplexity" or not study.has("perplexity"):
+        return ""
+    return (
+        " The score of wikitext is its token perplexity, in which every predicted token weighs the same; in "
+        "`perplexity`, the metric of panel 1, every row does, headings of a few tokens too."
     )
 
 

@@ -119,9 +119,10 @@ def _statistics(study, settings):
         "clusters as independent, not samples.",
     ]
     if True in kinds or not kinds:
+        unit = {"word_perplexity": "word", "token_perplexity": "token"}.get(study.perplexity)
         items.append(
             "**Losses** (perplexities): paired t-test, by clusters, and its interval"
-            + (", per word as a linearised ratio of sums" if study.perplexity == "word_perplexity" else "")
+            + (f", per {unit} as a linearised ratio of sums" if unit else "")
             + ". Wilcoxon's signed-rank test is reported as well."
         )
     if False in kinds:

@@ -15,6 +15,10 @@ from adaptive_routing.report.same_compute import same_compute_sentences
 from adaptive_routing.report.why import why_sentences
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pandas as pd
+
     from adaptive_routing.analysis.recommendations import Choice, Decision, QualityMargins
     from adaptive_routing.analysis.study import Study
 
@@ -61,14 +65,16 @@ KEPT = {
 }
 
 
-def main_sentences(study: Study, margins: QualityMargins) -> list[str]:
+def main_sentences(
+    study: Study, margins: QualityMargins, null_checks: Mapping[str, pd.DataFrame] | None = None
+) -> list[str]:
     """Return the report's main sentences, in Markdown (`words.plain` strips it).
 
     The first is about the comparison at the same compute wherever the study has an adaptive configuration;
     with controls a second says why. Three follow: the verdict against the baseline, what to use, what it
-    costs.
+    costs. null_checks: see `why_sentences`.
     """
-    opening = [*same_compute_sentences(study, margins), *why_sentences(study)]
+    opening = [*same_compute_sentences(study, margins), *why_sentences(study, null_checks)]
     if name := rules.obstacle(study):
         return [*opening, *_without_answer(study, name)]
     decision = rules.decide(study, margins)
@@ -220,7 +226,7 @@ def _without_equal(study):
         return ""
     return (
         "; whether a fixed top-k with as few experts would lose as much is open for "
-        f"{words.of(below, len(study.adaptive))}, because the study has no such top-k"
+        f"{words.of(below, len(study.candidates))}, because the study has no such top-k"
     )
 
 
@@ -262,9 +268,13 @@ def subject(study: Study, decision: Decision, margins: QualityMargins) -> tuple[
     for choice in (compute, quality, speed):
         if choice.reason == rules.SHOWN:
             return choice.config, f"{words.code(choice.config)}"
-    if compute.reason == rules.UNPROVEN:
+    if compute.reason == rules.UNPROVEN and compute.candidate:
         name = words.code(compute.candidate)
-        return compute.candidate, f"The cheapest configuration without a significant loss, {name},"
+        close = rules.measured_within_margin(study, compute.candidate, margins)
+        which = f"whose measured loss is within the margin{MARGIN} and not significant"
+        if not close:
+            which = "without a significant loss"
+        return compute.candidate, f"The cheapest configuration {which}, {name},"
     if quality.reason == rules.CONFLICT:
         return quality.candidate, words.code(quality.candidate)
     config = rules.least_loss(study, margins)

@@ -45,21 +45,33 @@ def where_section(study: Study, figure: str | None = None) -> Iterator[str]:
     yield "\n".join(f"- {sentence}" for sentence in _sentences(study))
     if figure:
         yield f"![Where adaptive configurations win and lose]({figure})"
-    yield "Every bin of every configuration is a row of `bh_routing_where.csv`."
+    yield "Every bin of every configuration of every rule is a row of `bh_routing_where.csv`."
 
 
 def _sentences(study):
-    for by, (better, worse, bins) in controls.where_counts(study).items():
-        name = words.capitalized(division(by))
-        if not better and not worse:
-            yield f"{name}: no significant difference in any of {words.plural(bins, 'bin')}."
-            continue
+    """A sentence a division; of many rules it is about the leading ones."""
+    families = list(dict.fromkeys(map(study.family, dict.fromkeys(study.where["config"]))))
+    leading = controls.leading_rules(sorted(families, key=study.families.index))
+    found = {family: controls.where_counts(study, family) for family in leading}
+    for by in dict.fromkeys(study.where["by"]):
         parts = [
-            f"significantly {word} at {_bins(labels, bins)}"
-            for word, labels in (("better", better), ("worse", worse))
-            if labels
+            (f"{words.rule(family)} " if len(families) > 1 else "") + _finding(*counts[by])
+            for family, counts in found.items()
+            if by in counts
         ]
-        yield f"{name}: {'; '.join(parts)}, in at least one configuration."
+        if parts:
+            yield f"{words.capitalized(division(by))}: {'; '.join(parts)}."
+
+
+def _finding(better, worse, bins):
+    if not better and not worse:
+        return f"no significant difference in any of {words.plural(bins, 'bin')}"
+    parts = [
+        f"significantly {word} at {_bins(labels, bins)}"
+        for word, labels in (("better", better), ("worse", worse))
+        if labels
+    ]
+    return f"{' and '.join(parts)}, in at least one configuration"
 
 
 def _bins(labels, bins):

@@ -6,21 +6,25 @@ with the same numbers of experts (`analysis/control_outcomes.py`).
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from adaptive_routing.analysis import contrasts
 from adaptive_routing.analysis import control_outcomes as controls
 from adaptive_routing.analysis.contrasts import BETTER, LAYERS, OPEN, PARTS, SAME, SPREAD, TOKEN, WORSE
 from adaptive_routing.analysis.control_outcomes import MIXED
+from adaptive_routing.analysis.study import lower_is_better
 from adaptive_routing.report import words
 from adaptive_routing.report.same_compute import score_name
+from adaptive_routing.settings.configurations import DEFAULTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from adaptive_routing.analysis.study import Study
 
+UNITS = {"token_perplexity": " nats per token", "word_perplexity": " nats per word", "loss": " nats"}
 NAMES = {TOKEN: "token information", SPREAD: "spread over tokens", LAYERS: "differences between layers"}
 # What a contrast says of a single rule, by verdict.
 SINGLE = {
@@ -60,31 +64,34 @@ SINGLE = {
         MIXED: "different means for different layers help in some cases and cost quality in others",
     },
 }
-# The same in a list of rules.
-MANY = {
-    TOKEN: {BETTER: "useful", WORSE: "harmful", SAME: "worth nothing", OPEN: "open"},
-    SPREAD: {BETTER: "a gain", WORSE: "a loss", SAME: "no difference", OPEN: "open"},
-    LAYERS: {BETTER: "a gain", WORSE: "a loss", SAME: "no difference", OPEN: "open"},
-}
 
 
-def why_sentences(study: Study) -> list[str]:
-    """Return one sentence on the three parts, in a list; an empty list without controls."""
+def why_sentences(study: Study, null_checks: Mapping[str, pd.DataFrame] | None = None) -> list[str]:
+    """Return one sentence on the three parts, in a list; an empty list without controls.
+
+    Of several rules it is about BH, or about the first one without BH. null_checks: {name of a null
+    distribution: its `calibration/null_check*.csv`}, which say how much of BH's counts is the mean logit.
+    """
     outcomes = {contrast: controls.by_rule(study, contrast) for contrast in PARTS}
     if not controls.has_answer(study) or not any(outcomes.values()):
         return []
     if {outcome.verdict for group in outcomes.values() for outcome in group} == {OPEN}:
         return ["Why cannot be told: of token information, spread and layers none has a significant effect."]
-    families = {outcome.family for group in outcomes.values() for outcome in group}
+    compared = {outcome.family for group in outcomes.values() for outcome in group}
+    families = [family for family in study.families if family in compared]
+    leading = controls.leading_rules(families)
     if len(families) == 1:
         parts = [_single(group[0]) for group in outcomes.values() if group]
-        return [f"Why {words.rule(families.pop())} does so: {'; '.join(parts)}."]
-    sentences = [_many(contrast, group) for contrast, group in outcomes.items() if group]
-    text = ". ".join([sentences[0], *(one[0].upper() + one[1:] for one in sentences[1:])])
-    text = re.sub(r"(\d+ of \d+)\)", r"\1 configurations)", text, count=1).replace(
-        "of 1 configurations", "of 1 configuration"
-    )
-    return [f"Why: {text}."]
+        text = f"Why {words.rule(families[0])} does so: {'; '.join(parts)}."
+    else:
+        text = "Why: " + "; ".join(_with_numbers(study, family) for family in leading) + "."
+    explained = [_mean_logit(family, null_checks or {}) for family in leading]
+    if explained := [one for one in explained if one]:
+        text += (
+            f" Of the variance of BH's counts between tokens, {words.joined(explained)} is the token's mean "
+            "logit, which a softmax router does not see."
+        )
+    return [text]
 
 
 def _single(outcome):
@@ -95,23 +102,42 @@ def _single(outcome):
     return text
 
 
-def _many(contrast, outcomes):
-    """Token information is harmful in BH (12 of 16), open in min-p, …"""
+def _with_numbers(study, family):
+    """What the parts change on one data set: the first with a perplexity, or the first."""
+    rows = study.answers[study.answers["config"].map(study.family) == family]
+    losses = rows[rows["metric"].map(lower_is_better)]
+    dataset = (rows if losses.empty else losses)["dataset"].iloc[0]
+    rows = rows[rows["dataset"] == dataset]
+    metric = rows["metric"].iloc[0]
+    what, unit = ("loss", UNITS[metric]) if lower_is_better(metric) else ("accuracy", "")
+    means = controls.mean_parts(study, family).loc[dataset]
     parts = []
-    for verdict in (BETTER, WORSE, MIXED, SAME, OPEN):
-        group = [one for one in outcomes if one.verdict == verdict]
-        if not group:
-            continue
-        counted = verdict in (BETTER, WORSE)
-        names = words.joined(
-            words.rule(one.family) + (f" ({one.count(verdict)} of {len(one.configs)})" if counted else "")
-            for one in group
-        )
-        if len(group) == len(outcomes) > 1:
-            names = f"every rule ({words.joined(words.rule(one.family) for one in group)})"
-        parts.append(f"{MANY[contrast].get(verdict, 'both')} in {names}")
-    verb = {TOKEN: "is", SPREAD: "is", LAYERS: "are"}[contrast]
-    return f"{NAMES[contrast]} {verb} {', '.join(parts)}"
+    for contrast in PARTS:
+        if pd.notna(means[contrast]):
+            verb, unit = ("", "") if parts else (f" changes the {what} of {words.rule(family)}", unit)
+            changed = words.number(means[contrast], "+z.3f") + unit
+            parts.append(f"{NAMES[contrast]}{verb} by {changed} ({_significance(rows, contrast)})")
+    return f"on {dataset}, {words.joined(parts)}"
+
+
+def _significance(rows, contrast):
+    """How many of a rule's configurations are significantly better and worse."""
+    verdicts = rows.loc[rows["contrast"] == contrast, "verdict"].tolist()
+    counts = {name: verdicts.count(name) for name in (BETTER, WORSE) if name in verdicts}
+    parts = [f"{name} in {words.of(count, len(verdicts))}" for name, count in counts.items()]
+    return f"significantly {words.joined(parts)}" if parts else "not significant"
+
+
+def _mean_logit(family, null_checks):
+    """How much of a BH rule's counts is the token's mean logit, at its largest α; empty if unknown."""
+    null = next((part[1:] for part in family.split("_")[1:] if part.startswith("n")), DEFAULTS["null"])
+    if family.partition("_")[0] != "bh" or null not in null_checks:
+        return ""
+    table = null_checks[null]
+    explained = table.loc[table["alpha"] == table["alpha"].max(), "r2_mean_logit"].mean()
+    if pd.isna(explained):
+        return ""
+    return f"{words.number(100 * explained, '.0f')} % ({words.rule(family)}, α {table['alpha'].max():.4g})"
 
 
 def why_section(study: Study, figure: str | None = None, null_check: Sequence[str] = ()) -> Iterator[str]:

@@ -38,4 +38,4 @@ def describe(study: Study) -> str:
 
 
 def _measure(study):
-    return quality.first_of(study, quality.perplexity, quality.loss)
+    return quality.first_of(study, quality.row_perplexity, quality.perplexity, quality.loss)
