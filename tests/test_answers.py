@@ -160,9 +160,7 @@ def test_how_much_of_the_counts_is_the_mean_logit_is_said():
         return pd.DataFrame({"alpha": [0.3, 0.6, 0.6], "r2_mean_logit": [0.1, *explained]})
 
     checks = {"default": check(0.6, 0.7), "centred": check(0.1, 0.02)}
-    told = (
-        " Of the variance of BH's counts between tokens, {} is the token's mean logit, which a softmax router"
-    )
+    told = " Of the variance of BH's counts between tokens, {} is the token's mean logit"
     why = main_sentences(study_of(HARMFUL), MARGINS, checks)[1]
     assert told.format("65 % (BH, α 0.6)") in why
     several = control_tables.with_controls(control_tables.rivals(), {"": HARMFUL})

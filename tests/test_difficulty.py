@@ -173,7 +173,7 @@ def test_too_few_prompts_can_show_nothing():
 
 
 def test_sentences_where_there_is_little_to_say():
-    assert described(TOPK).startswith("No BH configuration ran on the prompts")
+    assert described(TOPK).startswith("No adaptive configuration ran on the prompts")
     one_level = described(summary("8experts_bh_a030", RISING, (2,) * 12))
     assert "all prompts have difficulty 2" in one_level
     assert "Spearman" not in one_level

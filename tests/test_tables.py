@@ -370,7 +370,7 @@ def test_the_scripts_make_every_file(study, experiments, tmp_path, request):
     job = {
         "script": "tabulate_results",
         "input": {"metrics": paths, "summaries": [str(path) for path in study.summaries]},
-        "output": output | {"layers_csv": "layers.csv"},
+        "output": output | {"layers_csv": "layers.csv", "setting_effects_csv": "setting_effects.csv"},
         "params": {"baseline": study.baseline},
         "log": ["tables.log"],
     }

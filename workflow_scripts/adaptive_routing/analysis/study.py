@@ -177,7 +177,7 @@ class Study:
         """The data sets with a perplexity or an accuracy; the others have only a mean loss."""
         return list(self.scores)
 
-    @cached_property
+    @property
     def clusters(self) -> dict[str, int]:
         """How many independent clusters the samples of each data set form, where the comparisons say so."""
         tables = [table for table in (self.comparisons, self.same_compute) if "clusters" in table]

@@ -259,6 +259,8 @@ def total_loss(sample: Mapping[str, Any]) -> float:
     """A sample's loss in nats, over all its scored tokens; of multiple choice, those of the right choice."""
     if "log_likelihoods" in sample:
         return -sample["log_likelihoods"][sample["gold"]]
+    if "log_likelihood" in sample:
+        return -sample["log_likelihood"]
     return sample["loss"] * sample["num_predicted_tokens"]
 
 

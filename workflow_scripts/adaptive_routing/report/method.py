@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 SCORES = {
     "wikitext": (
-        "each row with text has its mean negative log-likelihood per predicted token; perplexity is exp of "
-        "the mean over rows"
+        "token perplexity is exp of the total negative log-likelihood divided by the number of predicted "
+        "tokens; perplexity is exp of the mean over rows of each row's mean"
     ),
     "wikitext documents": (
         "whole articles in windows of the model's length; word perplexity is exp of the total loss divided "
