@@ -27,6 +27,7 @@ from adaptive_routing.analysis.routing_curves import (
     ranges_within,
 )
 from adaptive_routing.analysis.routing_summary import read_routing_summary
+from adaptive_routing.analysis.rule_names import label
 from adaptive_routing.atlas.tokens import token_texts
 from adaptive_routing.system.errors import InputError
 
@@ -78,7 +79,7 @@ def make_page(paths: Iterable[Path | str], model: ModelDescription, baseline: st
         "num_layers": num_layers,
         "num_experts": num_experts,
         "count_starts": ranges_within(COUNT_STARTS, num_experts + 1),
-        "configurations": [{"name": one["config"], "label": label(one)} for one in configurations],
+        "configurations": [{"name": one["config"], "label": label(one["config"])} for one in configurations],
         "datasets": list(dict.fromkeys(name for of_config in experiments.values() for name in of_config)),
         "baseline": baseline,
         "first": first,
@@ -194,15 +195,6 @@ def _scope(content):
         f"{n} {name}{'' if n == 1 else 's'}" for name, n in parts.items()
     )
     return f"{configurations}, {datasets}; {layers} of {experts}"
-
-
-def label(head: Mapping[str, Any]) -> str:
-    """Name a configuration for readers."""
-    if head["strategy"] == "topk":
-        return f"top-{head['k_or_max_k']}"
-    if head["strategy"] != "bh":
-        return head["config"]
-    return f"BH max_k {head['k_or_max_k']}, α {head['alpha']:.4g}"
 
 
 def _place(head):

@@ -194,16 +194,8 @@ def _look(study, row):
         "marker": style.marker(study, config),
         "markeredgecolor": style.INK,
         "markeredgewidth": 0.4,
-        "label": _name(row),
+        "label": style.label(row["config"]),
     }
-
-
-def _name(row):
-    if row["strategy"] == "topk":
-        return f"top-{int(row['k_or_max_k'])}"
-    if row["strategy"] != "bh":
-        return row["config"]
-    return f"BH max_k {int(row['k_or_max_k'])}, α {row['alpha']:.4g}"
 
 
 def _range_name(starts, i, largest):
@@ -235,7 +227,7 @@ def _cells(axes, rows, datasets, values):
 
 def _label_maps(axes, rows, datasets, x, y):
     for ax, row in zip(axes[0], rows, strict=True):
-        ax.set_title(_name(row), pad=4)
+        ax.set_title(style.label(row["config"]), pad=4)
     for ax, dataset in zip(axes[:, 0], datasets, strict=True):
         ax.set_ylabel(f"{dataset}\n{y}")
     for ax in axes[-1]:

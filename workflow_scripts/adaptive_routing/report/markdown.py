@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -10,6 +11,7 @@ from adaptive_routing.analysis import recommendations as rules
 from adaptive_routing.figures.panels import PANELS, TITLES, describe_panel
 from adaptive_routing.report import words
 from adaptive_routing.report.answers import answer_sections
+from adaptive_routing.report.costs import cost_at_a_glance
 from adaptive_routing.report.difficulty import difficulty_section
 from adaptive_routing.report.method import method_sections
 from adaptive_routing.report.plausibility import vocabulary_size, warning
@@ -20,7 +22,6 @@ from adaptive_routing.report.warnings import warning_section
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     import pandas as pd
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from adaptive_routing.evaluation.experiment import Summary
     from adaptive_routing.settings.load import Settings
 
+ANSWERING = "5_pareto_frontier"  # the panel that shows the answer of a study without controls
 TITLE = "Adaptive expert routing: {rule} against a fixed number of experts"
 MOST_IN_TITLE = 3  # rules
 
@@ -67,17 +69,20 @@ def write_markdown(
     margins = rules.QualityMargins.from_settings(settings["report"])
     warned = warning(study, vocabulary_size(summaries))
     sentences = warned or main_sentences(study, margins)
+    picture = beside.pop("same_compute", None) or panels[PANELS.index(ANSWERING)]
     sections = [
         f"# {_title(study)}",
         "## Answers",
         "\n".join(f"{i}. {sentence}" for i, sentence in enumerate(sentences, start=1)),
+        "" if warned else f"![The answer as a picture]({picture})",
+        *(() if warned else cost_at_a_glance(study, margins)),
         *warning_section(study, summaries, model_note),
         _setting(study, summaries),
         *(() if warned else answer_sections(study, margins, beside, null_check)),
         "### Missing, skipped and shortened",
         *gap_section(study, summaries),
         "## Panels",
-        f"![All panels on one page; each also follows by itself]({figure})",
+        f"All nine on one page: [{Path(figure).name}]({figure}).",
         _atlas(atlas, folder),
         *_panels(study, panels),
         *difficulty_section(difficulty, folder),
@@ -120,8 +125,8 @@ def _setting(study, summaries):
     missing = len(rules.missing_experiments(study))
     counted = study.configurations["strategy"].value_counts(sort=False)
     kinds = [
-        words.plural(counted.get(strategy, 0), f"{words.strategy(strategy)} configuration")
-        for strategy in dict.fromkeys(("topk", "bh", *counted.index))
+        words.plural(count, f"{words.strategy(str(strategy))} configuration")
+        for strategy, count in counted.items()
     ]
     native = sorted({s["routing"]["native_top_k"] for s in summaries})
     native_names = [f"{k}experts_topk_baseline" for k in native]
