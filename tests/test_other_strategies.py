@@ -6,8 +6,8 @@ import pytest
 import results_tables
 from adaptive_routing.analysis.difficulty import difficulty_table
 from adaptive_routing.analysis.recommendations import QualityMargins
-from adaptive_routing.analysis.study import make_study
 from adaptive_routing.analysis.rule_names import label, variant
+from adaptive_routing.analysis.study import make_study
 from adaptive_routing.figures import style
 from adaptive_routing.figures.atlas import shown_configurations
 from adaptive_routing.figures.difficulty import draw_difficulty_figure

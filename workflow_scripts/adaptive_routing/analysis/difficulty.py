@@ -58,7 +58,8 @@ def difficulty_trend(summaries: Sequence[Summary]) -> pd.DataFrame:
     """Make one row per configuration: the rank correlation of difficulty with experts, and with loss.
 
     Columns `{name}_rho`, `{name}_p_value` and `{name}_p_holm` for `avg_experts_prompt` and `loss`; Holm's
-    correction is over the BH configurations, without BH over those of all adaptive rules. A constant, such as the experts of top-k, has no trend.
+    correction is over the BH configurations, without BH over those of all adaptive rules. A constant, such
+    as the experts of top-k, has no trend.
     """
     rows = []
     for summary in summaries:
@@ -107,7 +108,10 @@ def describe_difficulty(table: pd.DataFrame, trend: pd.DataFrame) -> str:
     tested = _tested(set(table["strategy"]))
     table, trend = (rows[rows["strategy"].isin(tested)] for rows in (table, trend))
     if table.empty:
-        return "No adaptive configuration ran on the prompts; top-k gives every token the same number of experts."
+        return (
+            "No adaptive configuration ran on the prompts; top-k gives every token the same number of "
+            "experts."
+        )
     return " ".join([_describe_levels(table), *_describe_trend(table, trend)])
 
 

@@ -1,4 +1,4 @@
-"""What rules and configurations are called in sentences, tables and figures; files have `Configuration.name`."""
+"""What rules and configurations are called in text and figures; in files it is `Configuration.name`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def rule(family: str) -> str:
 
 
 def label(config: str) -> str:
-    """What to call a configuration: `8experts_bh_a060` is BH max_k 8, α 0.6; `8experts_topk_baseline` top-8."""
+    """What to call a configuration: `8experts_bh_a060` BH max_k 8, α 0.6, `8experts_topk_baseline` top-8."""
     experts, _, end = config.partition("experts_")
     if not end:
         return config

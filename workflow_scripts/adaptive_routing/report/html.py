@@ -37,8 +37,8 @@ pre code { padding: 0; overflow-wrap: normal; }
 #answers { margin: 0 0 0.6rem; }
 .first { display: grid; column-gap: 1.5rem; align-items: start; grid-template:
          "answer picture" auto "reasons picture" auto "reasons costs" 1fr / minmax(0, 1fr) minmax(0, 1fr); }
-.first > ol { margin: 0; padding: 0.3rem 1rem 0.3rem 2rem; border-left: 4px solid #0b4f9e; background: var(--tint);
-              font-size: 0.94rem; line-height: 1.42; }
+.first > ol { margin: 0; padding: 0.3rem 1rem 0.3rem 2rem; border-left: 4px solid #0b4f9e;
+              background: var(--tint); font-size: 0.94rem; line-height: 1.42; }
 .first > .answer { grid-area: answer; font-size: 1.02rem; font-weight: 600; }
 .first > .reasons { grid-area: reasons; }
 .first > .picture { grid-area: picture; }
@@ -50,7 +50,8 @@ pre code { padding: 0; overflow-wrap: normal; }
 .picture summary { position: relative; display: block; cursor: zoom-in; }
 .picture summary::after { content: "⤢ larger"; position: absolute; top: 0; right: 0; padding: 0 0.4rem;
                           background: #ffffffd9; font-size: 0.78rem; }
-.picture[open] summary { cursor: zoom-out; overflow-x: auto; } .picture[open] summary::after { content: "⤡ smaller"; }
+.picture[open] summary { cursor: zoom-out; overflow-x: auto; }
+.picture[open] summary::after { content: "⤡ smaller"; }
 .picture img { display: block; } .picture[open] img { width: max(100%, 58rem); max-width: none; }
 nav { font-size: 0.88rem; background: var(--tint); padding: 0.5rem 1rem; margin-bottom: 1rem; }
 nav ul { margin: 0.2rem 0; padding-left: 1.1rem; } nav > div > ul { padding-left: 0; list-style: none; }
@@ -69,7 +70,8 @@ th, td { padding: 0.28rem 0.55rem; border-bottom: 1px solid var(--line); text-al
 thead th { vertical-align: bottom; border-bottom: 2px solid var(--grey); }
 .number { text-align: right; white-space: nowrap; }
 thead .number { white-space: normal; }
-td:not(.number) { min-width: 9rem; } .costs :is(th, td) { min-width: 0; } .costs .wide { margin: 0 0 0.6rem; }
+td:not(.number) { min-width: 9rem; } .costs :is(th, td) { min-width: 0; padding: 0.2rem 0.4rem; }
+.costs .wide { margin: 0 0 0.6rem; } .costs table { font-size: 0.76rem; width: 100%; }
 th:first-child, td:first-child { position: sticky; left: 0; background: #fff; white-space: nowrap; }
 td code { overflow-wrap: normal; white-space: nowrap; }
 .baseline td, .baseline td:first-child { background: var(--mark); }
@@ -77,21 +79,24 @@ td code { overflow-wrap: normal; white-space: nowrap; }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr));
           gap: 0 1.5rem; }
 .panels p { font-size: 0.88rem; line-height: 1.4; } .panels h3 { margin-top: 1rem; }
-.panels section { display: flex; flex-direction: column; } .panels .picture { order: 1; } .panels p { order: 2; }
+.panels section { display: flex; flex-direction: column; }
+.panels .picture { order: 1; } .panels p { order: 2; }
 .panels section:has([open]) { grid-column: 1 / -1; }
 @media (min-width: 75rem) {
   body { display: grid; grid-template-columns: 14rem minmax(0, 1fr); gap: 2.5rem; max-width: 92rem; }
   nav { position: sticky; top: 1rem; align-self: start; max-height: calc(100vh - 2rem); overflow-y: auto; }
 }
 @media not all and (min-width: 75rem) {
-  nav ul ul { display: none; } nav > div > ul { display: flex; gap: 0 1.2rem; overflow-x: auto; white-space: nowrap; }
+  nav ul ul { display: none; }
+  nav > div > ul { display: flex; gap: 0 1.2rem; overflow-x: auto; white-space: nowrap; }
 }
 @media (max-width: 40rem) {
   body { padding: 0.6rem; }
   h1 { font-size: 1.25rem; margin: 0.3rem 0; } h2 { margin-top: 1.6rem; } nav { margin-bottom: 0.4rem; }
   #answers { margin: 0.5rem 0; font-size: 1.1rem; }
   .first { grid-template: "answer" auto "picture" auto "costs" auto "reasons" auto / minmax(0, 1fr); }
-  .first > ol { padding: 0.1rem 0.5rem 0.1rem 1.6rem; } .first > .answer { font-size: 1rem; line-height: 1.35; }
+  .first > ol { padding: 0.1rem 0.5rem 0.1rem 1.6rem; }
+  .first > .answer { font-size: 1rem; line-height: 1.35; }
   th:first-child, td:first-child { position: static; background: none; }
   .columns::before { content: "Scroll sideways for all columns →"; position: sticky; left: 0; display: block;
                      width: max-content; font-size: 0.78rem; color: #0b4f9e; }
@@ -162,8 +167,8 @@ def to_html(text: str, folder: Path | str) -> str:
 class _Layout(Treeprocessor):
     """What Markdown cannot express.
 
-    The first screen; scrolling tables, aligned numbers, the baseline's row; panels in columns; pictures that a
-    click enlarges.
+    The first screen; scrolling tables, aligned numbers, the baseline's row; panels in columns; pictures
+    that a click enlarges.
     """
 
     def run(self, root):
@@ -240,7 +245,7 @@ def _enlarging(paragraph):
 def _set_first_screen(root):
     """Lay out the answer, its picture, the costs and the other sentences as the parts of one block.
 
-    A wide window shows picture and costs beside the text, a narrow one between the first sentence and the others.
+    A wide window shows picture and costs beside the text, a narrow one after the first sentence.
     """
     places = {child.get("id"): i for i, child in enumerate(root)}
     start = places["answers"] + 1 if "answers" in places else len(root)
