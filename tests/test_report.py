@@ -1116,7 +1116,9 @@ def test_from_logs_to_figure_and_report(tmp_path, run_script):
     output = Files(**{name: str(tmp_path / f"report.{name}") for name in ("markdown", "html", "summary")})
     run_script("write_report", input=inputs, output=output, params=params, log=[tmp_path / "r.log"])
     text = Path(output.markdown).read_text()
-    assert "(routing_atlas.html)" in section(text, "## Panels")
+    links = re.findall(r"\(routing_atlas.html#config=(\w+)&dataset=(\w+)\)", section(text, "## Panels"))
+    assert [dataset for _, dataset in links] == ["wikitext", "lambada", "hellaswag"]
+    assert f"`{links[0][0]}`" in section(text, "## Answers") and len(set(links)) == 3
     costs = section(text, "### What it costs")
     lowest = frames["configurations"].set_index("config")["perplexity"].idxmin()
     assert row_of(costs, lowest)["configuration"].startswith(f"{words.label(lowest)}<br>`{lowest}`<br>")

@@ -48,12 +48,15 @@ LOSS_UNITS = 1000  # per nat
 NOT_SCORED = 65535
 
 
-def make_page(paths: Iterable[Path | str], model: ModelDescription, baseline: str) -> str:
+def make_page(
+    paths: Iterable[Path | str], model: ModelDescription, baseline: str, featured: str | None = None
+) -> str:
     """Make the page of the experiments whose summaries are in `paths`.
 
     Args:
         model: content of model.json.
         baseline: the configuration that is shown first.
+        featured: the one beside it; by default that of `chosen_first`.
 
     Returns:
         the page as an HTML string.
@@ -74,6 +77,7 @@ def make_page(paths: Iterable[Path | str], model: ModelDescription, baseline: st
     configurations = sorted(heads.values(), key=_place)
     texts = token_texts(model["folder"], sorted(used_tokens))
     first, second = chosen_first(configurations, means, baseline)
+    second = featured if featured in heads and featured != first else second
     content = {
         "model": model["name"],
         "num_layers": num_layers,
@@ -112,6 +116,8 @@ def page_data(arrays: Mapping[str, NDArray[Any]], with_pairs: bool) -> dict[str,
         "position_tokens": arrays["position_tokens"],
         "position_means": position_means(arrays).astype(np.float32),
         **extreme_types(arrays["type_ids"], arrays["type_tokens"], arrays["type_count_sums"]),
+        "typical_ids": arrays["typical_ids"],
+        "typical_shares": _shares(arrays["typical_tokens"], arrays["typical_occurrences"]),
         "loss_correlation": loss_correlations(arrays).astype(np.float32),
         "token_losses": _loss_units(arrays["token_losses"]),
     }
@@ -200,6 +206,11 @@ def _scope(content):
 def _place(head):
     """The sort key of a configuration: top-k first, by k; then others by max_k and alpha."""
     return head["strategy"] != "topk", head["strategy"], head["k_or_max_k"], head["alpha"] or 0.0
+
+
+def _shares(part, total):
+    """Parts of totals in percent as uint8; 0 of 0 is 0."""
+    return np.rint(100 * part / np.maximum(total, 1)).astype(np.uint8)
 
 
 def _loss_units(losses):

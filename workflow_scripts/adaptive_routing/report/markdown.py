@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from adaptive_routing.analysis import recommendations as rules
+from adaptive_routing.analysis.featured import featured
 from adaptive_routing.figures.panels import PANELS, TITLES, describe_panel
 from adaptive_routing.report import words
 from adaptive_routing.report.answers import answer_sections
@@ -83,7 +84,7 @@ def write_markdown(
         *gap_section(study, summaries),
         "## Panels",
         f"All nine on one page: [{Path(figure).name}]({figure}).",
-        _atlas(atlas, folder),
+        _atlas(study, margins, atlas, folder),
         *_panels(study, panels),
         *difficulty_section(difficulty, folder),
         "## Tables",
@@ -106,13 +107,23 @@ def _title(study):
     return TITLE.format(rule=f"{len(rules_)} adaptive rules" if several else words.joined(rules_))
 
 
-def _atlas(path, folder):
+def _atlas(study, margins, path, folder):
+    """Where the atlas is, and links into it to the configuration that the answers name, by data set."""
     if path is None:
         return ""
-    return (
-        f"The [routing atlas]({quote(os.path.relpath(path, folder))}) shows which experts each configuration "
-        "chose, how many in each layer, and on which tokens of the text."
+    link = quote(os.path.relpath(path, folder))
+    text = (
+        f"The [routing atlas]({link}) shows which experts each configuration chose, how many in each layer, "
+        "and on which tokens of the text"
     )
+    config = featured(study, margins)
+    if config is None:
+        return f"{text}."
+    places = [
+        f"[{words.escaped(dataset)}]({link}#{urlencode({'config': config, 'dataset': dataset})})"
+        for dataset in study.datasets
+    ]
+    return f"{text}; {words.code(config)} on {words.joined(places)}."
 
 
 def _setting(study, summaries):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -67,6 +69,18 @@ def p_value(value: float | None) -> str:
 def code(text: object) -> str:
     """A name as a Markdown code span that is also safe inside a table."""
     return f"`{str(text).replace('`', chr(39)).replace('|', '∣')}`"
+
+
+def escaped(text: object) -> str:
+    """A text as Markdown that shows it as it is, whatever it holds, on one line and safe inside a table."""
+    plain = "".join(shown(character) for character in str(text))
+    return re.sub(r"[\\`*_{}\[\]()<>#+!|~&-]", lambda match: f"&#{ord(match[0])};", plain)
+
+
+def shown(character: str) -> str:
+    """A character that can be seen, or its code point as ⟨U+202E⟩."""
+    hidden = unicodedata.category(character) in ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp")
+    return f"⟨U+{ord(character):04X}⟩" if hidden else character
 
 
 def both_names(config: str) -> str:
