@@ -3,6 +3,8 @@
 
 rule draw_routing_atlas:
     input:
+        **STUDY_TABLES,
+        **CONTROL_TABLES,
         atlas=per_experiment(rules.compute_metrics.output.atlas, IN_ATLAS),
         model=rules.inspect_model.output[0],
     output:
@@ -23,6 +25,7 @@ rule draw_routing_atlas:
         runtime=each_attempt(5),
     params:
         baseline=SETTINGS["baseline"],
+        margins=SETTINGS["report"],
         page=atlas_page_fingerprint(),
         code=code_fingerprint("draw_routing_atlas"),
     script:
@@ -32,6 +35,7 @@ rule draw_routing_atlas:
 rule plot_routing_atlas:
     input:
         **STUDY_TABLES,
+        **CONTROL_TABLES,
         atlas=per_experiment(rules.compute_metrics.output.atlas, IN_ATLAS),
     output:
         [results(f"visualizations/atlas_{name}.svg") for name in ATLAS_FIGURES],
@@ -47,6 +51,7 @@ rule plot_routing_atlas:
         runtime=each_attempt(5),
     params:
         baseline=SETTINGS["baseline"],
+        margins=SETTINGS["report"],
         code=code_fingerprint("plot_routing_atlas"),
     script:
         "../workflow_scripts/plot_routing_atlas.py"

@@ -8,6 +8,7 @@ import pytest
 import results_tables
 from adaptive_routing.analysis import contrasts
 from adaptive_routing.analysis import control_outcomes as controls
+from adaptive_routing.analysis.featured import featured
 from adaptive_routing.analysis.recommendations import QualityMargins
 from adaptive_routing.analysis.study import read_study
 from adaptive_routing.figures.panels import PANELS, describe_panel, draw_figure
@@ -67,6 +68,16 @@ def test_the_best_configuration_stands_with_its_simultaneous_interval():
     assert "The best against its control, `16experts_bh_a040`" in first
     # exp(−0.1) is 9.5 % less.
     assert "wikitext token perplexity by −9.5 % (simultaneous 95 % interval −11.3 to −7.7 %)" in first
+
+
+def test_what_is_shown_first_is_what_the_sentences_name():
+    study = study_of(USEFUL)
+    named = featured(study, MARGINS)
+    assert f"The best against its control, `{named}`" in main_sentences(study, MARGINS)[0]
+    without_controls = results_tables.study()
+    assert f"`{featured(without_controls, MARGINS)}`" in main_sentences(without_controls, MARGINS)[-1]
+    assert featured(results_tables.study(ks=()), MARGINS) == "8experts_bh_a030"  # nothing to compare with
+    assert featured(results_tables.study(max_ks=()), MARGINS) is None
 
 
 def test_an_interval_beyond_the_margin_leaves_the_answer_open():

@@ -138,11 +138,31 @@ def test_a_summary_is_what_a_plain_loop_finds(experiment, block):
     for i, tokens, sums in zip(*(arrays[f"type_{n}"] for n in ("ids", "tokens", "count_sums")), strict=True):
         assert tokens == np.sum(ids == i)
         assert sums.tolist() == [plain["type"][i, layer] for layer in range(num_layers)]
+    assert_typical(arrays, mask, ids)
     loss = dense(plain["loss"], (2, 3, num_layers, num_experts + 1))
     mean = dense(plain["mean"], (2, 3, 2 * num_experts + 1))
     for power, name in enumerate(("tokens", "sums", "square_sums")):
         assert arrays[f"loss_{name}"] == pytest.approx(loss[:, power])
         assert arrays[f"mean_loss_{name}"] == pytest.approx(mean[:, power])
+
+
+def assert_typical(arrays, mask, ids):
+    """Each expert's typical tokens are those with the largest standardised residual, and counted right."""
+    types = arrays["type_ids"].tolist()
+    for layer, expert in np.ndindex(mask.shape[1:]):
+        chosen, usual = mask[:, layer, expert], mask[:, layer, expert].mean()
+        excess = {}
+        for one in types if 0 < usual < 1 else ():
+            own = ids == one
+            spread = math.sqrt(own.sum() * usual * (1 - usual))
+            excess[one] = (chosen[own].sum() - own.sum() * usual) / spread
+        expected = sorted((one for one in types if excess.get(one, 0) > 1e-9), key=lambda one: -excess[one])
+        listed = [one for one in arrays["typical_ids"][layer, expert].tolist() if one >= 0]
+        assert set(listed) == set(expected)  # at most three types are drawn
+        assert [excess[one] for one in listed] == pytest.approx([excess[one] for one in expected])
+        tokens, totals = (arrays[f"typical_{name}"][layer, expert] for name in ("tokens", "occurrences"))
+        for one, count, total in zip(listed, tokens.tolist(), totals.tolist(), strict=False):
+            assert (count, total) == (chosen[ids == one].sum(), (ids == one).sum())
 
 
 @pytest.fixture(scope="module")
@@ -527,6 +547,32 @@ def test_tokens_are_listed_with_their_numbers(browser, page, made_up, odd_model)
             assert (mean, occurrences) == (f"{means[place]:.2f}", str(arrays["type_tokens"][place]))
 
 
+def test_an_experts_typical_tokens_are_listed(browser, page, made_up, odd_model):
+    config, dataset = "16experts_bh_a030", "hellaswag"
+    shown(browser, page, dataset=dataset, b=config, layer=1)
+    _, arrays, _ = summary_of(made_up, config, dataset)
+    texts, usage = token_texts(odd_model["folder"], range(1000)), arrays["co_selection"][1].diagonal()
+    read = (
+        "[...document.querySelectorAll('#typical-b tr')].slice(1)"
+        ".map((row) => [...row.cells].map((cell) => cell.textContent))"
+    )
+    rows = browser.run(read)
+    with_any = [e for e in range(20) if arrays["typical_ids"][1, e, 0] >= 0]
+    assert [int(row[0]) for row in rows] == with_any != []
+    for expert, (_, share, tokens) in zip(with_any, rows, strict=True):
+        assert share == f"{100 * usage[expert] / arrays['count_histogram'][1].sum():.1f}"
+        ids, chosen, total = (
+            arrays[f"typical_{name}"][1, expert] for name in ("ids", "tokens", "occurrences")
+        )
+        shares = np.rint(100 * chosen / np.maximum(total, 1))
+        named = [texts[i].replace(" ", "␣").replace("\n", "↵") for i in ids.tolist() if i >= 0]
+        assert tokens == "  ".join(f"{name} {int(s)}\u00a0%" for name, s in zip(named, shares, strict=False))
+    choose(browser, "layer", "all")
+    assert [row[0].split(" / ")[0] for row in browser.run(read)] == ["0", "1", "2"]
+    assert "No token stands out." not in text_of(browser, "#typical-b")
+    assert_quiet(browser)
+
+
 def test_the_text_is_shaded_and_read_with_the_keyboard(browser, page, made_up):
     config, dataset = "16experts_bh_a030", "hellaswag"
     shown(browser, page, dataset=dataset, b=config, sample=3)
@@ -585,6 +631,24 @@ def test_a_click_on_a_layer_chooses_it_and_the_address_keeps_it(browser, page):
     choose(browser, "layer", "all")
     assert "layer=" not in browser.run("location.hash")
     assert_quiet(browser)
+
+
+def test_a_link_to_one_configuration_shows_it_beside_the_baseline(browser, page):
+    shown(browser, page, config="16experts_bh_a060", dataset="lambada")
+    state = json.loads(browser.run("document.body.dataset.shown"))
+    assert (state["a"], state["b"], state["dataset"]) == (BASELINE, "16experts_bh_a060", "lambada")
+    assert "BH max_k 16, α 0.6 (16experts_bh_a060), lambada" in text_of(browser, "#findings")
+    shown(browser, page, config=BASELINE)
+    assert json.loads(browser.run("document.body.dataset.shown"))["a"] == BASELINE
+    assert_quiet(browser)
+
+
+def test_the_page_opens_on_the_configuration_that_the_report_names(browser, made_up, tmp_path):
+    named = "8experts_bh_a060"
+    (tmp_path / "page.html").write_text(make_page(made_up[1], EMBEDDED, BASELINE, named), encoding="utf-8")
+    shown(browser, tmp_path / "page.html")
+    state = json.loads(browser.run("document.body.dataset.shown"))
+    assert (state["a"], state["b"]) == (BASELINE, named)
 
 
 def test_nonsense_in_the_address_is_ignored(browser, page):
@@ -740,6 +804,11 @@ def test_pictures_take_up_to_four_alphas_at_the_largest_max_k():
     alphas = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
     rows = shown_configurations(results_tables.study(max_ks=(8, 32), alphas=alphas))
     assert [row["config"] for row in rows] == [f"32experts_bh_a{a:03d}" for a in (10, 30, 50, 70)]
+    rows = shown_configurations(results_tables.study(max_ks=(8, 32), alphas=alphas), "8experts_bh_a020")
+    assert [row["config"] for row in rows] == [
+        "8experts_bh_a020",
+        *(f"32experts_bh_a{a:03d}" for a in (10, 40, 70)),
+    ]
     rows = shown_configurations(results_tables.study(max_ks=(8,), alphas=(0.3,)))
     assert [row["config"] for row in rows] == ["8experts_bh_a030"]
 

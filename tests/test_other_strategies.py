@@ -1,12 +1,13 @@
 """Figures and report of a study that holds a strategy beside top-k and BH."""
 
+import control_tables
 import numpy as np
 import pytest
 import results_tables
 from adaptive_routing.analysis.difficulty import difficulty_table
 from adaptive_routing.analysis.recommendations import QualityMargins
+from adaptive_routing.analysis.rule_names import label, variant
 from adaptive_routing.analysis.study import make_study
-from adaptive_routing.atlas.page import label
 from adaptive_routing.figures import style
 from adaptive_routing.figures.atlas import shown_configurations
 from adaptive_routing.figures.difficulty import draw_difficulty_figure
@@ -14,7 +15,8 @@ from adaptive_routing.figures.panels import PANELS, describe_panel, draw_figure
 from adaptive_routing.report.answers import answer_sections
 from adaptive_routing.report.sentences import main_sentences
 from adaptive_routing.report.tables import table_sections
-from adaptive_routing.settings.configurations import Configuration
+from adaptive_routing.report.words import both_names
+from adaptive_routing.settings.configurations import Configuration, grid
 from adaptive_routing.settings.load import needs_p_values
 from legibility import illegible
 from synthetic import PLAIN
@@ -53,7 +55,7 @@ def test_every_panel_shows_it(renamed, baseline):
     figure = draw_figure(study)
     assert illegible(figure) == []
     legend = [text.get_text() for one in figure.legends for text in one.get_texts()]
-    assert set(renamed.values()) <= set(legend)
+    assert {variant(name) for name in renamed.values()} <= set(legend)
     by_name = {name: style.other_colour(study, name) for name in renamed.values()}
     assert len(set(by_name.values())) == len(by_name)
     # Panel 5 has a point a configuration, in its own colour.
@@ -89,10 +91,45 @@ def test_its_configurations_stand_last_and_by_name():
     study = study_with(RENAMED)
     assert list(dict.fromkeys(study.configurations["strategy"])) == ["topk", "bh", "topp"]
     assert study.variants == [0.3, 0.4, "topp_p050", "topp_p060"]
-    assert style.label(study, "16experts_topp_p050") == "max_k 16, topp_p050"
     assert {row["config"] for row in shown_configurations(study)} == {f"64experts_bh_a0{a}0" for a in (3, 4)}
-    head = {"config": "16experts_topp_p050", "strategy": "topp", "k_or_max_k": 16, "alpha": None}
-    assert label(head) == "16experts_topp_p050"
+
+
+@pytest.mark.parametrize(
+    "strategy, lists, expected",
+    [
+        ("topk", {"k": 8}, "top-8"),
+        ("topk", {"k": 8, "weights": "uniform"}, "top-8, uniform weights"),
+        ("bh", {"max_k": 8, "alpha": 0.6}, "BH max_k 8, α 0.6"),
+        ("bh", {"max_k": 64, "alpha": 0.305, "null": "centred"}, "BH max_k 64, α 0.305, null centred"),
+        ("minp", {"max_k": 16, "p": 0.1, "weights": "uniform"}, "min-p max_k 16, p 0.1, uniform weights"),
+        ("hc", {"max_k": 16, "beta": 1}, "Higher Criticism max_k 16, β 1"),
+        ("hc", {"max_k": 16, "beta": "auto"}, "Higher Criticism max_k 16, β auto"),
+        ("entropy", {"max_k": 16, "steps": 8}, "entropy steps max_k 16, 8 steps"),
+        ("confidence", {"max_k": 16}, "confidence steps max_k 16"),
+        ("layerwise", {"max_k": 16, "budget": 128}, "layer-wise k max_k 16, budget 128"),
+        ("pooled", {"max_k": 16, "budget": 4}, "pooled top-B max_k 16, budget 4"),
+    ],
+)
+def test_a_configuration_has_one_name_for_people(strategy, lists, expected):
+    (one,) = grid({strategy: {name: [value] for name, value in lists.items()}})
+    assert label(one.name) == style.label(one.name) == expected
+    assert both_names(one.name) == f"{expected}<br>`{one.name}`"
+
+
+def test_a_name_that_is_none_of_the_workflow_stays():
+    assert label("my model") == "my model"
+    assert label("16experts_bh_a030_shuffled") == "BH max_k 16, α 0.3, shuffled"
+
+
+def test_no_two_variants_share_a_colour_however_many_rules_there_are():
+    names = [f"{rule}_p{p:03d}" for rule in "abcdefghijklm" for p in (5, 10, 30)]
+    renamed = {f"bh_a{i:03d}": name for i, name in enumerate(names, start=10)}
+    tables = results_tables.tables(alphas=tuple(i / 100 for i in range(10, 10 + len(names))))
+    study = control_tables.renamed(
+        tables, {old: (new, new.partition("_")[0]) for old, new in renamed.items()}
+    )
+    colours = {style.other_colour(study, name) for name in names}
+    assert len({tuple(round(255 * part) for part in colour) for colour in colours}) == len(names)
 
 
 def test_the_figure_of_the_prompts_has_a_line_for_it():

@@ -229,10 +229,9 @@ def test_changes_are_blue_or_orange_darker_the_larger_and_their_numbers_legible(
 
 
 def test_names_of_configurations(full):
-    assert style.label(full, "8experts_topk_baseline") == style.baseline_label(full) == "top-8"
-    assert style.label(full, "16experts_bh_a040") == "max_k 16, α 0.4"
-    fine = STUDIES["three digits"]()
-    assert style.label(fine, "16experts_bh_a0305") == "max_k 16, α 0.305"
+    assert style.label("8experts_topk_baseline") == style.baseline_label(full) == "top-8"
+    assert style.label("16experts_bh_a040") == "BH max_k 16, α 0.4"
+    assert style.label("16experts_bh_a0305") == "BH max_k 16, α 0.305"
     assert style.baseline_label(STUDIES["without the baseline"]()) == results_tables.BASELINE
 
 

@@ -440,26 +440,28 @@ def test_the_answer_names_the_winner_with_its_numbers(images):
     opening = section(text, "## Answers").strip().splitlines()
     assert opening[:4] == [f"{i}. {one}" for i, one in enumerate(main_sentences(study, MARGINS), start=1)]
     use = section(text, "### What to use")
-    best = "| best quality | `8experts_bh_a030` | significantly better on wikitext, lambada and hellaswag"
+    best = (
+        "| best quality | BH max_k 8, α 0.3<br>`8experts_bh_a030` | significantly better on wikitext, lambada"
+    )
     assert best in use
     assert "4.08 experts instead of 8.00; a loss beyond the margin is excluded on every data set" in use
     assert "95 % interval excludes a loss of more than 2 % of perplexity or 0.02 of accuracy" in use
     costs = section(text, "### What it costs")
     cells = row_of(costs, "8experts_bh_a030")
     uses = ["best quality", "same quality, least compute", "same quality, fastest"]
-    assert cells["configuration"] == "<br>use: ".join(["`8experts_bh_a030`", *uses])
+    assert cells["configuration"] == "<br>use: ".join(["BH max_k 8, α 0.3<br>`8experts_bh_a030`", *uses])
     assert cells["experts"] == "4.08"
     assert cells["wikitext token perplexity"] == "−9.1 % ▲<br>(−10.9 to −7.3 %)"
     assert cells["lambada accuracy"] == "+0.050 ▲<br>(+0.030 to +0.070)"
     assert row_of(costs, BASELINE)["wikitext token perplexity"] == "11.00 ± 0.50"
     evidence = section(text, "### The tests behind these answers")
     values = "10.00 ± 0.50 | 11.00 ± 0.50 | −1.00 ▲ | −1.20 to −0.80"
-    assert f"| `8experts_bh_a030` | wikitext token perplexity | {values} | 0.001 | excluded |" in evidence
+    assert f"<br>`8experts_bh_a030` | wikitext token perplexity | {values} | 0.001 | excluded |" in evidence
 
 
 def test_a_loss_is_called_a_loss(images):
     text = report(study_of(LOSES), images)
-    assert f"| best quality | `{BASELINE}` (keep) | no configuration measured better" in text
+    assert f"| best quality | top-8<br>`{BASELINE}` (keep) | no configuration measured better" in text
     assert "closest: `8experts_bh_a030`" in section(text, "### What to use")
     where = section(text, "### Where BH does not help")
     assert "Significantly worse than the baseline on wikitext: all 16." in where
@@ -552,7 +554,8 @@ def row_of(table, *names):
     lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")]
 
     def begins_so(cells):
-        plain = [cell.split("<br>")[0].removesuffix(" (baseline)").strip("`") for cell in cells]
+        named = [re.search("<br>`([^`]+)`", cell) for cell in cells]
+        plain = [name[1] if name else cell.strip("`") for name, cell in zip(named, cells, strict=True)]
         return plain[: len(names)] == list(names)
 
     ((first, cells),) = [(_table_above(lines, i), line) for i, line in enumerate(lines) if begins_so(line)]
@@ -1015,7 +1018,9 @@ class Links(HTMLParser):
 def test_markdown_links_its_images_relatively(images):
     text = report(results_tables.study(), images)
     links = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
-    assert links == ["visualizations/page.png", *(f"visualizations/{panel}.png" for panel in PANELS)]
+    panels = [f"visualizations/{panel}.png" for panel in PANELS]
+    assert links == [panels[4], *panels]  # that which answers stands on the first screen too
+    assert "All nine on one page: [page.png](visualizations/page.png)" in text
 
 
 def test_html_needs_nothing_but_itself(images):
@@ -1024,7 +1029,9 @@ def test_html_needs_nothing_but_itself(images):
     parser.feed(page)
     assert len(parser.sources) == 10
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in parser.sources)
-    assert all(link.startswith("#") and link[1:] in parser.ids for link in parser.links)
+    beside = [link for link in parser.links if not link.startswith("#")]
+    assert beside == ["visualizations/page.png"]
+    assert all(link[1:] in parser.ids for link in parser.links if link not in beside)
     assert "answers" in parser.ids
     assert page.count("<table>") == page.count("</table>") == page.count("<div aria-label=") >= 9
     assert "url(" not in page and "@import" not in page
@@ -1142,10 +1149,12 @@ def test_from_logs_to_figure_and_report(tmp_path, run_script):
     output = Files(**{name: str(tmp_path / f"report.{name}") for name in ("markdown", "html", "summary")})
     run_script("write_report", input=inputs, output=output, params=params, log=[tmp_path / "r.log"])
     text = Path(output.markdown).read_text()
-    assert "(routing_atlas.html)" in section(text, "## Panels")
+    links = re.findall(r"\(routing_atlas.html#config=(\w+)&dataset=(\w+)\)", section(text, "## Panels"))
+    assert [dataset for _, dataset in links] == ["wikitext", "lambada", "hellaswag"]
+    assert f"`{links[0][0]}`" in section(text, "## Answers") and len(set(links)) == 3
     costs = section(text, "### What it costs")
     lowest = frames["configurations"].set_index("config")["token_perplexity"].idxmin()
-    assert row_of(costs, lowest)["configuration"].startswith(f"`{lowest}`<br>")
+    assert row_of(costs, lowest)["configuration"].startswith(f"{words.label(lowest)}<br>`{lowest}`<br>")
     lines = Path(output.summary).read_text().splitlines()
     assert len(lines) == 4 and all(f"{i}. " in text for i in (1, 2, 3, 4))
     parser = Links()

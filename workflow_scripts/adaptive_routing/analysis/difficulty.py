@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 import scipy  # loads `stats` when it is first used: the report does not need it
 
-from adaptive_routing.analysis import rule_names
 from adaptive_routing.analysis.metrics import CONFIGURATION_KEYS
+from adaptive_routing.analysis.rule_names import strategy
 from adaptive_routing.analysis.statistics import corrected_p_values
 from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL
 from adaptive_routing.data.tasks.uncertainty import mean_with_stderr
@@ -58,8 +58,8 @@ def difficulty_trend(summaries: Sequence[Summary]) -> pd.DataFrame:
     """Make one row per configuration: the rank correlation of difficulty with experts, and with loss.
 
     Columns `{name}_rho`, `{name}_p_value` and `{name}_p_holm` for `avg_experts_prompt` and `loss`; Holm's
-    correction is over the configurations of a strategy. A constant, such as the experts of top-k, has no
-    trend.
+    correction is over the BH configurations, without BH over those of all adaptive rules. A constant, such
+    as the experts of top-k, has no trend.
     """
     rows = []
     for summary in summaries:
@@ -69,13 +69,18 @@ def difficulty_trend(summaries: Sequence[Summary]) -> pd.DataFrame:
             values = [sample[name] for sample in summary["samples"]]
             row[f"{name}_rho"], row[f"{name}_p_value"] = _rank_correlation(difficulty, values)
         rows.append(row)
-    for strategy in {row["strategy"] for row in rows} - {"topk"}:
-        family = [row for row in rows if row["strategy"] == strategy]
-        for name in CORRELATED:
-            corrected = corrected_p_values([row[f"{name}_p_value"] for row in family], "holm")
-            for row, p_value in zip(family, corrected, strict=True):
-                row[f"{name}_p_holm"] = p_value
+    tested = _tested({row["strategy"] for row in rows})
+    adaptive = [row for row in rows if row["strategy"] in tested]
+    for name in CORRELATED:
+        corrected = corrected_p_values([row[f"{name}_p_value"] for row in adaptive], "holm")
+        for row, p_value in zip(adaptive, corrected, strict=True):
+            row[f"{name}_p_holm"] = p_value
     return pd.DataFrame(rows, columns=TREND_COLUMNS).astype(dict.fromkeys(["alpha", *_TRENDS], float))
+
+
+def _tested(strategies):
+    """The strategies whose trends are tested and told: BH, or in a study without it all but top-k."""
+    return {"bh"} if "bh" in strategies else set(strategies) - {"topk"}
 
 
 def _rank_correlation(x, y):
@@ -98,23 +103,26 @@ def _rank_correlation(x, y):
 def describe_difficulty(table: pd.DataFrame, trend: pd.DataFrame) -> str:
     """Say in up to three sentences how expert counts change with difficulty, and what remains undecided.
 
-    table, trend: the results of `difficulty_table` and `difficulty_trend`. Of several adaptive strategies the
-    sentences are about BH, or about the first without BH.
+    table, trend: the results of `difficulty_table` and `difficulty_trend`.
     """
-    adaptive = list(dict.fromkeys(table.loc[table["strategy"] != "topk", "strategy"]))
-    if not adaptive:
-        return "No adaptive configuration ran on the prompts; top-k gives every token as many experts."
-    strategy = "bh" if "bh" in adaptive else adaptive[0]
-    table, trend = table[table["strategy"] == strategy], trend[trend["strategy"] == strategy]
-    return " ".join([_describe_levels(table, rule_names.strategy(strategy)), *_describe_trend(table, trend)])
+    tested = _tested(set(table["strategy"]))
+    table, trend = (rows[rows["strategy"].isin(tested)] for rows in (table, trend))
+    if table.empty:
+        return (
+            "No adaptive configuration ran on the prompts; top-k gives every token the same number of "
+            "experts."
+        )
+    return " ".join([_describe_levels(table), *_describe_trend(table, trend)])
 
 
-def _describe_levels(table, name):
+def _describe_levels(table):
     """How loss and expert counts change from the easiest level to the hardest."""
     configs = table["config"].unique()
-    subject = (
-        f"Averaged over {len(configs)} {name} configurations" if len(configs) > 1 else f"In `{configs[0]}`"
-    )
+    strategies = table["strategy"].unique()
+    noun = strategy(strategies[0]) if len(strategies) == 1 else "adaptive"
+    subject = f"In `{configs[0]}`"
+    if len(configs) > 1:
+        subject = f"Averaged over {len(configs)} {noun} configurations"
     means = table.groupby("difficulty")[AVERAGED].mean()
     first, last = means.iloc[0], means.iloc[-1]
     if len(means) == 1:

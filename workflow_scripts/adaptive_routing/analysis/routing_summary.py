@@ -23,6 +23,7 @@ SHOWN_SAMPLES = 8
 SHOWN_TOKENS = 400  # of each sample
 FEWEST_OCCURRENCES = 5  # of a token type: a mean of fewer says little
 MOST_TYPES = 2000
+TYPICAL_TOKENS = 6  # of each expert
 # One bin per position up to 3, then two per octave: early positions differ most, late ones have few tokens.
 POSITION_EDGES = np.array([0, 1, 2, 3] + [edge << i for i in range(22) for edge in (4, 6)], dtype=np.int64)
 
@@ -39,30 +40,94 @@ def summarize_routing(
     losses, sequences = tensors.read("token_losses"), tensors.read("sequence_offsets")
     histogram = np.stack([np.bincount(layer, minlength=num_experts + 1) for layer in counts.T])
     shown = shown_samples(samples)
+    types = counts_by_type(counts, token_ids)
+    together, by_type = co_selection(tensors, num_layers, num_experts, token_ids, types["type_ids"])
     arrays = {
         "count_histogram": histogram.astype(np.uint32),
-        "co_selection": co_selection(tensors, num_layers, num_experts),
+        "co_selection": together,
         **counts_by_position(counts, sequences),
-        **counts_by_type(counts, token_ids),
+        **types,
+        **typical_tokens(by_type, np.einsum("lee->le", together), types, len(token_ids)),
         **losses_by_count(counts, losses, sequences, num_experts),
         **sample_tokens(shown, tensors.read("sample_offsets"), sequences, token_ids, losses, counts),
     }
     return arrays, [samples[i]["sample_id"] for i in shown]
 
 
-def co_selection(tensors: TensorFile, num_layers: int, num_experts: int) -> NDArray[np.uint32]:
-    """Count the tokens that chose both experts of each pair: (L, E, E) uint32; the diagonal is usage."""
+def co_selection(
+    tensors: TensorFile,
+    num_layers: int,
+    num_experts: int,
+    token_ids: NDArray[np.int32],
+    type_ids: NDArray[np.int32],
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Count the tokens that chose both experts of each pair, and those of each type that chose an expert.
+
+    Returns (L, E, E), whose diagonal is usage, and (L, M, E), both uint32; `type_ids` (M,) are the types.
+    """
     num_tokens = tensors.shape("selected_experts")[0]
     together = np.zeros((num_layers, num_experts, num_experts), dtype=np.uint32)
+    by_type = np.zeros((num_layers, len(type_ids), num_experts), dtype=np.uint32)
+    # The place of every token's type among `type_ids`; −1 for a type that is not there.
+    order = np.argsort(type_ids, kind="stable")
+    if len(order):
+        near = order[np.searchsorted(type_ids, token_ids, sorter=order).clip(max=len(order) - 1)]
+        place = np.where(type_ids[near] == token_ids, near, -1)  # (T,)
+    else:
+        place = np.full(len(token_ids), -1)
     block = max(1, BLOCK_ELEMENTS // (num_layers * num_experts))
     for start in range(0, num_tokens, block):
-        packed = tensors.read("selected_experts", start, min(start + block, num_tokens))
+        stop = min(start + block, num_tokens)
+        packed = tensors.read("selected_experts", start, stop)
+        listed = np.flatnonzero(place[start:stop] >= 0)
+        of_type = place[start:stop][listed]
         bits = np.unpackbits(packed, axis=-1, bitorder="little")  # (block, L, 8·⌈E/8⌉)
         for layer in range(num_layers):
             # Float products are the fastest, and exact here: a block has fewer than 2²⁴ tokens.
             chosen = bits[:, layer, :num_experts].astype(np.float32)
             together[layer] += (chosen.T @ chosen).astype(np.uint32)
-    return together
+            token, expert = np.nonzero(bits[listed, layer, :num_experts])
+            pairs = np.bincount(of_type[token] * num_experts + expert, minlength=by_type[layer].size)
+            by_type[layer] += pairs.reshape(by_type[layer].shape).astype(np.uint32)
+    return together, by_type
+
+
+def typical_tokens(
+    by_type: NDArray[np.uint32],
+    usage: NDArray[np.integer],
+    types: Mapping[str, NDArray[Any]],
+    num_tokens: int,
+) -> dict[str, NDArray[Any]]:
+    """Find the token types by which each expert is over-represented: what it is chosen for more than usual.
+
+    They are ranked by the standardised difference (n_te − n_t·p_e) / √(n_t·p_e·(1 − p_e)), where expert e was
+    chosen by n_te of a type's n_t tokens and by a share p_e of all; only positive ones are listed.
+
+    Args:
+        by_type: (L, M, E) tokens of each type that chose an expert.
+        usage: (L, E) tokens that chose it.
+        types: of `counts_by_type`.
+        num_tokens: of the experiment.
+
+    Returns:
+        `typical_ids` int32, −1 where there are fewer, `typical_tokens` and `typical_occurrences` uint32: (L,
+        E, 6) each, the most typical first.
+    """
+    occurrences = types["type_tokens"].astype(float)[:, None]  # (M, 1)
+    shape = (*usage.shape, TYPICAL_TOKENS)
+    ids, tokens, totals = np.full(shape, -1, np.int32), np.zeros(shape, np.uint32), np.zeros(shape, np.uint32)
+    listed = min(TYPICAL_TOKENS, len(occurrences))
+    for layer, (chosen, used) in enumerate(zip(by_type, usage / num_tokens, strict=True)):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            excess = (chosen - occurrences * used) / np.sqrt(occurrences * used * (1 - used))  # (M, E)
+        # An expert that all tokens choose, or none, has no typical ones. Rounding is no excess.
+        excess = np.where(np.isfinite(excess) & (excess > 1e-9), excess, 0.0)
+        rows = np.argsort(-excess, axis=0, kind="stable")[:listed]  # (listed, E)
+        is_typical = np.take_along_axis(excess, rows, axis=0) > 0
+        ids[layer, :, :listed] = np.where(is_typical, types["type_ids"][rows], -1).T
+        tokens[layer, :, :listed] = np.where(is_typical, np.take_along_axis(chosen, rows, axis=0), 0).T
+        totals[layer, :, :listed] = np.where(is_typical, types["type_tokens"][rows], 0).T
+    return {"typical_ids": ids, "typical_tokens": tokens, "typical_occurrences": totals}
 
 
 def counts_by_position(

@@ -27,6 +27,7 @@ from adaptive_routing.analysis.routing_curves import (
     ranges_within,
 )
 from adaptive_routing.analysis.routing_summary import read_routing_summary
+from adaptive_routing.analysis.rule_names import label
 from adaptive_routing.atlas.tokens import token_texts
 from adaptive_routing.system.errors import InputError
 
@@ -47,12 +48,15 @@ LOSS_UNITS = 1000  # per nat
 NOT_SCORED = 65535
 
 
-def make_page(paths: Iterable[Path | str], model: ModelDescription, baseline: str) -> str:
+def make_page(
+    paths: Iterable[Path | str], model: ModelDescription, baseline: str, featured: str | None = None
+) -> str:
     """Make the page of the experiments whose summaries are in `paths`.
 
     Args:
         model: content of model.json.
         baseline: the configuration that is shown first.
+        featured: the one beside it; by default that of `chosen_first`.
 
     Returns:
         the page as an HTML string.
@@ -73,12 +77,13 @@ def make_page(paths: Iterable[Path | str], model: ModelDescription, baseline: st
     configurations = sorted(heads.values(), key=_place)
     texts = token_texts(model["folder"], sorted(used_tokens))
     first, second = chosen_first(configurations, means, baseline)
+    second = featured if featured in heads and featured != first else second
     content = {
         "model": model["name"],
         "num_layers": num_layers,
         "num_experts": num_experts,
         "count_starts": ranges_within(COUNT_STARTS, num_experts + 1),
-        "configurations": [{"name": one["config"], "label": label(one)} for one in configurations],
+        "configurations": [{"name": one["config"], "label": label(one["config"])} for one in configurations],
         "datasets": list(dict.fromkeys(name for of_config in experiments.values() for name in of_config)),
         "baseline": baseline,
         "first": first,
@@ -111,6 +116,8 @@ def page_data(arrays: Mapping[str, NDArray[Any]], with_pairs: bool) -> dict[str,
         "position_tokens": arrays["position_tokens"],
         "position_means": position_means(arrays).astype(np.float32),
         **extreme_types(arrays["type_ids"], arrays["type_tokens"], arrays["type_count_sums"]),
+        "typical_ids": arrays["typical_ids"],
+        "typical_shares": _shares(arrays["typical_tokens"], arrays["typical_occurrences"]),
         "loss_correlation": loss_correlations(arrays).astype(np.float32),
         "token_losses": _loss_units(arrays["token_losses"]),
     }
@@ -196,18 +203,14 @@ def _scope(content):
     return f"{configurations}, {datasets}; {layers} of {experts}"
 
 
-def label(head: Mapping[str, Any]) -> str:
-    """Name a configuration for readers."""
-    if head["strategy"] == "topk":
-        return f"top-{head['k_or_max_k']}"
-    if head["strategy"] != "bh":
-        return head["config"]
-    return f"BH max_k {head['k_or_max_k']}, α {head['alpha']:.4g}"
-
-
 def _place(head):
     """The sort key of a configuration: top-k first, by k; then others by max_k and alpha."""
     return head["strategy"] != "topk", head["strategy"], head["k_or_max_k"], head["alpha"] or 0.0
+
+
+def _shares(part, total):
+    """Parts of totals in percent as uint8; 0 of 0 is 0."""
+    return np.rint(100 * part / np.maximum(total, 1)).astype(np.uint8)
 
 
 def _loss_units(losses):

@@ -38,27 +38,33 @@ FEWEST_SCORED = 20  # of a mean loss, which varies more
 LIGHT_TO_DARK = "viridis_r"
 
 
-def shown_configurations(study: Study) -> list[pd.Series]:
+def shown_configurations(study: Study, featured: str | None = None) -> list[pd.Series]:
     """Choose the adaptive configurations of the pictures: up to four, spread evenly, at the largest max_k.
 
     There the ceiling hides least of how many experts a rule finds. They are BH's by rising alpha, or in a
-    study without BH those of all rules.
+    study without BH those of all rules. `featured`, if given, is one of them.
     """
     rows = study.adaptive if study.bh.empty else study.bh
     rows = rows[rows["k_or_max_k"] == rows["k_or_max_k"].max()].sort_values("alpha", kind="stable")
-    places = np.linspace(0, len(rows) - 1, min(MOST_CONFIGURATIONS, len(rows))).round().astype(int)
-    return [row for _, row in rows.iloc[places].iterrows()]
+    first = study.adaptive[study.adaptive["config"] == featured]
+    rows = rows[rows["config"] != featured]
+    count = min(MOST_CONFIGURATIONS - len(first), len(rows))
+    spread = rows.iloc[np.linspace(0, len(rows) - 1, count).round().astype(int)]
+    shown = {*first["config"], *spread["config"]}
+    return [row for _, row in study.adaptive.iterrows() if row["config"] in shown]
 
 
 def draw_atlas(
-    study: Study, summaries: Mapping[tuple[str, str], Mapping[str, NDArray[Any]]]
+    study: Study,
+    summaries: Mapping[tuple[str, str], Mapping[str, NDArray[Any]]],
+    featured: str | None = None,
 ) -> dict[str, Figure]:
     """Draw the figures of the atlas: a dict of name to matplotlib figure.
 
     summaries: arrays of `read_routing_summary` by (configuration, data set); those of the baseline
-    and of `shown_configurations`, where there are any.
+    and of `shown_configurations`, where there are any. featured: one that is to be among these.
     """
-    rows = shown_configurations(study)
+    rows = shown_configurations(study, featured)
     datasets = [dataset for dataset in study.datasets if any(key[1] == dataset for key in summaries)]
     with style.visual_language():
         return {
@@ -194,16 +200,8 @@ def _look(study, row):
         "marker": style.marker(study, config),
         "markeredgecolor": style.INK,
         "markeredgewidth": 0.4,
-        "label": _name(row),
+        "label": style.label(row["config"]),
     }
-
-
-def _name(row):
-    if row["strategy"] == "topk":
-        return f"top-{int(row['k_or_max_k'])}"
-    if row["strategy"] != "bh":
-        return row["config"]
-    return f"BH max_k {int(row['k_or_max_k'])}, α {row['alpha']:.4g}"
 
 
 def _range_name(starts, i, largest):
@@ -235,7 +233,7 @@ def _cells(axes, rows, datasets, values):
 
 def _label_maps(axes, rows, datasets, x, y):
     for ax, row in zip(axes[0], rows, strict=True):
-        ax.set_title(_name(row), pad=4)
+        ax.set_title(style.label(row["config"]), pad=4)
     for ax, dataset in zip(axes[:, 0], datasets, strict=True):
         ax.set_ylabel(f"{dataset}\n{y}")
     for ax in axes[-1]:

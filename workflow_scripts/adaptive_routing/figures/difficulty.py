@@ -47,7 +47,9 @@ def draw_difficulty_figure(study: Study, table: pd.DataFrame) -> Figure:
         if rows.empty:
             axes = figure.subplots()
             axes.set_axis_off()
-            axes.text(0.5, 0.5, "no BH configuration ran on the prompts", ha="center", color=style.NEUTRAL)
+            axes.text(
+                0.5, 0.5, "no adaptive configuration ran on the prompts", ha="center", color=style.NEUTRAL
+            )
             return figure
         axes = figure.subplots(
             len(SHOWN), len(study.max_ks), sharex=True, sharey=True, squeeze=False

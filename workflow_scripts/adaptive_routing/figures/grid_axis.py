@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib.collections import LineCollection
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
+from adaptive_routing.analysis.rule_names import only_rule
 from adaptive_routing.figures import scales, style
 
 if TYPE_CHECKING:
@@ -76,12 +77,9 @@ class Places:
     @property
     def label(self) -> str:
         """What the axis shows."""
-        alphas = [one for one in self.variants if not isinstance(one, str)]
-        names = ["max_k of BH" if alphas == self.variants else "max_k"] * bool(self.variants)
-        names += ["k of top-k"] * self.topk_beside
-        within = "; in a group: α rising" if len(alphas) > 1 and alphas == self.variants else ""
-        within = "; in a group: as in the legend" if not within and len(self.variants) > 1 else within
-        return f"{', '.join(names)} (experts){within}"
+        order = "as in the legend" if self.study.others else "α rising"
+        within = f"; in a group: {order}" if len(self.variants) > 1 else ""
+        return f"{', '.join(counts_shown(self.study, self.topk_beside))} (experts){within}"
 
     def span(self, k: float) -> tuple[float, float]:
         """(left, right) end of a group."""
@@ -92,6 +90,13 @@ class Places:
     @cached_property
     def _topk(self):
         return set(self.study.topk["config"])
+
+
+def counts_shown(study: Study, topk: bool) -> list[str]:
+    """What numbers of experts a grid is over: max_k of BH, k of top-k. topk: whether top-k is shown."""
+    alone = only_rule(study)
+    names = [f"max_k of {alone}" if alone else "max_k"] * bool(study.variants)
+    return names + ["k of top-k"] * topk
 
 
 def draw(

@@ -125,7 +125,8 @@ def draw_where(study: Study, margins: QualityMargins) -> Figure:
         handles = [
             Line2D(
                 [], [], linestyle="none", marker=style.marker(study, config), markeredgecolor="black",
-                color=style.colour(study, config), markeredgewidth=0.5, markersize=4.6, label=config,
+                color=style.colour(study, config), markeredgewidth=0.5, markersize=4.6,
+                label=style.label(config),
             )
             for config in configs
         ]  # fmt: skip

@@ -69,9 +69,7 @@ def draw(
     items = list(_topk_names(study, topk, shown))
     for config in named:
         row = varied[varied["config"] == config]
-        items += (
-            [(row["x"].item(), row["y"].item(), style.label(study, config), "normal")] if len(row) else []
-        )
+        items += [(row["x"].item(), row["y"].item(), style.label(config), "normal")] if len(row) else []
     marks = np.column_stack([[*varied["x"], *topk["x"]], [*varied["y"], *shown]])
     bars = [[(x, y - e), (x, y + e)] for x, y, e in varied[["x", "y", "error"]].itertuples(index=False)]
     joined = [*zip(marks[len(varied) : -1], marks[len(varied) + 1 :], strict=True)]

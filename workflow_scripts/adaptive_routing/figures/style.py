@@ -22,7 +22,8 @@ from matplotlib.legend_handler import HandlerBase
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from adaptive_routing.analysis.rule_names import rule
+from adaptive_routing.analysis import rule_names
+from adaptive_routing.analysis.rule_names import label as label
 from adaptive_routing.system.files import atomic_path
 
 if TYPE_CHECKING:
@@ -168,7 +169,9 @@ def other_colour(study: Study, name: str) -> tuple[float, float, float]:
     """
     rules = list(dict.fromkeys(map(study.family, study.others)))
     family = study.family(name)
-    single, *ends = (mpl.colors.to_rgb(c) for c in RULES[rules.index(family) % len(RULES)])
+    turn, hue = divmod(rules.index(family), len(RULES))
+    # Rules beyond the last hue begin again, each turn darker, so that no two share a colour.
+    single, *ends = (tuple(0.75**turn * part for part in mpl.colors.to_rgb(c)) for c in RULES[hue])
     own = [other for other in study.others if study.family(other) == family]
     if len(own) == 1:
         return single
@@ -198,17 +201,9 @@ def marker(study: Study, config: str) -> str:
     return "o" if row["strategy"] == "topk" else max_k_marker(study, row["k_or_max_k"])
 
 
-def label(study: Study, config: str) -> str:
-    """What to call a configuration in a figure: `top-8`, or `max_k 16, α 0.3`."""
-    row = _row(study, config)
-    if row["strategy"] == "topk":
-        return f"top-{int(row['k_or_max_k'])}"
-    return f"max_k {int(row['k_or_max_k'])}, {variant_text(study.variant(row))}"
-
-
 def variant_text(one: float | str) -> str:
-    """What to call one of `Study.variants` in a figure: `α 0.3`, `topp_p030`."""
-    return one if isinstance(one, str) else f"α {alpha_text(one)}"
+    """What to call one of `Study.variants` in a figure: `α 0.3`, `top-p p 0.3`."""
+    return rule_names.variant(one) if isinstance(one, str) else f"α {alpha_text(one)}"
 
 
 def alpha_text(alpha: float) -> str:
@@ -218,7 +213,7 @@ def alpha_text(alpha: float) -> str:
 
 def baseline_label(study: Study) -> str:
     """What to call the baseline in the figure; its name where it has no results."""
-    return study.baseline if study.baseline_row is None else label(study, study.baseline)
+    return study.baseline if study.baseline_row is None else label(study.baseline)
 
 
 def reference_name(study: Study) -> str:
@@ -266,7 +261,8 @@ def points(study: Study, max_k: float, size: float) -> dict[str, Any]:
 
 def legend_handles(study: Study) -> list[list[Line2D]]:
     """The legend's entries in groups: shapes, colours, references. The first of a group carries its name."""
-    shapes, first = [], "max_k " if study.others else "BH with max_k "
+    alone = rule_names.only_rule(study)
+    shapes, first = [], f"{alone} with max_k " if alone else "max_k "
     for i, max_k in enumerate(study.max_ks):
         shape, name = max_k_marker(study, max_k), f"{first}{max_k}" if i == 0 else f"{max_k}"
         shapes.append(
@@ -287,22 +283,16 @@ def variant_handles(study: Study) -> list[Line2D]:
 def _other_handles(study):
     """Legend entries of the variants of other rules: each by name, or of many one strip a rule."""
     if len(study.others) <= MOST_NAMED:
-        return [Strip([other_colour(study, name)], name) for name in study.others]
+        return [Strip([other_colour(study, name)], variant_text(name)) for name in study.others]
     handles = []
     for family in dict.fromkeys(map(study.family, study.others)):
         own = [name for name in study.others if study.family(name) == family]
-        text = rule(family)
+        text = rule_names.rule(family)
         if len(own) > 1:
-            settings = [_setting(name) for name in own]
-            text += f", {settings[0]} to {settings[-1]}"
+            first, last = (rule_names.numbers(name) or [name] for name in (own[0], own[-1]))
+            text += f", {first[0]} to {last[0].split()[-1]}"
         handles.append(Strip([other_colour(study, name) for name in own], text))
     return handles
-
-
-def _setting(name):
-    """The number in a variant's name as it is there: p010 of minp_p010, a030 of bh_a030_ncentred."""
-    numbers = [part for part in name.split("_")[1:] if part[1:].isdigit()]
-    return numbers[0] if numbers else name
 
 
 def _alpha_handles(study):

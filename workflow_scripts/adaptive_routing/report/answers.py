@@ -13,7 +13,7 @@ from adaptive_routing.analysis import control_outcomes as controls
 from adaptive_routing.analysis import recommendations as rules
 from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL
 from adaptive_routing.report import words
-from adaptive_routing.report.costs import cost_section
+from adaptive_routing.report.costs import COST_HEADING, cost_section
 from adaptive_routing.report.limits import (
     topk_curve_text,
     uncertainty_section,
@@ -53,7 +53,7 @@ def answer_sections(
     yield "### What to use"
     yield _what_to_use(study, decision, margins)
     yield f"*Same quality*: {margin_definition(study, margins)}. This margin is set in the config file."
-    yield "### What it costs"
+    yield f"### {COST_HEADING}"
     yield from cost_section(study, decision, margins)
     yield from where_section(study, figures.get("where"))
     yield "### The tests behind these answers"
@@ -83,9 +83,12 @@ def _what_to_use(study, decision, margins):
     rows = []
     for choice in decision.choices:
         if choice.reason == rules.SHOWN:
-            use, why = words.code(choice.config), _why_shown(study, choice)
+            use, why = words.both_names(choice.config), _why_shown(study, choice)
         else:
-            use, why = f"{words.code(study.baseline)} (keep)", why_kept(study, choice).replace(MARGIN, "")
+            use, why = (
+                f"{words.both_names(study.baseline)} (keep)",
+                why_kept(study, choice).replace(MARGIN, ""),
+            )
             if choice.candidate and choice.reason != rules.CONFLICT:
                 why += f"; closest: {words.code(choice.candidate)}"
         rows.append((words.AIMS[choice.aim], use, why))

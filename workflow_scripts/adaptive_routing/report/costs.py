@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from adaptive_routing.analysis import control_outcomes as controls
 from adaptive_routing.analysis import recommendations as rules
+from adaptive_routing.analysis.contrasts import ANSWER
 from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL
 from adaptive_routing.report import words
 from adaptive_routing.report.same_compute import score_name
+from adaptive_routing.report.sentences import subject
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,18 +20,13 @@ if TYPE_CHECKING:
     from adaptive_routing.analysis.recommendations import Decision, QualityMargins
     from adaptive_routing.analysis.study import Study
 
-
+COST_HEADING = "What it costs"
 MOST_NATS = 50.0  # of a difference: exp of more is no percentage that anyone reads
 
 
 def cost_section(study: Study, decision: Decision, margins: QualityMargins) -> Iterator[str]:
     """Yield a table of the notable configurations, its caption, and what alpha and max_k do."""
-    rows = [
-        ("<br>".join([words.named(study, config), *roles]), *_against_baseline(study, config))
-        for config, roles in _roles(study, decision, margins).items()
-    ]
-    headings = ["configuration", "experts", "FLOPs", "tokens/s"]
-    yield words.table([*headings, *(words.score_of(study, d) for d in study.scored_datasets)], rows)
+    yield _table(study, _roles(study, decision, margins))
     yield (
         "Experts are per token and layer. The baseline's row holds values ± one standard error. The other "
         "rows hold changes against it, with simultaneous 95 % intervals of the paired differences. ▲ "
@@ -47,12 +45,56 @@ def cost_section(study: Study, decision: Decision, margins: QualityMargins) -> I
         yield " ".join([*effects, remark])
 
 
-def _roles(study, decision, margins):
-    """The notable configurations and why each is listed: {config: [role, ...]}, the baseline first."""
+def cost_at_a_glance(study: Study, margins: QualityMargins) -> Iterator[str]:
+    """Yield what the configurations cost that the main sentences name, for the report's first screen.
+
+    Nothing where none can be recommended.
+    """
+    if rules.obstacle(study):
+        return
+    decision = rules.decide(study, margins)
+    roles = {config: list(own) for config, own in _shown(study, decision).items()}
+    if controls.has_answer(study):
+        compared = controls.rows_of(study, ANSWER)["config"].unique()
+        roles.setdefault(controls.best(study, compared, margins), []).append("best against its control")
+    config, _ = subject(study, decision, margins)
+    if config is not None:
+        roles.setdefault(config, [])
+    link = f"#{COST_HEADING.lower().replace(' ', '-')}"
+    names = ["<br>".join([words.named(study, config), *own]) for config, own in roles.items()]
+    columns = [_against_baseline(study, config) for config in roles]
+    rows = zip(_measured(study), *columns, strict=True)
+    table = words.table([f"[**{COST_HEADING}**]({link})", *names], rows)
+    # Its columns are configurations, so that it fits beside the answer and on a phone.
+    yield f'<div class="costs" markdown="1">\n\n{table}\n\n</div>'
+
+
+def _table(study, roles):
+    """The costs of some configurations; roles: {configuration: [role, ...]}."""
+    rows = [
+        ("<br>".join([words.named(study, config), *own]), *_against_baseline(study, config))
+        for config, own in roles.items()
+    ]
+    return words.table(["configuration", *_measured(study)], rows)
+
+
+def _measured(study):
+    """What the cells of `_against_baseline` are."""
+    return ["experts", "FLOPs", "tokens/s", *(words.score_of(study, d) for d in study.scored_datasets)]
+
+
+def _shown(study, decision):
+    """The baseline and the configurations to use, each with its aims: {config: [role, ...]}."""
     roles = {study.baseline: []}
     for choice in decision.choices:
         if choice.reason == rules.SHOWN:
             roles.setdefault(choice.config, []).append(f"use: {words.AIMS[choice.aim]}")
+    return roles
+
+
+def _roles(study, decision, margins):
+    """The notable configurations and why each is listed: {config: [role, ...]}, the baseline first."""
+    roles = _shown(study, decision)
     chosen = set(roles)
 
     def add(config, role):

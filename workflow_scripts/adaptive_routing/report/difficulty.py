@@ -51,7 +51,7 @@ def _table(table, trend):
         ]
         rows.append(
             [
-                words.code(correlation["config"]),
+                words.both_names(correlation["config"]),
                 *cells,
                 words.number(correlation["avg_experts_prompt_rho"], "+z.2f"),
                 words.p_value(correlation["avg_experts_prompt_p_value"]),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from adaptive_routing.analysis import recommendations as rules
+from adaptive_routing.analysis.featured import featured
 from adaptive_routing.figures.panels import PANELS, TITLES, describe_panel
 from adaptive_routing.report import words
 from adaptive_routing.report.answers import answer_sections
+from adaptive_routing.report.costs import cost_at_a_glance
 from adaptive_routing.report.difficulty import difficulty_section
 from adaptive_routing.report.method import method_sections
 from adaptive_routing.report.null_check import null_check_section
@@ -21,7 +24,6 @@ from adaptive_routing.report.warnings import warning_section
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     import pandas as pd
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     # {name of a null distribution: (table of its check, path of its figure)}
     NullChecks = Mapping[str, tuple[pd.DataFrame, Path | str]]
 
+ANSWERING = "5_pareto_frontier"  # the panel that shows the answer of a study without controls
 TITLE = "Adaptive expert routing: {rule} against a fixed number of experts"
 MOST_IN_TITLE = 3  # rules
 MOST_REPETITIONS = 2  # groups of equal configurations by name
@@ -78,18 +81,21 @@ def write_markdown(
     warned = warning(study, vocabulary_size(summaries))
     sentences = warned or main_sentences(study, margins, _tables(null_checks))
     null_check = list(null_check_section(null_checks or {}, folder))
+    picture = beside.pop("same_compute", None) or panels[PANELS.index(ANSWERING)]
     sections = [
         f"# {_title(study)}",
         "## Answers",
         "\n".join(f"{i}. {sentence}" for i, sentence in enumerate(sentences, start=1)),
+        "" if warned else f"![The answer as a picture]({picture})",
+        *(() if warned else cost_at_a_glance(study, margins)),
         *warning_section(study, summaries, model_note),
         _setting(study, summaries),
         *(() if warned else answer_sections(study, margins, beside, null_check)),
         "### Missing, skipped and shortened",
         *gap_section(study, summaries),
         "## Panels",
-        f"![All panels on one page; each also follows by itself]({figure})",
-        _atlas(atlas, folder),
+        f"All nine on one page: [{Path(figure).name}]({figure}).",
+        _atlas(study, margins, atlas, folder),
         *_panels(study, panels),
         *difficulty_section(difficulty, folder),
         "## Tables",
@@ -116,13 +122,23 @@ def _title(study):
     return TITLE.format(rule=f"{len(rules_)} adaptive rules" if several else words.joined(rules_))
 
 
-def _atlas(path, folder):
+def _atlas(study, margins, path, folder):
+    """Where the atlas is, and links into it to the configuration that the answers name, by data set."""
     if path is None:
         return ""
-    return (
-        f"The [routing atlas]({quote(os.path.relpath(path, folder))}) shows which experts each configuration "
-        "chose, how many in each layer, and on which tokens of the text."
+    link = quote(os.path.relpath(path, folder))
+    text = (
+        f"The [routing atlas]({link}) shows which experts each configuration chose, how many in each layer, "
+        "and on which tokens of the text"
     )
+    config = featured(study, margins)
+    if config is None:
+        return f"{text}."
+    places = [
+        f"[{words.escaped(dataset)}]({link}#{urlencode({'config': config, 'dataset': dataset})})"
+        for dataset in study.datasets
+    ]
+    return f"{text}; {words.code(config)} on {words.joined(places)}."
 
 
 def _setting(study, summaries):
@@ -138,8 +154,8 @@ def _setting(study, summaries):
     missing = len(rules.missing_experiments(study))
     counted = study.configurations["strategy"].value_counts(sort=False)
     kinds = [
-        words.plural(counted.get(strategy, 0), f"{words.strategy(strategy)} configuration")
-        for strategy in dict.fromkeys(("topk", "bh", *counted.index))
+        words.plural(count, f"{words.strategy(str(strategy))} configuration")
+        for strategy, count in counted.items()
     ]
     native = sorted({s["routing"]["native_top_k"] for s in summaries})
     native_names = [f"{k}experts_topk_baseline" for k in native]

@@ -68,15 +68,21 @@ def _routing(settings):
             "is no error rate of the routing.",
             f"**Null distribution** of each layer: {_null_distribution(null)}",
             *(
-                f"**{words.capitalized(words.strategy(strategy))}** is defined in its module, "
-                f"`routing/{strategy}.py`."
+                f"**{words.capitalized(words.strategy(strategy))}** {words.definition(strategy)}"
                 for strategy in settings["strategies"]
                 if strategy not in ("topk", "bh")
             ),
             f"**Weights** are the softmax over all E logits{_temperature(routing['temperature'])} at the "
             f"selected experts; they {weights}, in every configuration.",
         )
+        if not item.startswith(_unused(settings["strategies"]))
     )
+
+
+def _unused(strategies):
+    """How the items begin on what none of the strategies uses."""
+    bh = () if "bh" in strategies else ("**BH**",)
+    return bh if {"bh", "hc"} & set(strategies) else (*bh, "**Null distribution**")
 
 
 def _temperature(temperature):

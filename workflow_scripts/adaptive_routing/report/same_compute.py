@@ -237,7 +237,9 @@ def _rule_table(study: Study, outcomes: list[RuleOutcome], margins: QualityMargi
             cell + _counts_on(study, outcome.configs, dataset)
             for cell, dataset in zip(_cells(study, best, datasets), datasets, strict=True)
         ]
-        rows.append([words.rule(outcome.family), len(outcome.configs), *counts, words.code(best), *cells])
+        rows.append(
+            [words.rule(outcome.family), len(outcome.configs), *counts, words.both_names(best), *cells]
+        )
     headings = ["rule", "configurations", "better", "worse", "both", "the same", "open"]
     return words.table([*headings, "best configuration", *names], rows)
 
@@ -256,7 +258,7 @@ def _config_table(study, outcomes):
     names = [score_name(_first(study, dataset)) for dataset in datasets]
     rows = [
         [
-            words.code(config),
+            words.both_names(config),
             _experts(controls.rows_of(study, ANSWER, [config])),
             *_cells(study, config, datasets),
         ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,12 @@ from adaptive_routing.analysis.rule_names import (
 )
 from adaptive_routing.analysis.rule_names import (
     capitalized as capitalized,
+)
+from adaptive_routing.analysis.rule_names import (
+    definition as definition,
+)
+from adaptive_routing.analysis.rule_names import (
+    label as label,
 )
 from adaptive_routing.analysis.rule_names import (
     rule as rule,
@@ -63,9 +71,26 @@ def code(text: object) -> str:
     return f"`{str(text).replace('`', chr(39)).replace('|', '∣')}`"
 
 
+def escaped(text: object) -> str:
+    """A text as Markdown that shows it as it is, whatever it holds, on one line and safe inside a table."""
+    plain = "".join(shown(character) for character in str(text))
+    return re.sub(r"[\\`*_{}\[\]()<>#+!|~&-]", lambda match: f"&#{ord(match[0])};", plain)
+
+
+def shown(character: str) -> str:
+    """A character that can be seen, or its code point as ⟨U+202E⟩."""
+    hidden = unicodedata.category(character) in ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp")
+    return f"⟨U+{ord(character):04X}⟩" if hidden else character
+
+
+def both_names(config: str) -> str:
+    """A configuration in a table: its name for people, and below it the one that files have."""
+    return f"{label(config)}<br>{code(config)}"
+
+
 def named(study: Study, config: str) -> str:
-    """A configuration's name in a table; the HTML report finds the baseline's row by it."""
-    return f"{code(config)} {BASELINE_MARK}" if config == study.baseline else code(config)
+    """The same with a mark at the baseline, by which the HTML report finds its row."""
+    return both_names(config) + (f" {BASELINE_MARK}" if config == study.baseline else "")
 
 
 def with_error(row: pd.Series, column: str, digits: str) -> str:
@@ -116,7 +141,7 @@ def comparison_cells(study: Study, config: str, dataset: str) -> dict[str, Any]:
 
     Every table of comparisons picks its columns from these. Dashes where the two were not compared.
     """
-    names = {"configuration": code(config), "score": score_of(study, dataset)}
+    names = {"configuration": both_names(config), "score": score_of(study, dataset)}
     row = study.comparison(config, dataset)
     if row is None:
         return defaultdict(lambda: NOTHING, names)

@@ -1,5 +1,6 @@
 // The routing atlas: reads the experiments in the page and draws what the controls choose.
-// The state lives in the address (#dataset=…&layer=…&a=…&b=…), so that a view can be kept and sent.
+// The state lives in the address (#dataset=…&layer=…&a=…&b=…), so that a view can be kept and sent. A link may name
+// one configuration instead (#config=…), which is shown beside the one that A is at first.
 "use strict";
 
 const atlas = JSON.parse(document.getElementById("atlas").textContent);
@@ -84,7 +85,8 @@ function fill(select, entries, value) {
 
 /** Takes the state from the address; what it lacks, or has wrong, keeps its initial value. */
 function readAddress() {
-  const given = new URLSearchParams(location.hash.slice(1));
+  const given = new URLSearchParams(location.hash.slice(1)), config = given.get("config");
+  if (config && !given.has("a") && !given.has("b")) given.set(config === defaults.a ? "a" : "b", config);
   for (const [key, control] of Object.entries(controls)) {
     state[key] = given.get(key) ?? defaults[key];
     const known = key === "sample" || [...control.options].some((option) => option.value === state[key]);
@@ -194,7 +196,7 @@ function findings(sides) {
   return sides.map((side) => {
     const item = document.createElement("li");
     const name = Object.assign(document.createElement("span"), { className: `name ${side.key}`, textContent: title(side) });
-    item.append(name, `, ${state.dataset}, ${layerName()}: ${side.data ? finding(side.data) : "no result."}`);
+    item.append(name, ` (${side.config}), ${state.dataset}, ${layerName()}: ${side.data ? finding(side.data) : "no result."}`);
     return item;
   });
 }
@@ -443,6 +445,28 @@ function typesTables(side) {
   return [heading, build("div", { className: "lists" }, table("most experts", 0, half), table("fewest experts", half, ids.length))];
 }
 
+/** The tokens by which experts are over-represented: of a layer's experts, or of one expert in each layer. */
+function typicalTokens(side) {
+  const heading = build("p", { className: `name ${side.key}`, textContent: title(side) });
+  if (!side.data) return [heading, build("p", { className: "note", textContent: missing(side) })];
+  const { typical_ids: ids, typical_shares: shares, usage, numTokens } = side.data;
+  const used = ([layer, expert]) => (100 * row(usage, layer)[expert]) / numTokens;
+  const listed = (place) => Array.from(row(ids, ...place)).filter((id) => id >= 0);
+  const excess = (place) => (listed(place).length ? row(shares, ...place)[0] - used(place) : -Infinity);
+  const places = range(atlas.num_layers).map((layer) => range(atlas.num_experts).map((expert) => [layer, expert]));
+  const rows = (state.layer === ALL
+    ? places.map((own) => own.reduce((best, place) => (excess(place) > excess(best) ? place : best)))
+    : places[Number(state.layer)]).filter((place) => listed(place).length);
+  if (!rows.length) return [heading, build("p", { className: "note", textContent: "No token stands out." })];
+  const cells = (place) => [state.layer === ALL ? place.join(" / ") : String(place[1]), number(used(place), 1),
+    listed(place).map((id, i) => `${visible(atlas.tokens[id])} ${row(shares, ...place)[i]}\u00a0%`).join("  ")];
+  const heads = [state.layer === ALL ? "layer / expert" : "expert", "% of all tokens", "most typical tokens"];
+  const table = build("table", { className: "typical" },
+    build("tr", {}, ...heads.map((text) => build("th", { textContent: text, scope: "col" }))),
+    ...rows.map((place) => build("tr", {}, ...cells(place).map((text) => build("td", { textContent: text })))));
+  return [heading, build("div", { className: "long", tabIndex: 0 }, table)];
+}
+
 // --- the text ---
 
 /** What the text of a side shows: for each token of the sample its id, count, loss (null: not scored) and counts by layer. */
@@ -568,6 +592,7 @@ async function show() {
   drawPosition(sides);
   drawLoss(sides);
   for (const side of sides) element(`types-${side.key}`).replaceChildren(...typesTables(side));
+  for (const side of sides) element(`typical-${side.key}`).replaceChildren(...typicalTokens(side));
   drawText(sides);
   document.body.dataset.shown = JSON.stringify(state);
 }

@@ -28,7 +28,7 @@ TITLES = {
     "1_perplexity": "Perplexity",
     "2_task_accuracy": "Task accuracy",
     "3_average_experts": "Average experts",
-    "4_alpha_max_k_heatmap": "Quality against the baseline over α and max_k",
+    "4_alpha_max_k_heatmap": "Quality against the baseline over the grid",
     "5_pareto_frontier": "Pareto frontier: experts against quality",
     "6_floor_middle_ceiling": "Floor, middle and ceiling",
     "7_expert_utilization": "Expert utilisation",

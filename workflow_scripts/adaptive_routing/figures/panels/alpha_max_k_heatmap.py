@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.patches import Rectangle
 
-from adaptive_routing.analysis.rule_names import adaptive_noun
+from adaptive_routing.analysis.rule_names import adaptive_noun, only_rule
 from adaptive_routing.figures import grid_axis, layout, quality, style
 from adaptive_routing.figures.panels import TITLES
 
@@ -59,7 +59,7 @@ def draw(cell: Cell, study: Study) -> None:
     if len(columns) > MOST_WRITTEN[1] and study.max_ks:  # of top-k only those beside a max_k have room
         columns = study.max_ks
     rows = ["top-k"] * (not study.topk.empty) + [style.alpha_text(alpha) for alpha in study.alphas]
-    rows += study.others
+    rows += map(style.variant_text, study.others)
     cells = {
         row["config"]: _place(study, row, columns)
         for _, row in study.configurations.iterrows()
@@ -86,8 +86,10 @@ def draw(cell: Cell, study: Study) -> None:
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    axes.set_xlabel(f"{'max_k' if study.others else 'max_k of BH'}, k of top-k (experts)")
-    axes.set_ylabel("α (target false discovery rate)" if not study.others else "α of BH, other rules")
+    alone = only_rule(study)
+    axes.set_xlabel(", ".join(grid_axis.counts_shown(study, not study.topk.empty)) + " (experts)")
+    several = "α of BH, other rules" if study.alphas else "rule"
+    axes.set_ylabel("α (target false discovery rate)" if not study.others else alone or several)
     _ticks(axes.xaxis, columns, 12)
     _ticks(axes.yaxis, rows, int(axes.bbox.height * 72 / axes.figure.dpi / LINE))
     if not study.topk.empty and not study.beside_topk.empty:
@@ -176,7 +178,7 @@ def _place(study, row, columns):
 
 def _left(study):
     """Room for the rows' names."""
-    longest = max(map(len, study.others), default=0)
+    longest = max((len(style.variant_text(one)) for one in study.others), default=0)
     return max(layout.Margins.left, 0.32 + 0.048 * longest)
 
 
