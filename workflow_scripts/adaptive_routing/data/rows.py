@@ -15,6 +15,7 @@ from typing import Any
 
 from adaptive_routing.system import hub
 from adaptive_routing.system.errors import InputError
+from adaptive_routing.system.hub_faults import HubUnreachable, asking, is_unanswered
 
 LOCAL_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 _DESCRIPTIONS = ("README.md", ".huggingface.yaml", "dataset_infos.json")
@@ -69,7 +70,7 @@ def open_rows(
     if builder is None and not why_not_asked:
         try:
             builder = _fetched(repository, subset, commit)
-        except hub.HubUnreachable as error:
+        except HubUnreachable as error:
             why_not_asked = error.reason
     if builder is None:
         raise InputError(
@@ -143,17 +144,17 @@ def _fetched(repository, subset, commit):
     listed = {file.path: file for file in hub.list_files(repository, commit)}
     # The library would read them first of all; here, a refusal and a wrong bit get their own sentences.
     hub.fetch(repository, commit, [listed[path] for path in _DESCRIPTIONS if path in listed])
-    with hub.asking(repository, commit):
+    with asking(repository, commit):
         try:
             builder = datasets.load_dataset_builder(source, subset, revision=commit)
         except Exception as error:
             for one in (error, error.__cause__):
-                if one is not None and hub.is_unanswered(one):
+                if one is not None and is_unanswered(one):
                     raise one from error
             raise _unreadable(source, name, error) from error  # such as a subset that there is not
     if builder.hash != commit:  # another one, of the cache
         reason = "the hub stopped answering meanwhile"
-        raise hub.HubUnreachable(f"{name}: {reason}", reason)
+        raise HubUnreachable(f"{name}: {reason}", reason)
     prefix = f"@{commit}/"
     paths = {
         url.partition(prefix)[2]
