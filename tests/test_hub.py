@@ -355,6 +355,16 @@ def test_a_data_file_with_a_wrong_bit_is_not_accepted(hub):
     assert read_data() == [{"text": "a"}]
 
 
+def test_too_small_a_disk_for_the_prepared_data_set_is_known_before(hub, tmp_path, monkeypatch):
+    usage = {"hub": 10**9, "datasets": 100}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=usage[path.name]))
+    sentence = refused(read_data)
+    assert re.search(rf"the copy of {DATASET} that is read needs .*, but .* has 0 kB free", sentence)
+    assert not list((tmp_path / "datasets").rglob("*.arrow"))
+    usage["datasets"] = 10**9
+    assert read_data() == [{"text": "a"}]
+
+
 def test_a_damaged_file_in_the_hubs_cache_is_fetched_anew(hub, tmp_path):
     read_data()
     shutil.rmtree(tmp_path / "datasets")

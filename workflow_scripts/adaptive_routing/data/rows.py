@@ -13,7 +13,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from adaptive_routing.system import hub
+from adaptive_routing.system import disk, hub
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.hub_faults import HubUnreachable, asking, is_unanswered
 
@@ -93,10 +93,18 @@ def _local_rows(source, name):
         try:
             if not Path(source).is_file():
                 raise FileNotFoundError("there is no such file")
+            disk.check_room(
+                Path(cache),
+                Path(source).stat().st_size,
+                f"{name}: a copy of {source!r} for reading",
+                "free the difference, or set TMPDIR to a folder on a larger disk",
+            )
             link.symlink_to(Path(source).absolute())
             builder = _builder(kind, link, cache)
             builder.download_and_prepare()
             yield from builder.as_dataset("train")
+        except InputError:
+            raise
         except Exception as error:
             raise _unreadable(source, name, error, link) from error
 
@@ -162,7 +170,14 @@ def _fetched(repository, subset, commit):
         for url in urls
         if prefix in url
     }
-    folder = hub.fetch(repository, commit, [listed[path] for path in sorted(paths) if path in listed])
+    files = [listed[path] for path in sorted(paths) if path in listed]
+    folder = hub.fetch(repository, commit, files)
+    disk.check_room(
+        Path(builder.cache_dir),
+        builder.info.dataset_size or sum(file.size for file in files),  # the least, of compressed files
+        f"{name}: the copy of {source} that is read",
+        "free the difference, or set HF_DATASETS_CACHE to a folder on a larger disk",
+    )
     try:
         builder.download_and_prepare()
     except Exception as error:
