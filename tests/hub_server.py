@@ -8,6 +8,8 @@ said to be stored as large ones, named by their SHA-256.
 import hashlib
 import json
 import re
+import socket
+import struct
 import threading
 import time
 from dataclasses import dataclass, field
@@ -37,6 +39,7 @@ class Faults:
     wrong_bit: set = field(default_factory=set)  # paths that are served with a bit that is not theirs
     cut_after: int | None = None  # bytes of a large file after which the connection ends, each time
     stall_after: int | None = None  # bytes of a large file after which nothing more comes
+    reset_after: int | None = None  # bytes of a large file after which the connection is reset; 0 resets all
     gated: bool = False  # files are listed, and refused
     is_silent: bool = False  # accepts, and never answers
     bytes_per_second: float | None = None
@@ -120,6 +123,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.is_closing.wait(60)
             self.close_connection = True
             return
+        if self.hub.faults.reset_after == 0:
+            self.reset()
+            return
         path = unquote(urlsplit(self.path).path)
         if match := re.fullmatch(r"/api/(model|dataset)s/([^/]+/[^/]+)(?:/(.*))?", path):
             self.answer_api(match[1], match[2], match[3] or "")
@@ -127,6 +133,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer_file("dataset" if match[1] else "model", *match.groups()[1:])
         else:
             self.say(404, {"error": "no such page"})
+
+    def reset(self):
+        """End the connection as a machine does that knows nothing of it."""
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+        for stream in (self.wfile, self.rfile, self.connection):
+            stream.close()
 
     def find(self, kind, name, revision):
         """The commit and its files; None where an error has been answered."""
@@ -216,6 +229,10 @@ class _Handler(BaseHTTPRequestHandler):
             if large and faults.stall_after is not None and sent >= faults.stall_after:
                 self.hub.is_closing.wait(60)
                 self.close_connection = True
+                return
+            if large and faults.reset_after is not None and at >= faults.reset_after:
+                time.sleep(0.05)  # what was sent arrives
+                self.reset()
                 return
             try:
                 self.wfile.write(content[at : at + step])

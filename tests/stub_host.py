@@ -46,7 +46,12 @@ def fail(request, cache):
         raise RuntimeError("an unforeseen defect")
 
 
-JOBS = {"report": report, "work": work, "refuse": refuse, "fail": fail}
+def outgrow(request, cache):
+    """Ask for more memory than there is."""
+    raise MemoryError
+
+
+JOBS = {"report": report, "work": work, "refuse": refuse, "fail": fail, "outgrow": outgrow}
 
 if __name__ == "__main__":
     server.main(json.loads(sys.argv[1]), "stub_host")

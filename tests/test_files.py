@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -78,6 +79,49 @@ def test_a_job_logs_what_it_says_and_where_it_failed(tmp_path, capsys):
     assert "working" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        MemoryError("Unable to allocate 2.00 GiB for an array"),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+        RuntimeError("can't start new thread"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_a_lack_of_memory_is_one_sentence(tmp_path, capsys, error):
+    with pytest.raises(SystemExit) as stop, job(snakemake_object(tmp_path)):
+        raise error
+    assert stop.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: the system gives this process no more memory or threads (")
+    assert said.count("\n") == 1 and (str(error) or "MemoryError") in said
+    assert "Traceback" in (tmp_path / "logs/job.log").read_text()
+
+
+@pytest.mark.parametrize("work", ["bytearray(1 << 32)", "threading.Thread(target=print).start()"])
+def test_a_limit_of_the_address_space_is_one_sentence(tmp_path, work):
+    script = textwrap.dedent(
+        f"""
+        import resource, threading
+        from types import SimpleNamespace
+        from adaptive_routing.jobs.script import job
+
+        with job(SimpleNamespace(log=[{str(tmp_path / "job.log")!r}])):
+            threading.stack_size(1 << 30)
+            resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29))
+            {work}
+        """
+    )
+    environment = {"PYTHONPATH": ":".join(path for path in sys.path if path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the system gives this process no more memory or threads (")
+    assert done.stderr.count("\n") == 1
+
+
 def start_job(tmp_path, workflow):
     """Start a job below the workflow of a pid; returns it, amid writing, and the folder it writes to."""
     script = textwrap.dedent(
@@ -127,8 +171,24 @@ def test_a_full_disk_is_one_sentence(tmp_path):
         atomic_path(path),
     ):
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+    with (
+        pytest.raises(OutputError, match=f"{path} cannot be written: the disk is full"),
+        atomic_path(path),
+    ):
+        raise RuntimeError("No space left on device (os error 28)")  # as libraries written in Rust do
     with pytest.raises(FileNotFoundError), atomic_path(path):
         (tmp_path / "gone").read_text()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_limit_of_a_files_size_is_one_sentence(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 10, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"out.txt cannot be written: the file is larger than `ulimit"):
+            write_json(tmp_path / "out.txt", "x" * (1 << 11))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())
 
 

@@ -49,10 +49,18 @@ def hub(tmp_path, monkeypatch, model_files):
     """A hub on loopback with a model and a data set, and empty caches."""
     with HubServer() as server:
         server.be_asked(monkeypatch, tmp_path)
-        monkeypatch.setattr(client, "_PAUSE_SECONDS", 0.01)
+        monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1 << 16)
+        monkeypatch.setattr("adaptive_routing.system.hub_faults._PAUSE_SECONDS", 0.01)
+        pause_between_attempts(monkeypatch, 0.01)
         server.model = server.commit("model", MODEL, model_files)
         server.data = server.commit("dataset", DATASET, files("a"))
         yield server
+
+
+def pause_between_attempts(monkeypatch, seconds):
+    """Have the library try a download again so soon."""
+    clock = SimpleNamespace(sleep=lambda _: time.sleep(seconds))
+    monkeypatch.setattr("huggingface_hub.file_download.time", clock)
 
 
 @pytest.fixture
@@ -116,19 +124,28 @@ def test_what_was_received_before_a_break_is_kept(hub, cache, model_files):
 
 def test_a_connection_that_breaks_now_and_then_is_no_fault(hub, monkeypatch):
     hub.faults.cut_after = 1 << 19
-    monkeypatch.setattr(client, "_ATTEMPTS", 1000)
+    pause_between_attempts(monkeypatch, 0.5)
     threading.Timer(1, lambda: setattr(hub.faults, "cut_after", None)).start()
     assert inspect_model(MODEL)["commit"] == hub.model
 
 
+def test_a_connection_that_is_reset(hub):
+    hub.faults.reset_after = 1 << 19
+    info = inspect_model(MODEL)  # each time half a megabyte comes
+    assert any(wanted for _, _, wanted in hub.requests)
+    hub.faults.reset_after = 0
+    assert inspect_model(MODEL) == info
+    assert re.search(r"broke off the connection \(.* reset by peer\), and the cache", refused(read_data))
+
+
 @pytest.mark.parametrize("fault", ["stall", "unreachable"])
 def test_a_hub_that_is_gone_half_way(hub, cache, fault, monkeypatch):
-    monkeypatch.setattr(client, "_ATTEMPTS", 2)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
     hub.faults.stall_after = 1 << 18
     if fault == "unreachable":
         threading.Timer(0.5, hub.close).start()
     sentence = refused(inspect_model, MODEL)
-    said = "did not answer within 1 s" if fault == "stall" else "cannot be reached"
+    said = "did not answer within 0.3 s" if fault == "stall" else "cannot be reached"
     assert said in sentence or "broke off" in sentence
     if fault == "stall":
         hub.faults.stall_after = None
@@ -143,6 +160,17 @@ def test_a_hub_that_never_answers(hub):
     for work in (lambda: inspect_model(MODEL), read_data):
         assert "did not answer within 1 s, and the cache" in refused(work)
     assert time.monotonic() - started < 5
+
+
+def test_a_silent_hub_and_a_pinned_commit_in_the_cache(hub, capsys):
+    info, rows = inspect_model(MODEL, hub.model), read_data(hub.data)
+    capsys.readouterr()
+    hub.faults.is_silent = True
+    hub.requests.clear()
+    assert (inspect_model(MODEL, hub.model), read_data(hub.data)) == (info, rows)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == len(hub.requests) == 1
+    assert "did not answer within 1 s; owner/small-moe is read from the cache" in said[0]
 
 
 @pytest.mark.parametrize("path", [SHARD, "config.json"])
@@ -168,6 +196,22 @@ def test_a_wrong_bit_in_the_cache_is_found(hub, cache, path, model_files):
     assert file.read_bytes() == model_files[path]
 
 
+def test_content_in_the_store_of_all_repositories(hub, cache, model_files):
+    """There the library names it by a hash of another kind."""
+    info = inspect_model(MODEL)
+    for name in blobs(cache):
+        blob, stored = cache / "blobs" / name, cache.parent / "blobs/ab" / f"{name:0<64.60}"
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        blob.rename(stored)
+        blob.symlink_to(os.path.relpath(stored, blob.parent))
+    assert inspect_model(MODEL) == info
+    with open(Path(info["folder"], SHARD), "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\0")
+    assert SHARD in refused(inspect_model, MODEL)
+    assert inspect_model(MODEL) == info
+
+
 def test_too_small_a_disk_is_known_before(hub, cache, monkeypatch, model_files):
     usage = SimpleNamespace(free=10**5)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
@@ -179,15 +223,24 @@ def test_too_small_a_disk_is_known_before(hub, cache, monkeypatch, model_files):
     inspect_model(MODEL)
 
 
-def test_a_disk_that_is_full_half_way(hub, cache, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EDQUOT, "the disk quota is used up"),
+        (errno.EFBIG, "the file is larger than `ulimit -f` or the file system allows"),
+        (errno.EACCES, f"cannot be written to the cache .*{os.strerror(errno.EACCES)}"),
+    ],
+)
+def test_a_disk_that_is_full_half_way(hub, cache, monkeypatch, number, reason):
     fsync = os.fsync
 
-    def full(number):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def full(_):
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", full)
     sentence = refused(inspect_model, MODEL)
-    assert "the disk is full" in sentence and str(cache.parent) in sentence
+    assert re.search(reason, sentence) and str(cache.parent) in sentence
     monkeypatch.setattr(os, "fsync", fsync)
     inspect_model(MODEL)
 
@@ -299,6 +352,16 @@ def test_a_data_file_with_a_wrong_bit_is_not_accepted(hub):
     hub.faults.wrong_bit = {path}
     assert f"{path} of the data set {DATASET} came damaged" in refused(read_data)
     hub.faults.wrong_bit = set()
+    assert read_data() == [{"text": "a"}]
+
+
+def test_too_small_a_disk_for_the_prepared_data_set_is_known_before(hub, tmp_path, monkeypatch):
+    usage = {"hub": 10**9, "datasets": 100}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=usage[path.name]))
+    sentence = refused(read_data)
+    assert re.search(rf"the copy of {DATASET} that is read needs .*, but .* has 0 kB free", sentence)
+    assert not list((tmp_path / "datasets").rglob("*.arrow"))
+    usage["datasets"] = 10**9
     assert read_data() == [{"text": "a"}]
 
 

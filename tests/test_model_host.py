@@ -425,6 +425,14 @@ def test_a_defect_is_a_traceback_and_the_next_job_has_a_new_host(place):
     wait_until(lambda: not is_running(pid))
 
 
+def test_a_host_without_memory_says_so_in_one_sentence_and_the_next_job_has_a_new_one(place):
+    pid = place.host_pid(output="first")
+    status, said = place.run("outgrow", check=False)
+    assert status == 1 and place.read("out.log") == said
+    assert said.startswith("error: the system gives this process no more memory") and said.count("\n") == 1
+    assert place.host_pid() != pid
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_host_that_dies_fails_its_job_with_one_sentence_and_leaves_the_others_to_the_next(place, number):
     process = place.start("work")

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -136,6 +137,16 @@ def test_a_file_is_read_by_its_very_name(tmp_path, monkeypatch, name):
         (tmp_path / other).write_text(json.dumps({"text": other}) + "\n")
     for source in (name, str(tmp_path / name)):
         assert list(load_rows(source)) == [{"text": name}]
+
+
+def test_too_small_a_disk_for_the_copy_of_a_file_is_known_before(tmp_path, monkeypatch):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"text": "x" * 2000}) + "\n")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(
+        InputError, match=r"^wikitext: a copy of .* needs 2 kB, but .* has 1 kB free; .*TMPDIR"
+    ):
+        list(load_rows(str(path), name="wikitext"))
 
 
 def test_contents_decide(tmp_path, monkeypatch):

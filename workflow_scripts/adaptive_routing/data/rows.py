@@ -13,8 +13,9 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from adaptive_routing.system import hub
+from adaptive_routing.system import disk, hub
 from adaptive_routing.system.errors import InputError
+from adaptive_routing.system.hub_faults import HubUnreachable, asking, is_unanswered
 
 LOCAL_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 _DESCRIPTIONS = ("README.md", ".huggingface.yaml", "dataset_infos.json")
@@ -69,7 +70,7 @@ def open_rows(
     if builder is None and not why_not_asked:
         try:
             builder = _fetched(repository, subset, commit)
-        except hub.HubUnreachable as error:
+        except HubUnreachable as error:
             why_not_asked = error.reason
     if builder is None:
         raise InputError(
@@ -92,10 +93,18 @@ def _local_rows(source, name):
         try:
             if not Path(source).is_file():
                 raise FileNotFoundError("there is no such file")
+            disk.check_room(
+                Path(cache),
+                Path(source).stat().st_size,
+                f"{name}: a copy of {source!r} for reading",
+                "free the difference, or set TMPDIR to a folder on a larger disk",
+            )
             link.symlink_to(Path(source).absolute())
             builder = _builder(kind, link, cache)
             builder.download_and_prepare()
             yield from builder.as_dataset("train")
+        except InputError:
+            raise
         except Exception as error:
             raise _unreadable(source, name, error, link) from error
 
@@ -143,17 +152,17 @@ def _fetched(repository, subset, commit):
     listed = {file.path: file for file in hub.list_files(repository, commit)}
     # The library would read them first of all; here, a refusal and a wrong bit get their own sentences.
     hub.fetch(repository, commit, [listed[path] for path in _DESCRIPTIONS if path in listed])
-    with hub.asking(repository, commit):
+    with asking(repository, commit):
         try:
             builder = datasets.load_dataset_builder(source, subset, revision=commit)
         except Exception as error:
             for one in (error, error.__cause__):
-                if one is not None and hub.is_unanswered(one):
+                if one is not None and is_unanswered(one):
                     raise one from error
             raise _unreadable(source, name, error) from error  # such as a subset that there is not
     if builder.hash != commit:  # another one, of the cache
         reason = "the hub stopped answering meanwhile"
-        raise hub.HubUnreachable(f"{name}: {reason}", reason)
+        raise HubUnreachable(f"{name}: {reason}", reason)
     prefix = f"@{commit}/"
     paths = {
         url.partition(prefix)[2]
@@ -161,7 +170,14 @@ def _fetched(repository, subset, commit):
         for url in urls
         if prefix in url
     }
-    folder = hub.fetch(repository, commit, [listed[path] for path in sorted(paths) if path in listed])
+    files = [listed[path] for path in sorted(paths) if path in listed]
+    folder = hub.fetch(repository, commit, files)
+    disk.check_room(
+        Path(builder.cache_dir),
+        builder.info.dataset_size or sum(file.size for file in files),  # the least, of compressed files
+        f"{name}: the copy of {source} that is read",
+        "free the difference, or set HF_DATASETS_CACHE to a folder on a larger disk",
+    )
     try:
         builder.download_and_prepare()
     except Exception as error:

@@ -27,10 +27,12 @@ NOT_DECIDING = tuple(
         "jobs.script",
         "settings.load",
         "settings.schema",
+        "system.disk",
         "system.errors",
         "system.cores",
         "system.files",
         "system.hub",
+        "system.hub_faults",
         "system.processes",
     )
 )

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from adaptive_routing.system.errors import HostError, InputError, OutputError
+from adaptive_routing.system.errors import HostError, InputError, OutputError, lack_of_memory
 from adaptive_routing.system.processes import ending_with
 
 WORKFLOW_VARIABLE = "ADAPTIVE_ROUTING_WORKFLOW"
@@ -78,9 +78,9 @@ def _ending_with_workflow():
 def job(snakemake: Any) -> Iterator[None]:
     """Run a script's body with stderr copied to the rule's log.
 
-    An `InputError`, `OutputError` or `HostError` ends the job with its sentence and status 1, without a
-    traceback; Ctrl-C ends it with status 130. The job ends with the Snakemake process that started it, even
-    if that is killed.
+    An `InputError`, `OutputError` or `HostError` and a lack of memory end the job with a sentence and status
+    1, without a traceback; Ctrl-C ends it with status 130. The job ends with the Snakemake process that
+    started it, even if that is killed.
     """
     exit_on_sigterm()
     log_path = Path(snakemake.log[0])
@@ -99,9 +99,12 @@ def job(snakemake: Any) -> Iterator[None]:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
-        except Exception:
-            with contextlib.suppress(OSError):
+        except Exception as error:
+            with contextlib.suppress(OSError, MemoryError):
                 log.write(traceback.format_exc())
-            raise
+            if (sentence := lack_of_memory(error)) is None:
+                raise
+            print(f"error: {sentence}", file=sys.stderr)
+            sys.exit(1)
         finally:
             sys.stderr = terminal

@@ -17,18 +17,18 @@ from adaptive_routing.system import hub
 from adaptive_routing.system.cores import usable_cores
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.files import excerpt
+from adaptive_routing.system.hub_faults import HubUnreachable
 from adaptive_routing.system.json_files import read_json
 
 if TYPE_CHECKING:
     from adaptive_routing.model.description import ModelDescription
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _DIGEST_BYTES = 1 << 28  # hashed by one thread
 # What families call the same thing in config.json.
 _NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _NATIVE_TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "num_selected_experts")
 _SHARED = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts", "num_shared_expert")
-_HUB_FILES = ("*.json", "*.safetensors", "tokenizer*", "*.txt", "*.model")
+_HUB_FILES = re.compile(r"tokenizer[^/]*|[^/]*\.(json|safetensors|txt|model)")
 
 
 def inspect_model(name: Path | str, revision: str | None = None) -> ModelDescription:
@@ -101,9 +101,9 @@ def _locate(name, revision):
     commit, why_not_asked = hub.resolve(repository, revision)
     if not why_not_asked:
         try:
-            files = hub.matching(hub.list_files(repository, commit), _HUB_FILES)
-            hub.fetch(repository, commit, [file for file in files if "/" not in file.path])
-        except hub.HubUnreachable as error:
+            files = [file for file in hub.list_files(repository, commit) if _HUB_FILES.fullmatch(file.path)]
+            hub.fetch(repository, commit, files)
+        except HubUnreachable as error:
             why_not_asked = error.reason
     folder = repository.snapshot(commit)
     if why_not_asked:
@@ -281,15 +281,14 @@ def _fingerprint(folder, weights):
     paths = [folder / "config.json", *sorted(folder.glob("tokenizer*.json")), *weights]
     total = hashlib.sha256()
     with ThreadPoolExecutor(usable_cores()) as pool:
-        whole = [path for path in paths if path.is_symlink() and _SHA256.fullmatch(path.resolve().name)]
+        names = {path: hub.content_name(path) for path in paths}
+        whole = [path for path, name in names.items() if name and len(name) == 64]  # SHA-256
         digests = dict(zip(whole, pool.map(_digest_whole, whole), strict=True))
         for path in paths:
             digest = digests.get(path) or _digest(path, pool)
             total.update(f"{path.name} {digest}\n".encode())
-    damaged = [path for path, digest in digests.items() if digest != path.resolve().name]
-    damaged += hub.damaged_files(
-        folder, [path.name for path in paths if path.is_symlink() and path not in whole]
-    )
+    damaged = [path for path, digest in digests.items() if digest != names[path]]
+    damaged += hub.damaged_files(folder, [path.name for path in paths if path not in whole])
     remedies = list(map(hub.remove, damaged))
     if damaged:
         raise InputError(

@@ -34,7 +34,7 @@ def unless_out_of_memory(work: Callable[[], T]) -> tuple[T, None] | tuple[None, 
     """
     try:
         return work(), None
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         # Not the exception itself: its traceback holds the tensors of the attempt.
@@ -74,7 +74,8 @@ def too_little_memory(model: PreTrainedModel, sample: PreparedSample, said: str,
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory, of a device or of the host, could not be had."""
-    return isinstance(error, torch.OutOfMemoryError) or any(one in str(error) for one in _STATEMENTS)
+    is_kind = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return is_kind or any(one in str(error) for one in _STATEMENTS)
 
 
 def free_memory() -> None:

@@ -1,5 +1,9 @@
 """The exceptions whose message is all that a user needs: one sentence, printed without a traceback."""
 
+import errno
+
+_NO_MEMORY = ("annot allocate memory", "can't allocate memory", "std::bad_alloc", "can't start new thread")
+
 
 class InputError(ValueError):
     """Bad input: a setting, a file or a model that cannot be used.
@@ -18,3 +22,15 @@ class HostError(RuntimeError):
 
     The message is one sentence that says which and why.
     """
+
+
+def lack_of_memory(error: BaseException) -> str | None:
+    """A sentence where the system gave this process no more memory or threads; None for other faults."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    is_told = getattr(error, "errno", None) == errno.ENOMEM or any(one in said for one in _NO_MEMORY)
+    if not (isinstance(error, MemoryError) or is_told):
+        return None
+    return (
+        f"the system gives this process no more memory or threads ({said}); end other programs, or raise the "
+        "limit: `ulimit -v`, `ulimit -u`, or the memory that the batch system gives the job"
+    )

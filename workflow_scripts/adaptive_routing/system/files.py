@@ -4,18 +4,16 @@ No result depends on this module, and nothing is stale after an edit of it (`job
 """
 
 import contextlib
-import errno
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
 
+from adaptive_routing.system.disk import no_room
 from adaptive_routing.system.errors import InputError, OutputError
 
 MADE_ANEW = "delete it and run again"
-_NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 
 
 @contextlib.contextmanager
@@ -36,7 +34,7 @@ def atomic_path(path: Path | str, durable: bool = True) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(b"")
     except OSError as error:
-        reason = _NO_ROOM.get(error.errno, error.strerror)
+        reason = no_room(error) or error.strerror
         raise OutputError(f"{path} cannot be written: {reason}") from error
     try:
         yield temporary
@@ -49,19 +47,11 @@ def atomic_path(path: Path | str, durable: bool = True) -> Iterator[Path]:
                 os.fsync(handle.fileno())
         os.replace(temporary, path)
     except Exception as error:
-        if reason := _NO_ROOM.get(_error_number(error)):
+        if reason := no_room(error):
             raise OutputError(f"{path} cannot be written: {reason}") from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _error_number(error):
-    """The system's number of an error; safetensors, written in Rust, has it in its message only."""
-    if isinstance(error, OSError):
-        return error.errno
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else None
 
 
 @contextlib.contextmanager

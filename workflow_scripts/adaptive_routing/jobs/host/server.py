@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from adaptive_routing.jobs.host import gpus, socket_folder
 from adaptive_routing.jobs.script import Tee, exit_on_sigterm
-from adaptive_routing.system.errors import HostError, InputError, OutputError
+from adaptive_routing.system.errors import HostError, InputError, OutputError, lack_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -131,8 +131,11 @@ class Server:
         except HostError as error:
             print(f"error: {error}", file=sys.stderr)  # to the client as well
             return "failed", None
-        except Exception:
-            traceback.print_exc()  # to the client as well
+        except Exception as error:
+            if sentence := lack_of_memory(error):
+                print(f"error: {sentence}", file=sys.stderr)
+            else:
+                traceback.print_exc()  # to the client as well
             return "failed", None
         finally:
             sys.stderr.streams.remove(connection)  # ty: ignore[missing-union-attribute]
