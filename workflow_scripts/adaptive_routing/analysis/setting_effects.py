@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -44,16 +45,18 @@ def setting_effects_table(summaries: Sequence[Summary]) -> pd.DataFrame:
     for summary in summaries:
         if summary["strategy"] == "bh" and not summary.get("control"):
             groups.setdefault((family(summary["config"]), summary["dataset"]), []).append(summary)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for setting, held in SETTINGS:
         for (rule, dataset), group in groups.items():
-            for value in sorted({one[held] for one in group}):
-                own = sorted((one for one in group if one[held] == value), key=lambda one: one[setting])
-                row = _compare_ends(own[0], own[-1], setting)
+            for value in dict.fromkeys(one[held] for one in group):
+                own = [one for one in group if one[held] == value]
+                ends = (choose(own, key=operator.itemgetter(setting)) for choose in (min, max))
+                row = _compare_ends(*ends, setting)
                 if row:
                     head = {"family": rule, "setting": setting, "held_value": value, "dataset": dataset}
                     rows.append(head | row)
-    corrected, intervals = statistics.simultaneous_intervals([row["paired"] for row in rows])
+    pairs: list[statistics.PairedDifference] = [row["paired"] for row in rows]
+    corrected, intervals = statistics.simultaneous_intervals(pairs)
     for row, p_holm, (low, high) in zip(rows, corrected, intervals, strict=True):
         row |= {"p_holm": p_holm, "ci_low": low, "ci_high": high}
     return pd.DataFrame(rows, columns=SETTING_EFFECT_COLUMNS)
