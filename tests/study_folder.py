@@ -58,17 +58,20 @@ class StudyFolder:
                 self.settings[section] = values
         (self.folder / "study.yaml").write_text(yaml.safe_dump(self.settings))
 
-    def begin(self, *arguments, output=subprocess.PIPE, **variables):
+    def begin(self, *arguments, output=subprocess.PIPE, umask=-1, **variables):
         """Start Snakemake in a process group of its own; returns the process.
 
         Args:
             output: where what it prints goes.
-            variables: of its environment, besides this process's own.
+            umask: the process's; by default this one's.
+            variables: of its environment, besides this process's own; None takes one away.
         """
+        environment = self._environment() | variables
         return subprocess.Popen(
             [sys.executable, "-m", "snakemake", *self._command_line(arguments)],
             cwd=self.folder,
-            env=self._environment() | variables,
+            env={name: value for name, value in environment.items() if value is not None},
+            umask=umask,
             stdout=output,
             stderr=output,
             text=True,

@@ -791,6 +791,28 @@ def test_fewer_samples_than_asked_for_in_some_configurations_are_stated(images):
     assert "every requested sample" in whole
 
 
+def test_the_commits_of_what_was_read_are_told(images):
+    hub = {"source": "owner/data", "commit": "c1"}
+    settings = [
+        {"dataset": hub, "null_distribution": None},
+        {"dataset": hub, "null_distribution": {"calibration": {"source": "owner/text", "commit": "c2"}}},
+        {"dataset": {"source": "lambada.jsonl"}, "null_distribution": {"calibration": {"source": "a.jsonl"}}},
+    ]
+    summaries = [summary(dataset) for dataset in ("wikitext", "wikitext", "lambada")]
+    for one, own in zip(summaries, settings, strict=True):
+        one["provenance"]["settings"] = own
+    text = section(report(results_tables.study(), images, summaries), "## Settings and versions")
+    rows = [re.split(r" *\| *", line)[1:3] for line in text.splitlines() if line.startswith("|")]
+    assert ["data set wikitext", "`owner/data@c1`"] in rows and [
+        "calibration text",
+        "`owner/text@c2`",
+    ] in rows
+    assert "data set lambada" not in text and "Different between experiments" not in text
+    summaries[1]["provenance"]["settings"] = settings[1] | {"dataset": hub | {"commit": "c3"}}
+    text = section(report(results_tables.study(), images, summaries), "## Settings and versions")
+    assert "Different between experiments: data set wikitext." in text
+
+
 def test_a_data_set_that_is_small_by_nature_is_no_gap(images):
     articles = summary("wikitext", total_samples=62)
     articles["provenance"]["settings"] = {"dataset": {"protocol": "documents"}}

@@ -1,11 +1,13 @@
 """Rows come from exactly the file or the commit that was asked for, and a change of either is noticed."""
 
+import errno
 import io
 import json
 import os
 import shutil
 from types import SimpleNamespace
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -143,9 +145,25 @@ def test_too_small_a_disk_for_the_copy_of_a_file_is_known_before(tmp_path, monke
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"text": "x" * 2000}) + "\n")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(
-        InputError, match=r"^wikitext: a copy of .* needs 2 kB, but .* has 1 kB free; .*TMPDIR"
-    ):
+    with pytest.raises(InputError, match=r"^wikitext: the copy of .* needs 2 kB, but .* has 1 kB .*TMPDIR"):
+        list(load_rows(str(path), name="wikitext"))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "sentence"),
+    [
+        (OSError(errno.EFBIG, "File too large"), InputError, "^wikitext: the copy of .* cannot be written: "),
+        (MemoryError("Unable to allocate"), MemoryError, "^Unable to allocate$"),
+    ],
+)
+def test_a_lack_of_room_or_memory_is_no_fault_of_the_file(tmp_path, monkeypatch, error, kind, sentence):
+    def fail(*_, **__):
+        raise datasets.exceptions.DatasetGenerationError("wrapped") from error
+
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"text": "x"}) + "\n")
+    monkeypatch.setattr(datasets.ArrowBasedBuilder, "_prepare_split", fail)
+    with pytest.raises(kind, match=sentence):
         list(load_rows(str(path), name="wikitext"))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptive_routing.system import disk, hub
-from adaptive_routing.system.errors import InputError
+from adaptive_routing.system.errors import InputError, lack_of_memory
 from adaptive_routing.system.hub_faults import HubUnreachable, asking, is_unanswered
 
 LOCAL_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -96,7 +96,7 @@ def _local_rows(source, name):
             disk.check_room(
                 Path(cache),
                 Path(source).stat().st_size,
-                f"{name}: a copy of {source!r} for reading",
+                f"{name}: the copy of {source!r} that is read",
                 "free the difference, or set TMPDIR to a folder on a larger disk",
             )
             link.symlink_to(Path(source).absolute())
@@ -121,7 +121,12 @@ def _builder(kind, path, cache):
 
 def _unreadable(source, name, error, link=None):
     # `datasets` wraps the actual error in "An error occurred while generating the dataset".
-    reason = " ".join(str(error.__cause__ or error).split()) or "it holds no rows"
+    error = error.__cause__ or error
+    if lack_of_memory(error):
+        return error
+    if reason := disk.no_room(error):
+        return InputError(f"{name}: the copy of {source!r} that is read cannot be written: {reason}")
+    reason = " ".join(str(error).split()) or "it holds no rows"
     if link is not None:
         reason = reason.replace(str(link), source)
     return InputError(f"{name}: cannot read {source!r} ({reason})")

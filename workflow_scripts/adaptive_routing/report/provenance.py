@@ -41,6 +41,7 @@ def provenance_section(summaries: Sequence[Summary]) -> Iterator[str]:
         ("revision", [s["provenance"]["model"].get("revision") for s in summaries]),
         ("commit", [s["provenance"]["model"].get("commit") for s in summaries]),
         ("weights fingerprint", [s["provenance"]["model"].get("fingerprint") for s in summaries]),
+        *_commits(summaries),
         ("native top-k", [s["routing"].get("native_top_k") for s in summaries]),
         ("dtype", [s["provenance"].get("dtype") for s in summaries]),
         ("device", [s["provenance"].get("device") for s in summaries]),
@@ -57,6 +58,19 @@ def provenance_section(summaries: Sequence[Summary]) -> Iterator[str]:
     varying = [name for name, value in rows if "; " in value]
     if varying:
         yield f"Different between experiments: {', '.join(varying)}. This may explain differences in results."
+
+
+def _commits(summaries):
+    """The rows of what was read from the hub besides the model: each repository, and its commit."""
+    read = {}
+    for summary in summaries:
+        settings = summary["provenance"].get("settings", {})
+        calibration = (settings.get("null_distribution") or {}).get("calibration")
+        sources = {f"data set {summary['dataset']}": settings.get("dataset"), "calibration text": calibration}
+        for name, source in sources.items():
+            if source and source.get("commit"):
+                read.setdefault(name, []).append(f"{source['source']}@{source['commit']}")
+    return sorted(read.items())
 
 
 def _code_version(code):

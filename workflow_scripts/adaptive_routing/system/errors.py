@@ -2,7 +2,13 @@
 
 import errno
 
-_NO_MEMORY = ("annot allocate memory", "can't allocate memory", "std::bad_alloc", "can't start new thread")
+_NO_MEMORY = (
+    "annot allocate memory",
+    "can't allocate memory",
+    "can't start new thread",
+    "failed to map segment from shared object",
+    "std::bad_alloc",
+)
 
 
 class InputError(ValueError):

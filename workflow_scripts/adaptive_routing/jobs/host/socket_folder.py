@@ -29,7 +29,7 @@ def locked_folder() -> Iterator[Path]:
     """Make the private folder where it is missing, lock it, and yield its path; remove it if empty.
 
     Raises:
-        HostError: somebody else can enter what stands there.
+        HostError: it cannot be made, or somebody else can enter what stands there.
     """
     path = _folder()
     handle = _lock(path)
@@ -55,8 +55,13 @@ def _folder():
 
 def _lock(path):
     while True:
-        with contextlib.suppress(FileExistsError):
-            path.mkdir(mode=0o700)
+        try:
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(mode=0o700)
+        except OSError as error:
+            raise HostError(
+                f"{path} cannot be made ({error.strerror}); set TMPDIR to a folder that can be written to"
+            ) from error
         try:
             handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except FileNotFoundError:  # removed by the one before
