@@ -233,7 +233,7 @@ def test_a_linear_axis_is_not_called_logarithmic():
 
 def test_the_figure_says_that_no_bh_configuration_ran():
     (axes,) = draw_difficulty_figure(results_tables.study(max_ks=()), difficulty_table([TOPK])).axes
-    assert [text.get_text() for text in axes.texts] == ["no BH configuration ran on the prompts"]
+    assert [text.get_text() for text in axes.texts] == ["no adaptive configuration ran on the prompts"]
 
 
 def test_the_report_has_a_section_only_with_prompts(tmp_path):
@@ -245,7 +245,7 @@ def test_the_report_has_a_section_only_with_prompts(tmp_path):
     assert sentences == describe_difficulty(table, trend)
     assert image.endswith("(visualizations/experts%20by%20difficulty.png)")
     assert len(rows.splitlines()) == 2 + 3
-    assert "| `8experts_topk_baseline` | 8.00 ± 0.00 |" in rows
+    assert "| top-8<br>`8experts_topk_baseline` | 8.00 ± 0.00 |" in rows
     assert rows.splitlines()[2].endswith("| – | – | – |")
 
 
