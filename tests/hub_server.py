@@ -40,6 +40,7 @@ class Faults:
     cut_after: int | None = None  # bytes of a large file after which the connection ends, each time
     stall_after: int | None = None  # bytes of a large file after which nothing more comes
     reset_after: int | None = None  # bytes of a large file after which the connection is reset; 0 resets all
+    ignores_ranges: bool = False  # a part of a file is answered with all of it
     gated: bool = False  # files are listed, and refused
     is_silent: bool = False  # accepts, and never answers
     bytes_per_second: float | None = None
@@ -207,7 +208,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path in self.hub.faults.wrong_bit:
             content = content[:-1] + bytes([content[-1] ^ 1])
         start, status = 0, 200
-        if wanted := self.headers.get("Range"):
+        wanted = self.headers.get("Range")
+        if wanted and not self.hub.faults.ignores_ranges:
             first, _, last = wanted.removeprefix("bytes=").partition("-")
             start, stop = int(first), int(last) + 1 if last else len(content)
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"

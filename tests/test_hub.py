@@ -122,6 +122,14 @@ def test_what_was_received_before_a_break_is_kept(hub, cache, model_files):
     assert not any(name.endswith(".partial") for name in blobs(cache))
 
 
+def test_a_hub_that_knows_no_ranges(hub, model_files):
+    hub.faults.cut_after = 1 << 18
+    refused(inspect_model, MODEL)
+    hub.faults.cut_after, hub.faults.ignores_ranges = None, True
+    folder = Path(inspect_model(MODEL)["folder"])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == model_files
+
+
 def test_a_connection_that_breaks_now_and_then_is_no_fault(hub, monkeypatch):
     hub.faults.cut_after = 1 << 19
     pause_between_attempts(monkeypatch, 0.5)

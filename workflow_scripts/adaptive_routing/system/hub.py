@@ -213,8 +213,8 @@ class _Download:
             time.sleep(_POLL_SECONDS)
             now = time.monotonic()
             if now - last >= _REPORT_SECONDS and self.received:
-                received = sum(self.received.values())
-                speed = max(received - sum(self.before.values()), 0) / (now - started)
+                received = sum(self.received.copy().values())  # threads add to it
+                speed = max(received - sum(self.before.copy().values()), 0) / (now - started)
                 left = f", about {_duration((total - received) / speed)} left" if speed else ""
                 print(
                     f"{self.repository}: {disk.in_words(received)} of {disk.in_words(total)} downloaded, "
