@@ -27,6 +27,7 @@ from adaptive_routing.settings.load import (
     load_settings,
     needs_p_values,
     null_distributions,
+    task_of,
 )
 from adaptive_routing.data.tasks import task_module
 from adaptive_routing.system.content import content_fingerprint
@@ -108,7 +109,8 @@ def local_source(settings):
 def dataset_task(wildcards):
     """The module of a data set's task."""
     return task_module(
-        wildcards.dataset, SETTINGS["datasets"][wildcards.dataset].get("protocol")
+        task_of(SETTINGS, wildcards.dataset),
+        SETTINGS["datasets"][wildcards.dataset].get("protocol"),
     )
 
 

@@ -31,6 +31,7 @@ with job(snakemake):
         settings.get("max_length"),
         readable,
         settings.get("protocol"),
+        settings.get("task"),
     )
     check_vocabulary(prepared, model["shapes"]["vocab_size"], f"datasets.{dataset}")
     settings = settings | {"skipped_rows": skipped_rows(prepared)}

@@ -17,6 +17,7 @@ from adaptive_routing.report.provenance import gap_section, provenance_section, 
 from adaptive_routing.report.sentences import main_sentences
 from adaptive_routing.report.tables import table_sections
 from adaptive_routing.report.warnings import warning_section
+from adaptive_routing.settings.load import task_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,10 +35,14 @@ MOST_IN_TITLE = 3  # rules
 
 def plain_main_sentences(study: Study, settings: Settings, summaries: Sequence[Summary] = ()) -> str:
     """Return the main sentences, or what takes their place, as plain text, one per line."""
-    sentences = warning(study, vocabulary_size(summaries)) or main_sentences(
+    sentences = warning(study, vocabulary_size(summaries), _tasks(settings)) or main_sentences(
         study, rules.QualityMargins.from_settings(settings["report"])
     )
     return "".join(f"{words.plain(sentence)}\n" for sentence in sentences)
+
+
+def _tasks(settings):
+    return {dataset: task_of(settings, dataset) for dataset in settings["datasets"]}
 
 
 def write_markdown(
@@ -65,7 +70,7 @@ def write_markdown(
     beside = {name: quote(os.path.relpath(path, folder)) for name, path in (control_figures or {}).items()}
     figure, *panels = (quote(os.path.relpath(path, folder)) for path in (figure, *panels))
     margins = rules.QualityMargins.from_settings(settings["report"])
-    warned = warning(study, vocabulary_size(summaries))
+    warned = warning(study, vocabulary_size(summaries), _tasks(settings))
     sentences = warned or main_sentences(study, margins)
     sections = [
         f"# {_title(study)}",

@@ -8,6 +8,7 @@ from adaptive_routing.analysis import recommendations as rules
 from adaptive_routing.analysis.metrics import EXTRA_METRICS, METRICS
 from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL, lower_is_better
 from adaptive_routing.report import words
+from adaptive_routing.settings.load import task_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,8 +106,11 @@ def _scores(study, settings):
     items = []
     for dataset in study.datasets:
         documents = settings["datasets"].get(dataset, {}).get("protocol") == "documents"
-        name = f"{dataset} documents" if documents else dataset
-        items.append(f"- **{dataset}**: {SCORES.get(name, f'see its module, `data/tasks/{dataset}.py`')}.")
+        task = task_of(settings, dataset)
+        name = f"{task} documents" if documents else task
+        kind = f" (as {task})" if task != dataset else ""
+        how = SCORES.get(name, f"see its module, `data/tasks/{task}.py`")
+        items.append(f"- **{dataset}**{kind}: {how}.")
     return "Zero-shot, as in lm-evaluation-harness:\n\n" + "\n".join(items)
 
 

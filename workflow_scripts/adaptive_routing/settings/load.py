@@ -46,6 +46,10 @@ NATIVE_TOP_K_KEYS = (
 )
 NATIVE = "native"
 
+DATASET_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*", re.ASCII)
+# Names of columns begin with these: `avg_task_accuracy`, `token_perplexity`.
+NO_DATASET_NAMES = ("avg_task", "byte", "mean", "target", "token", "word")
+
 
 class ModelSettings(TypedDict):
     """The section `model`."""
@@ -72,6 +76,7 @@ class DatasetSettings(SourceSettings):
     """One of the section `datasets`."""
 
     max_samples: int
+    task: NotRequired[str]  # of a data set under a name of its own
     protocol: NotRequired[str]  # wikitext
     max_new_tokens: NotRequired[int]  # prompts
 
@@ -180,6 +185,7 @@ def load_settings(
     _check_baseline(settings)
     _check_limits(settings)
     _check_gpus(settings["model"])
+    _check_dataset_names(settings)
     _resolve_datasets(settings, base_dir)
     _resolve_null_distribution(settings, base_dir)
     num_experts = _resolve_model(settings["model"], base_dir)
@@ -418,12 +424,39 @@ def _check_gpus(model):
         )
 
 
+def _check_dataset_names(settings):
+    """Files and columns are named after data sets, so no two of them may get the same name."""
+    files = {}
+    for name in settings["datasets"]:
+        if not DATASET_NAME.fullmatch(name) or name in NO_DATASET_NAMES:
+            raise InputError(
+                f"datasets holds the name {shown(name)}, but a name must be letters, digits and underscores "
+                f"that begin with a letter, and none of {alternatives(NO_DATASET_NAMES)}"
+            )
+        for configuration in settings["configurations"]:
+            for suffix in ("", "_internal_routing"):
+                file = f"{configuration.name}_{name}{suffix}"
+                other = files.setdefault(file.casefold(), name)
+                if other != name:
+                    raise InputError(
+                        f"datasets.{name} and datasets.{other} would both have a file {file}.json; names must "
+                        "keep files apart"
+                    )
+
+
+def task_of(settings: Mapping[str, Any], dataset: str) -> str:
+    """Of which kind a data set of a study's settings is: its `task`, by default its name."""
+    return settings["datasets"].get(dataset, {}).get("task", dataset)
+
+
 def _resolve_datasets(settings, base_dir):
     for name, dataset in settings["datasets"].items():
+        if dataset.get("task") == name:
+            del dataset["task"]
         if dataset["max_samples"] is None:
             dataset["max_samples"] = settings["evaluation"]["max_samples"]
         # The splits that lm-evaluation-harness scores: HellaSwag's test split has no answers.
-        _resolve_source(dataset, base_dir, "validation" if name == "hellaswag" else "test")
+        _resolve_source(dataset, base_dir, "validation" if task_of(settings, name) == "hellaswag" else "test")
         _check_source(f"datasets.{name}.source", dataset, base_dir)
 
 
