@@ -102,8 +102,8 @@ def per_experiment(paths, configurations=CONFIGURATIONS):
 
 
 def local_source(settings):
-    """The file of a data set that is one; nothing for a hub data set."""
-    return [settings["source"]] if settings["local"] else []
+    """The file of a data set that is one; nothing for a hub data set, or a task of the harness."""
+    return [settings["source"]] if settings.get("local") else []
 
 
 def dataset_task(wildcards):
@@ -184,8 +184,34 @@ def model_content(wildcards):
 
 
 def dataset_content(wildcards):
-    """What a local data file holds."""
-    return content_fingerprint(local_source(SETTINGS["datasets"][wildcards.dataset]))
+    """What a local data file holds, or the folder of a task of the harness."""
+    settings = SETTINGS["datasets"][wildcards.dataset]
+    files = local_source(settings)
+    if settings.get("include_path"):
+        below = Path(settings["include_path"]).rglob("*")
+        files += sorted(
+            path
+            for path in below
+            if path.is_file() and "__pycache__" not in path.parts
+        )
+    return content_fingerprint(files)
+
+
+# What only tasks of the harness need.
+HARNESS_CODE = "adaptive_routing.data.harness"
+
+
+def unless_of_harness(wildcards):
+    """The code that a data set does without: all but tasks of the harness need none of it."""
+    is_harness = task_of(SETTINGS, wildcards.dataset) == "harness"
+    return [] if is_harness else [HARNESS_CODE]
+
+
+def harness_requests(wildcards):
+    """The requests of a task of the harness, which its metrics are made of."""
+    if task_of(SETTINGS, wildcards.dataset) != "harness":
+        return {}
+    return {"dataset": rules.prepare_dataset.output[0]}
 
 
 def calibration_content(wildcards):

@@ -3,6 +3,7 @@
 
 rule compute_metrics:
     input:
+        unpack(harness_requests),
         summary=rules.run_experiment.output.summary,
         tensors=rules.run_experiment.output.tensors,
     output:
@@ -18,7 +19,9 @@ rule compute_metrics:
         mem_mb=each_attempt(4000),
         runtime=each_attempt(1),
     params:
-        code=code_fingerprint("compute_metrics"),
+        code=lambda wildcards: code_fingerprint(
+            "compute_metrics", without=unless_of_harness(wildcards)
+        ),
     script:
         "../workflow_scripts/compute_metrics.py"
 

@@ -356,7 +356,7 @@ WRONG = [
     (
         {"datasets": {"triviaqa": {"source": "owner/name"}}},
         "datasets.triviaqa",
-        "hellaswag, arc_challenge, prompts and names of one's own with the key task",
+        "hellaswag, arc_challenge, prompts and names of one's own with the key task or harness",
     ),
     (
         {"null_distribution": {"calibration": {"text": "x"}}},

@@ -81,10 +81,10 @@ def prepare_samples(
             break
     if not prepared:
         raise InputError(f"datasets.{dataset}: no row holds text that can be scored")
-    return _with_clusters(prepared)
+    return with_clusters(prepared)
 
 
-def _with_clusters(prepared):
+def with_clusters(prepared: Sequence[PreparedSample]) -> list[PreparedSample]:
     """Give each sample the number of its cluster: samples that share a key, directly or through others."""
     parents = {}
 

@@ -19,6 +19,7 @@ import yaml
 from adaptive_routing.settings.configurations import CONTROLS, DEFAULTS, EXPERT_COUNTS, Configuration, grid
 from adaptive_routing.settings.schema import alternatives, schema, shown, validated
 from adaptive_routing.system.errors import InputError
+from adaptive_routing.system.harness_tasks import find_task, installed_version
 from adaptive_routing.system.hub import Repository, fetch_file
 
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -79,6 +80,18 @@ class DatasetSettings(SourceSettings):
     task: NotRequired[str]  # of a data set under a name of its own
     protocol: NotRequired[str]  # wikitext
     max_new_tokens: NotRequired[int]  # prompts
+
+
+class HarnessSettings(TypedDict):
+    """One of the section `datasets` that is a task of lm-evaluation-harness."""
+
+    harness: str
+    task: Literal["harness"]
+    include_path: str | None
+    num_fewshot: int | None
+    metric: str | None
+    max_samples: int
+    bootstrap_iters: int
 
 
 class CalibrationSettings(SourceSettings):
@@ -142,7 +155,7 @@ class Settings(TypedDict):
 
     results: str
     model: ModelSettings
-    datasets: dict[str, DatasetSettings]
+    datasets: dict[str, DatasetSettings | HarnessSettings]
     evaluation: EvaluationSettings
     strategies: dict[str, dict[str, list[Any]]]
     routing: RoutingSettings
@@ -208,9 +221,8 @@ def imported_config(config: dict[str, Any], folder: Path | str) -> dict[str, Any
     others = _section(config, "null_distributions")
     named += [(_section(others, name), "table") for name in others]
     named += [(_section(null_distribution, "calibration"), "source")]
-    named += [
-        (_section(_section(config, "datasets"), name), "source") for name in _section(config, "datasets")
-    ]
+    datasets = _section(config, "datasets")
+    named += [(_section(datasets, name), key) for name in datasets for key in ("source", "include_path")]
     for section, key in named:
         if isinstance(section.get(key), str):
             places = (Path.cwd() / section[key], folder / section[key])
@@ -324,7 +336,8 @@ def _resolve_paths(settings):
     null_distribution = settings["null_distribution"]
     named = [(settings["model"], "name"), (null_distribution, "table")]
     named += [(one, "table") for one in settings["null_distributions"].values()]
-    named += [(one, "source") for one in (*settings["datasets"].values(), null_distribution["calibration"])]
+    sources = [*settings["datasets"].values(), null_distribution["calibration"]]
+    named += [(one, key) for one in sources for key in ("source", "include_path")]
     for section, key in named:
         if section and (section.get(key) or "").startswith("~"):
             section[key] = os.path.expanduser(section[key])
@@ -455,9 +468,28 @@ def _resolve_datasets(settings, base_dir):
             del dataset["task"]
         if dataset["max_samples"] is None:
             dataset["max_samples"] = settings["evaluation"]["max_samples"]
+        if "harness" in dataset:
+            _check_harness_task(f"datasets.{name}", dataset, base_dir)
+            continue
         # The splits that lm-evaluation-harness scores: HellaSwag's test split has no answers.
         _resolve_source(dataset, base_dir, "validation" if task_of(settings, name) == "hellaswag" else "test")
         _check_source(f"datasets.{name}.source", dataset, base_dir)
+
+
+def _check_harness_task(key, dataset, base_dir):
+    """Check that the harness has the task, and that it asks for log-likelihoods only."""
+    installed_version(f"{key}.harness")
+    include_path = dataset["include_path"]
+    if include_path is not None and not (base_dir / include_path).is_dir():
+        raise InputError(f"{key}.include_path is {shown(include_path)}, which is no folder")
+    folder = None if include_path is None else str(base_dir / include_path)
+    generating = find_task(dataset["harness"], folder, f"{key}.harness").generating
+    if generating is not None:
+        of = "" if generating == dataset["harness"] else f", which holds {generating}"
+        raise InputError(
+            f"{key}.harness is {shown(dataset['harness'])}{of}, which generates text; it must be a task, group or "
+            "tag that asks for log-likelihoods only"
+        )
 
 
 def _resolve_null_distribution(settings, base_dir):
@@ -484,7 +516,7 @@ def _resolve_null_distribution(settings, base_dir):
     key = "null_distribution.calibration.source"
     _check_source(key, calibration, base_dir)
     for name, dataset in settings["datasets"].items():
-        if all(calibration[part] == dataset[part] for part in ("source", "subset", "split")):
+        if all(calibration[part] == dataset.get(part) for part in ("source", "subset", "split")):
             raise InputError(
                 f"{key} is {shown(calibration['source'])}, which datasets.{name} evaluates; it must be text "
                 "that no evaluation uses"

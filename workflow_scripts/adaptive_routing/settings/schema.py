@@ -51,20 +51,27 @@ def schema() -> dict[str, Any]:
 
 
 def _with_own_datasets(config):
-    """The schema in which each data set under a name of its own has the entry of its task."""
+    """The schema in which each data set under a name of its own has the entry of its task, or of `harness`."""
     section = schema()["properties"]["datasets"]
     known = section["properties"]
     tasks = [name for name, entry in known.items() if not entry.get("one_per_study")]
     entries, datasets = {}, config.get("datasets")
     for name, settings in datasets.items() if isinstance(datasets, Mapping) else ():
-        if isinstance(settings, Mapping) and "task" in settings:
+        if isinstance(settings, Mapping) and "harness" in settings:
+            if name in known:
+                raise InputError(
+                    f"datasets.{name}.harness is {shown(settings['harness'])}, but {name} names a data set that is "
+                    f"scored without the harness; its task needs another name, such as {name}_harness"
+                )
+            entries[name] = {"$ref": "#/$defs/harness"}
+        elif isinstance(settings, Mapping) and "task" in settings:
             allowed = [name] if name in known else tasks
             entry = resolved(known[settings["task"] if settings["task"] in allowed else allowed[0]])
             task = schema()["$defs"]["task"] | {"enum": allowed}
             entries[name] = entry | {"properties": {"task": task} | entry["properties"]}
         elif settings is None and not difflib.get_close_matches(name, known, n=1):
             entries[name] = {"type": "null"}  # one of another config file, left out
-    own = {"additionalProperties": False, "own_names": ["names of one's own with the key task"]}
+    own = {"additionalProperties": False, "own_names": ["names of one's own with the key task or harness"]}
     properties = schema()["properties"] | {"datasets": section | own | {"properties": known | entries}}
     return schema() | {"properties": properties}
 
