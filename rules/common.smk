@@ -164,6 +164,8 @@ NULLS_CHECKED = NULLS_USED if HAS_CALIBRATION else []
 
 # Whether the study has the data set of prompts in levels of difficulty.
 HAS_PROMPTS = "prompts" in DATASETS
+# The data sets that are tasks of lm-evaluation-harness.
+HARNESS_DATASETS = [name for name in DATASETS if task_of(SETTINGS, name) == "harness"]
 
 
 # Model and data
@@ -203,13 +205,12 @@ HARNESS_CODE = "adaptive_routing.data.harness"
 
 def unless_of_harness(wildcards):
     """The code that a data set does without: all but tasks of the harness need none of it."""
-    is_harness = task_of(SETTINGS, wildcards.dataset) == "harness"
-    return [] if is_harness else [HARNESS_CODE]
+    return [] if wildcards.dataset in HARNESS_DATASETS else [HARNESS_CODE]
 
 
 def harness_requests(wildcards):
     """The requests of a task of the harness, which its metrics are made of."""
-    if task_of(SETTINGS, wildcards.dataset) != "harness":
+    if wildcards.dataset not in HARNESS_DATASETS:
         return {}
     return {"dataset": rules.prepare_dataset.output[0]}
 

@@ -51,7 +51,12 @@ YES_NO = {
 TASKS = {
     "own_choices": CHOICES,
     "own_shots": CHOICES
-    | {"num_fewshot": 2, "training_split": "train", "fewshot_split": "train", "description": "Who bought what?\n\n"},
+    | {
+        "num_fewshot": 2,
+        "training_split": "train",
+        "fewshot_split": "train",
+        "description": "Who bought what?\n\n",
+    },
     "own_own_shots": CHOICES | {"num_fewshot": 1, "doc_to_decontamination_query": "text"},
     "own_processed": CHOICES | {"process_docs": "!function own_functions.shout"},
     "own_blanks": CHOICES
@@ -74,7 +79,10 @@ TASKS = {
         "output_type": "loglikelihood",
         "doc_to_text": "{{text}} a",
         "doc_to_target": " {{thing}}",
-        "metric_list": [{"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}, ACC],
+        "metric_list": [
+            {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False},
+            ACC,
+        ],
     },
     "own_articles": {
         "output_type": "loglikelihood_rolling",
@@ -104,7 +112,9 @@ WEIGHTED = [{"metric": "acc", "weight_by_size": True}, {"metric": "acc_norm", "w
 GROUPS = {
     "own_weighted": {"task": ["own_large", "own_small"], "aggregate_metric_list": WEIGHTED},
     "own_mixed": {"task": ["own_choices", "own_stories"]},
-    "own_everything": {"task": ["own_weighted", *(n for n in TASKS if n not in ("own_large", "own_small", "own_stories"))]},
+    "own_everything": {
+        "task": ["own_weighted", *(n for n in TASKS if n not in ("own_large", "own_small", "own_stories"))]
+    },
 }
 
 
@@ -119,11 +129,26 @@ def make_folder(folder):
     for name, task in TASKS.items():
         split = task.get("split", "test")
         own = {key: value for key, value in task.items() if key != "split"}
-        data = {"test": str(files[split])} | ({"train": str(files["train"])} if "training_split" in own else {})
-        config = {"task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": data}, "test_split": "test"}
+        data = {"test": str(files[split])} | (
+            {"train": str(files["train"])} if "training_split" in own else {}
+        )
+        config = {
+            "task": name,
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": data},
+            "test_split": "test",
+        }
         text = yaml.safe_dump(config | {"metadata": {"version": 1.0}} | own, sort_keys=False)
         # A tag of YAML, which the plain text of a value is not.
         (folder / f"{name}.yaml").write_text(re.sub("'(!function .*)'", r"\1", text))
+    missing = {
+        "task": "own_missing",
+        "dataset_path": "json",
+        "output_type": "loglikelihood",
+        "test_split": "test",
+    }
+    missing |= {"dataset_kwargs": {"data_files": {"test": str(folder / "nowhere.jsonl")}}}
+    (folder / "own_missing.yaml").write_text(yaml.safe_dump(missing))
     for name, group in GROUPS.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump({"group": name} | group, sort_keys=False))
     return folder
@@ -138,7 +163,10 @@ def rows(count, first=0):
         choices = [THINGS[(i * 5 + 2 * k) % 9] for k in range(1 + (i % 2), 3)] + [thing]
         choices = choices[i % len(choices) :] + choices[: i % len(choices)]
         text = f"{NAMES[(i + 3) % 8]} held a {thing}. When it got dark, {name} bought"
-        page = " ".join(f"{NAMES[(i + k) % 8]} bought a {THINGS[(i * k) % 9]} at the inn." for k in range(3 + 30 * (i % 3)))
+        page = " ".join(
+            f"{NAMES[(i + k) % 8]} bought a {THINGS[(i * k) % 9]} at the inn."
+            for k in range(3 + 30 * (i % 3))
+        )
         found.append(
             {
                 "number": i, "text": text, "thing": thing, "choices": choices, "answer": i % 2, "page": page,

@@ -13,7 +13,13 @@ import jsonschema
 import numpy as np
 import pytest
 import yaml
-from adaptive_routing.settings.load import check_against_model, is_local, load_settings, null_distributions, task_of
+from adaptive_routing.settings.load import (
+    check_against_model,
+    is_local,
+    load_settings,
+    null_distributions,
+    task_of,
+)
 from adaptive_routing.settings.schema import dotted_keys, resolved, schema
 from adaptive_routing.system.errors import InputError
 from snakemake.cli import parse_config
@@ -447,7 +453,11 @@ WRONG = [
     ({"null_distribution": {"trim": 3}}, "null_distribution.trim", "is 3, but must be 0, 2, 4 or 8"),
     ({"null_distribution": {"trim": 2.0}}, "null_distribution.trim", "is 2.0,"),
     ({"datasets": {"wikitxt": None}}, "datasets.wikitxt", "did you mean datasets.wikitext"),
-    ({"datasets": own("mine", task="wiki")}, "datasets.mine.task", "is 'wiki', but must be wikitext, lambada"),
+    (
+        {"datasets": own("mine", task="wiki")},
+        "datasets.mine.task",
+        "is 'wiki', but must be wikitext, lambada",
+    ),
     ({"datasets": own("mine", task="prompts")}, "datasets.mine.task", "is 'prompts', but must be wikitext"),
     ({"datasets": own("lambada", task="wikitext")}, "datasets.lambada.task", "is 'wikitext', .* be lambada"),
     ({"datasets": own("mine", protocol="rows")}, "datasets.mine.protocol", "is not a known key"),

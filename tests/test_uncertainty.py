@@ -164,7 +164,9 @@ def test_an_exp_too_large_for_a_number_is_none():
         "num_bytes": 2700,
         "num_predicted_tokens": 900,
     }
-    metrics = get_task("wikitext_documents").metrics([outcome, outcome | {"log_likelihood": -3900.0}], "wikitext")
+    metrics = get_task("wikitext_documents").metrics(
+        [outcome, outcome | {"log_likelihood": -3900.0}], "wikitext"
+    )
     assert metrics["word_perplexity"] is metrics["word_perplexity_stderr"] is None
     assert metrics["byte_perplexity"] == pytest.approx(math.exp(7900 / 5400))
 

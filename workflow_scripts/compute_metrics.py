@@ -14,10 +14,8 @@ with job(snakemake):
         summary, judged = read_json(path), {}
         if hasattr(snakemake.input, "dataset"):
             from adaptive_routing.data.harness import harness_scores
-            from adaptive_routing.data.samples import read_prepared
 
-            settings, prepared = read_prepared(snakemake.input.dataset)
-            scores = harness_scores(summary["dataset"], settings, prepared, summary["samples"])
+            scores = harness_scores(summary["dataset"], snakemake.input.dataset, summary["samples"])
             judged = {"harness": scores}
         summary = with_harness_scores(summary, judged)
         metrics = compute_metrics(summary, tensors) | judged

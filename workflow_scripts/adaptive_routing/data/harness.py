@@ -8,6 +8,7 @@ and standard errors are its own, and only the answers are ours.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import math
@@ -20,7 +21,7 @@ from lm_eval import simple_evaluate
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
-from adaptive_routing.data.samples import PreparedSample, with_clusters
+from adaptive_routing.data.samples import PreparedSample, read_prepared, with_clusters
 from adaptive_routing.data.tasks import Request, Sample, harness
 from adaptive_routing.data.tokens import encode_request
 from adaptive_routing.system.errors import InputError
@@ -28,6 +29,7 @@ from adaptive_routing.system.harness_tasks import find_task, installed_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from transformers import PreTrainedTokenizerBase
 
@@ -69,8 +71,9 @@ def prepare_harness_task(
         InputError: the harness cannot make the requests, or a request cannot be scored.
     """
     key = f"datasets.{dataset}"
-    # What the harness makes of these answers is not used, but for right choices and names of metrics.
-    lm = _Answering(lambda args: -1.0 if len(args) == 1 else (-1.0, False))
+    # What the harness makes of these answers is not used, but for right choices and kinds of metrics.
+    made_up = itertools.count(-1, -0.37)
+    lm = _Answering(lambda args: next(made_up) if len(args) == 1 else (next(made_up), False))
     rows = _first_filter(_evaluate(key, settings, lm, bootstrap_iters=0))
     _deciding_metric(key, settings, rows.values())
     documents: dict[Any, list[Any]] = {}
@@ -103,16 +106,13 @@ def prepare_harness_task(
 
 
 def harness_scores(
-    dataset: str,
-    settings: Mapping[str, Any],
-    prepared: Sequence[PreparedSample],
-    outcomes: Sequence[Mapping[str, Any]],
+    dataset: str, prepared_path: Path | str, outcomes: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """What the harness makes of an experiment's answers.
 
     Args:
-        dataset, settings: as for `prepare_harness_task`.
-        prepared: the samples that it gave.
+        dataset: name of the data set.
+        prepared_path: file of the samples that `prepare_harness_task` gave.
         outcomes: theirs, as the summary has them.
 
     Returns:
@@ -123,6 +123,7 @@ def harness_scores(
         InputError: the harness makes other requests than those that were answered.
     """
     key = f"datasets.{dataset}"
+    settings, prepared = read_prepared(prepared_path)
     answers = {}
     for one, outcome in zip(prepared, outcomes, strict=True):
         for request, answer in zip(one.sample.requests, outcome["answers"], strict=True):
@@ -144,7 +145,10 @@ def harness_scores(
         {**outcome, **dict(zip(verdicts, values, strict=True))}
         for outcome, values in zip(outcomes, zip(*verdicts.values(), strict=True), strict=True)
     ] if verdicts else outcomes  # fmt: skip
-    parts = {name: _plain(results.get(name, {})) for name in ("results", "groups", "n-samples", "n-shot", "versions")}
+    parts = {
+        name: _plain(results.get(name, {}))
+        for name in ("results", "groups", "n-samples", "n-shot", "versions")
+    }
     return {**parts, "samples": verdicts, "scores": harness.metrics(judged, dataset)}
 
 

@@ -30,6 +30,7 @@ NOT_DECIDING = tuple(
         "system.errors",
         "system.cores",
         "system.files",
+        "system.harness_tasks",
         "system.hub",
         "system.processes",
     )

@@ -105,13 +105,30 @@ def _null_distribution(null):
 def _scores(study, settings):
     items = []
     for dataset in study.datasets:
-        documents = settings["datasets"].get(dataset, {}).get("protocol") == "documents"
+        own = settings["datasets"].get(dataset, {})
+        if "harness" in own:
+            items.append(f"- **{dataset}**: {_of_harness(own)}.")
+            continue
+        documents = own.get("protocol") == "documents"
         task = task_of(settings, dataset)
         name = f"{task} documents" if documents else task
         kind = f" (as {task})" if task != dataset else ""
         how = SCORES.get(name, f"see its module, `data/tasks/{task}.py`")
         items.append(f"- **{dataset}**{kind}: {how}.")
     return "Zero-shot, as in lm-evaluation-harness:\n\n" + "\n".join(items)
+
+
+def _of_harness(own):
+    """How a task of lm-evaluation-harness is scored."""
+    shots = own["num_fewshot"]
+    examples = "the task's own number of examples" if shots is None else words.plural(shots, "example")
+    return (
+        f"lm-evaluation-harness's {words.code(own['harness'])} with {examples} in the context; right by its "
+        f"{words.code(own['metric'] or 'acc_norm')}"
+        + (" or, where a task has none, `acc`" if own["metric"] is None else "")
+        + ". Accuracy is the share of samples, of all tasks of a group alike; the harness's own metrics are in "
+        "`bh_routing_harness.csv`"
+    )
 
 
 def _statistics(study, settings):

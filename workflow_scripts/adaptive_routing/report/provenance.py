@@ -27,6 +27,7 @@ COMPUTED_WITH = {
         "byte_perplexity": "bits_per_byte",
     },
     "lambada": {"target_perplexity": "avg_task_accuracy"},
+    "harness": {"word_perplexity": "bits_per_byte", "byte_perplexity": "bits_per_byte"},
 }
 
 

@@ -18,8 +18,10 @@ import yaml
 from adaptive_routing.system.errors import InputError
 
 OLDEST = (0, 4, 9)
-INSTALL = "pip install 'lm-eval>=0.4.9'"
-_NAMED = re.compile(r"""^["']?(?:task|group)["']?:[ \t]+["']?([^\s"'\[{#]+)["']?[ \t]*(?:#.*)?$""", re.MULTILINE)
+INSTALL = "pip install '.[harness]'"
+_NAMED = re.compile(
+    r"""^["']?(?:task|group)["']?:[ \t]+["']?([^\s"'\[{#]+)["']?[ \t]*(?:#.*)?$""", re.MULTILINE
+)
 _TAGS = re.compile(r"""^["']?tag["']?:(.*(?:\n[ \t]*-.*)*)""", re.MULTILINE)
 _INCLUDED = re.compile(r"""^["']?include["']?:[ \t]+["']?([^\s"'\[]+)""", re.MULTILINE)
 
@@ -51,7 +53,9 @@ def installed_version(key: str) -> str:
     except importlib.metadata.PackageNotFoundError:
         raise InputError(f"{key} needs lm-evaluation-harness, which is not installed: {INSTALL}") from None
     if tuple(map(int, re.findall(r"\d+", version)[:3])) < OLDEST:
-        raise InputError(f"{key} needs lm-evaluation-harness 0.4.9 or newer, but {version} is installed: {INSTALL}")
+        raise InputError(
+            f"{key} needs lm-evaluation-harness 0.4.9 or newer, but {version} is installed: {INSTALL}"
+        )
     return version
 
 
