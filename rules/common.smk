@@ -192,9 +192,7 @@ def dataset_content(wildcards):
     if settings.get("include_path"):
         below = Path(settings["include_path"]).rglob("*")
         files += sorted(
-            path
-            for path in below
-            if path.is_file() and "__pycache__" not in path.parts
+            path for path in below if path.is_file() and "__pycache__" not in path.parts
         )
     return content_fingerprint(files)
 

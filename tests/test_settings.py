@@ -1,6 +1,7 @@
 """The config file: what is accepted, what comes out, and the sentence that each fault gets."""
 
 import copy
+import importlib.metadata
 import json
 import os
 import re
@@ -127,6 +128,11 @@ def test_the_grid_of_rival_strategies(study):
 def own(name, **values):
     """A data set under a name of its own."""
     return {name: {"task": "lambada", "source": "owner/name"} | values}
+
+
+def task(name, **values):
+    """A data set that is a task of lm-evaluation-harness."""
+    return {"mine": {"harness": name} | values}
 
 
 def rival(strategy, **lists):
@@ -272,6 +278,27 @@ def test_data_sets_under_names_of_ones_own(study):
     command_line = parse_config(["datasets={own: {task: lambada, source: owner/name, max_samples: 5}}"])
     settings = load_settings(merged(command_line), study, command_line)
     assert settings["datasets"]["own"]["max_samples"] == 5
+
+
+def test_tasks_of_the_harness(study):
+    datasets = {"exams": {"harness": "mmlu", "num_fewshot": 5}, "wikitext": None}
+    settings = load_settings(merged({"datasets": datasets}), study)
+    assert settings["datasets"]["exams"] == {
+        "harness": "mmlu", "task": "harness", "include_path": None, "num_fewshot": 5, "metric": None,
+        "max_samples": 200, "bootstrap_iters": 100_000,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("version", "words"), [(None, "is not installed"), ("0.4.8", "or newer, but 0.4.8")])
+def test_tasks_of_the_harness_need_it(study, monkeypatch, version, words):
+    def found(name):
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr("importlib.metadata.version", found)
+    with pytest.raises(InputError, match=rf"datasets.mine.harness needs .*{words}.*pip install"):
+        load_settings(merged({"datasets": task("mmlu")}), study)
 
 
 def test_max_samples_of_one_data_set(study):
@@ -467,6 +494,26 @@ WRONG = [
         {"datasets": own("mine") | own("mine_internal_routing")},
         "datasets.mine_internal_routing and datasets.mine",
         "would both have a file",
+    ),
+    ({"datasets": task("arc_esy")}, "datasets.mine.harness", "no task, group or tag .* mean arc_easy"),
+    ({"datasets": task("gsm8k")}, "datasets.mine.harness", "is 'gsm8k', which generates text"),
+    ({"datasets": task("bbh")}, "datasets.mine.harness", "is 'bbh', which holds bbh_cot_.*, which generates"),
+    (
+        {"datasets": task("mmlu", source="x.jsonl")},
+        "datasets.mine.source",
+        "is not a known key",
+        "num_fewshot",
+    ),
+    (
+        {"datasets": task("mmlu", num_fewshot=-1)},
+        "datasets.mine.num_fewshot",
+        "is -1, but must be an integer",
+    ),
+    ({"datasets": task("mmlu", include_path="notes.txt")}, "datasets.mine.include_path", "is no folder"),
+    (
+        {"datasets": {"hellaswag": {"harness": "hellaswag"}}},
+        "datasets.hellaswag.harness",
+        "another name, such as hellaswag_harness",
     ),
     ({"datasets": None}, "datasets", "is null,"),
     # checks across keys

@@ -1,8 +1,8 @@
 """Tasks of lm-evaluation-harness: the requests that it makes, as samples, and its metrics from our answers.
 
-The harness's `simple_evaluate` runs twice: once with a model that keeps what it is asked, while the data set is
-prepared, and once with one that gives the answers of an experiment. So examples, seeds, filters, groups, weights
-and standard errors are its own, and only the answers are ours.
+The harness's `simple_evaluate` runs twice: while the data set is prepared, with a model that keeps what it is
+asked, and for each experiment's metrics, with one that gives the experiment's answers. So examples, seeds,
+filters, groups, weights and standard errors are its own, and only the answers are ours.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class _Answering(LM):
         self.asked: list[Any] = []
         self._answer = answer
 
-    def loglikelihood(self, requests, disable_tqdm=False):  # ty: ignore[invalid-method-override]
+    def loglikelihood(self, requests, disable_tqdm=False):
         self.asked += requests
         return [self._answer(request.args) for request in requests]
 
-    loglikelihood_rolling = loglikelihood  # ty: ignore[invalid-method-override]
+    loglikelihood_rolling = loglikelihood
 
-    def generate_until(self, requests, disable_tqdm=False):  # ty: ignore[invalid-method-override]
+    def generate_until(self, requests, disable_tqdm=False):
         raise InputError(
             f"{requests[0].task_name} generates text, and only tasks of log-likelihoods can be scored"
         )
@@ -116,8 +116,8 @@ def harness_scores(
         outcomes: theirs, as the summary has them.
 
     Returns:
-        dict: `results`, `groups`, `n-samples`, `n-shot` and `versions` as the harness gives them; `samples`, its
-        verdicts on the samples by name, a list each; and `scores`, the study's own metrics made from them.
+        dict: `results`, `groups`, `n-samples`, `n-shot` and `versions` as the harness gives them; `samples`,
+        its verdicts on the samples by name, a list each; and `scores`, the study's metrics made from them.
 
     Raises:
         InputError: the harness makes other requests than those that were answered.
@@ -172,12 +172,13 @@ def _evaluate(key, settings, lm, bootstrap_iters):
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"{key}: lm-evaluation-harness {installed_version(key)} cannot evaluate {settings['harness']}: {reason}"
+            f"{key}: lm-evaluation-harness {installed_version(key)} cannot evaluate {settings['harness']}: "
+            + reason
         ) from error
 
 
 def _first_filter(results):
-    """What the harness logged of each document, {(task, document): row}, with the first of a task's filters."""
+    """What the harness logged of each document, {(task, document): row}, of the first of a task's filters."""
     rows = {}
     for task, of_task in results["samples"].items():
         for row in of_task:

@@ -126,8 +126,8 @@ def _of_harness(own):
         f"lm-evaluation-harness's {words.code(own['harness'])} with {examples} in the context; right by its "
         f"{words.code(own['metric'] or 'acc_norm')}"
         + (" or, where a task has none, `acc`" if own["metric"] is None else "")
-        + ". Accuracy is the share of samples, of all tasks of a group alike; the harness's own metrics are in "
-        "`bh_routing_harness.csv`"
+        + ". Accuracy is the share of samples, of all tasks of a group alike; the harness's own metrics are "
+        "in `bh_routing_harness.csv`"
     )
 
 

@@ -452,8 +452,8 @@ def _check_dataset_names(settings):
                 other = files.setdefault(file.casefold(), name)
                 if other != name:
                     raise InputError(
-                        f"datasets.{name} and datasets.{other} would both have a file {file}.json; names must "
-                        "keep files apart"
+                        f"datasets.{name} and datasets.{other} would both have a file {file}.json; names "
+                        "must keep files apart"
                     )
 
 
@@ -487,8 +487,8 @@ def _check_harness_task(key, dataset, base_dir):
     if generating is not None:
         of = "" if generating == dataset["harness"] else f", which holds {generating}"
         raise InputError(
-            f"{key}.harness is {shown(dataset['harness'])}{of}, which generates text; it must be a task, group or "
-            "tag that asks for log-likelihoods only"
+            f"{key}.harness is {shown(dataset['harness'])}{of}, which generates text; it must be a task, "
+            "group or tag that asks for log-likelihoods only"
         )
 
 

@@ -51,7 +51,7 @@ def schema() -> dict[str, Any]:
 
 
 def _with_own_datasets(config):
-    """The schema in which each data set under a name of its own has the entry of its task, or of `harness`."""
+    """The schema in which each data set under a name of its own has the entry of its task or of `harness`."""
     section = schema()["properties"]["datasets"]
     known = section["properties"]
     tasks = [name for name, entry in known.items() if not entry.get("one_per_study")]
@@ -60,8 +60,8 @@ def _with_own_datasets(config):
         if isinstance(settings, Mapping) and "harness" in settings:
             if name in known:
                 raise InputError(
-                    f"datasets.{name}.harness is {shown(settings['harness'])}, but {name} names a data set that is "
-                    f"scored without the harness; its task needs another name, such as {name}_harness"
+                    f"datasets.{name}.harness is {shown(settings['harness'])}, but {name} names a data set "
+                    f"that is scored without the harness; a task needs another name, such as {name}_harness"
                 )
             entries[name] = {"$ref": "#/$defs/harness"}
         elif isinstance(settings, Mapping) and "task" in settings:

@@ -75,7 +75,7 @@ def find_task(name: str, include_path: str | None, key: str) -> HarnessTask:
             + (f" (did you mean {close[0]}?)" if close else "")
         )
     folders: dict[str, None] = {}
-    tasks = list(_tasks(index, name, {}, folders, frozenset()))
+    tasks = list(_tasks(index, name, folders))
     return HarnessTask(tuple(folders), next((one for one, kind in tasks if kind == "generate_until"), None))
 
 
@@ -83,9 +83,9 @@ def find_task(name: str, include_path: str | None, key: str) -> HarnessTask:
 def _index(include_path):
     """The files of every task, group and tag: {name: [path]}. A name of `include_path` hides others."""
     spec = importlib.util.find_spec("lm_eval")
-    own = Path(spec.submodule_search_locations[0], "tasks")  # ty: ignore[not-subscriptable, unresolved-attribute]
+    roots = [Path(folder, "tasks") for folder in (spec.submodule_search_locations if spec else None) or ()]
     index: dict[str, list[Path]] = {}
-    for folder in (own, *([Path(include_path)] if include_path else [])):
+    for folder in [*roots, Path(include_path)] if include_path else roots:
         found: dict[str, list[Path]] = {}
         for path in sorted(folder.rglob("*.yaml")):
             text = path.read_text(encoding="utf-8", errors="replace")
@@ -111,32 +111,34 @@ def _tags_of_file(path):
     return _tags(path, path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
-def _tasks(index, spec, given, folders, above) -> Iterator[tuple[str, str | None]]:
-    """Yield every task below a name or an entry of a group's list, with what it asks of a model.
+def _tasks(index, entry, folders, above=frozenset()) -> Iterator[tuple[str, str | None]]:
+    """Yield the tasks that an entry of a group's list stands for: their names, and what they ask of a model.
 
-    given: keys that the group lays over its members; folders: gets those of the files. A task in Python has
-    None: what it asks is known when it runs.
+    A task in Python has None: what it asks is known when it runs.
+
+    Args:
+        entry: a name, or a mapping of keys that the group lays over it.
+        folders: gets those of the files, as keys.
+        above: the groups that hold the entry.
     """
-    name = spec if isinstance(spec, str) else spec.get("group") or spec.get("task")
-    given = given if isinstance(spec, str) else given | spec
-    if isinstance(given.get("task"), list) and not isinstance(spec, str):
-        for member in spec["task"]:
-            yield from _tasks(index, member, {}, folders, above)
+    given = {"task": entry} if isinstance(entry, str) else entry
+    name = given.get("task", given.get("group"))
+    if isinstance(name, list):  # a group that is described in place
+        for member in name:
+            yield from _tasks(index, member, folders, above)
         return
-    for path in index.get(name, ()):
+    for path in index.get(name, ()) if name not in above else ():
         config = _config(path)
         folders[str(path.parent)] = None
-        if config.get("task") != name and config.get("group") != name:  # a tag, and one of its tasks
-            name_of_one = config.get("task")
-        else:
-            name_of_one = name
         if isinstance(config.get("task"), list):
-            for member in config["task"] if name not in above else ():
-                yield from _tasks(index, member, {}, folders, above | {name})
+            for member in config["task"]:
+                yield from _tasks(index, member, folders, above | {name})
         elif "class" in config:
-            yield name_of_one, None
+            yield name, None
         else:
-            yield name_of_one, given.get("output_type") or config.get("output_type", "generate_until")
+            # Of a tag, the file tells the task's name.
+            asks = given.get("output_type") or config.get("output_type", "generate_until")
+            yield config.get("task", name), asks
 
 
 def _config(path) -> dict[str, Any]:

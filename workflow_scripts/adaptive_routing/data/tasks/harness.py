@@ -1,7 +1,7 @@
 """Any task of lm-evaluation-harness: what its requests' scores say of a sample, and the study's own scores.
 
-`data/harness.py` asks the harness which requests a task makes, and what it makes of the answers. Its verdicts on
-samples, which `metrics` needs, are known only then: until they are, a data set has its loss alone.
+`data/harness.py` asks the harness which requests a task makes, and what it makes of the answers. Its verdicts
+on samples, which `metrics` needs, are known only then: until they are, a data set has its loss alone.
 """
 
 import math
@@ -16,8 +16,8 @@ from adaptive_routing.data.tasks.uncertainty import clusters_of, exp_mean_with_s
 def outcome(sample: Sample, scores: Sequence[SequenceScore]) -> dict[str, Any]:
     """The answers to the requests, [log-likelihood, whether greedy] each, and the loss.
 
-    The loss is that of the right choice; where the harness names none, and in tasks without choices, it is that
-    of all requests.
+    The loss is that of the right choice; where the harness names none, and in tasks without choices, it is
+    that of all requests.
     """
     totals = [score.log_likelihood for score in scores]
     if sample.requests[0].rolling:  # its sequences are windows
