@@ -206,6 +206,11 @@ def unless_of_harness(wildcards):
     return [] if wildcards.dataset in HARNESS_DATASETS else [HARNESS_CODE]
 
 
+def metrics_minutes(wildcards, attempt):
+    """How long metrics take at most: those of the harness may be bootstrapped."""
+    return attempt * (10 if wildcards.dataset in HARNESS_DATASETS else 1)
+
+
 def harness_requests(wildcards):
     """The requests of a task of the harness, which its metrics are made of."""
     if wildcards.dataset not in HARNESS_DATASETS:

@@ -17,7 +17,7 @@ rule compute_metrics:
         "../envs/adaptive_routing.yaml"
     resources:
         mem_mb=each_attempt(4000),
-        runtime=each_attempt(1),
+        runtime=metrics_minutes,
     params:
         code=lambda wildcards: code_fingerprint(
             "compute_metrics", without=unless_of_harness(wildcards)

@@ -104,7 +104,7 @@ def test_the_report_names_them(study):
 def test_what_makes_them_stale(study):
     """An edit of a task's file prepares what reads the folder; another metric only that data set."""
     assert study.plan() == {}
-    path = study.folder / "tasks" / "own_large.yaml"
+    path = study.folder / "tasks" / "own_functions.py"
     before = path.read_text()
     path.write_text(before + "# changed\n")
     plan = study.plan()

@@ -107,7 +107,8 @@ def _scores(study, settings):
     for dataset in study.datasets:
         own = settings["datasets"].get(dataset, {})
         if "harness" in own:
-            items.append(f"- **{dataset}**: {_of_harness(own)}.")
+            has_accuracy = study.scores.get(dataset, "").endswith("_accuracy")
+            items.append(f"- **{dataset}**: {_of_harness(own, has_accuracy)}.")
             continue
         documents = own.get("protocol") == "documents"
         task = task_of(settings, dataset)
@@ -118,17 +119,15 @@ def _scores(study, settings):
     return "Zero-shot, as in lm-evaluation-harness:\n\n" + "\n".join(items)
 
 
-def _of_harness(own):
+def _of_harness(own, has_accuracy):
     """How a task of lm-evaluation-harness is scored."""
     shots = own["num_fewshot"]
     examples = "the task's own number of examples" if shots is None else words.plural(shots, "example")
-    return (
-        f"lm-evaluation-harness's {words.code(own['harness'])} with {examples} in the context; right by its "
-        f"{words.code(own['metric'] or 'acc_norm')}"
-        + (" or, where a task has none, `acc`" if own["metric"] is None else "")
-        + ". Accuracy is the share of samples, of all tasks of a group alike; the harness's own metrics are "
-        "in `bh_routing_harness.csv`"
-    )
+    parts = [f"lm-evaluation-harness's {words.code(own['harness'])} with {examples} in the context"]
+    if has_accuracy:
+        metric = words.code(own["metric"] or "acc_norm") + ("" if own["metric"] else ", else `acc`")
+        parts.append(f"accuracy is the share of samples, of all its tasks alike, that are right by {metric}")
+    return "; ".join([*parts, "the harness's own metrics are in `bh_routing_harness.csv`"])
 
 
 def _statistics(study, settings):
