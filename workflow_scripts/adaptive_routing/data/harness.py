@@ -71,7 +71,7 @@ def prepare_harness_task(
     """
     key = f"datasets.{dataset}"
     # What the harness makes of these answers is not used, but for right choices and kinds of metrics.
-    made_up = itertools.count(-1, -0.37)
+    made_up = itertools.cycle((-1.0, -1.5, -2.25, -0.5, -3.0))
     lm = _Answering(lambda args: next(made_up) if len(args) == 1 else (next(made_up), False))
     rows = _first_filter(_evaluate(key, settings, lm, bootstrap_iters=0))
     _deciding_metric(key, settings, rows.values())
