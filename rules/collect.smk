@@ -16,9 +16,15 @@ def metrics_of(configurations):
 def study_tables():
     """The results tables."""
     with_prompts = rules.tabulate_difficulty.output if HAS_PROMPTS else []
+    of_harness = rules.tabulate_harness.output if HARNESS_DATASETS else []
     with_controls = [*rules.tabulate_same_compute.output] if HAS_CONTROLS else []
     with_controls += rules.tabulate_where.output if HAS_FIXED_CONTROLS else []
-    return [*rules.tabulate_results.output, *with_prompts, *with_controls]
+    return [
+        *rules.tabulate_results.output,
+        *with_prompts,
+        *of_harness,
+        *with_controls,
+    ]
 
 
 def study_figures():

@@ -27,6 +27,7 @@ from adaptive_routing.settings.load import (
     load_settings,
     needs_p_values,
     null_distributions,
+    task_of,
 )
 from adaptive_routing.data.tasks import task_module
 from adaptive_routing.system.content import content_fingerprint
@@ -101,14 +102,15 @@ def per_experiment(paths, configurations=CONFIGURATIONS):
 
 
 def local_source(settings):
-    """The file of a data set that is one; nothing for a hub data set."""
-    return [settings["source"]] if settings["local"] else []
+    """The file of a data set that is one; nothing for a hub data set, or a task of the harness."""
+    return [settings["source"]] if settings.get("local") else []
 
 
 def dataset_task(wildcards):
     """The module of a data set's task."""
     return task_module(
-        wildcards.dataset, SETTINGS["datasets"][wildcards.dataset].get("protocol")
+        task_of(SETTINGS, wildcards.dataset),
+        SETTINGS["datasets"][wildcards.dataset].get("protocol"),
     )
 
 
@@ -162,6 +164,8 @@ NULLS_CHECKED = NULLS_USED if HAS_CALIBRATION else []
 
 # Whether the study has the data set of prompts in levels of difficulty.
 HAS_PROMPTS = "prompts" in DATASETS
+# The data sets that are tasks of lm-evaluation-harness.
+HARNESS_DATASETS = [name for name in DATASETS if task_of(SETTINGS, name) == "harness"]
 
 
 # Model and data
@@ -182,8 +186,36 @@ def model_content(wildcards):
 
 
 def dataset_content(wildcards):
-    """What a local data file holds."""
-    return content_fingerprint(local_source(SETTINGS["datasets"][wildcards.dataset]))
+    """What a local data file holds, or the folder of a task of the harness."""
+    settings = SETTINGS["datasets"][wildcards.dataset]
+    files = local_source(settings)
+    if settings.get("include_path"):
+        below = Path(settings["include_path"]).rglob("*")
+        files += sorted(
+            path for path in below if path.is_file() and "__pycache__" not in path.parts
+        )
+    return content_fingerprint(files)
+
+
+# What only tasks of the harness need.
+HARNESS_CODE = "adaptive_routing.data.harness"
+
+
+def unless_of_harness(wildcards):
+    """The code that a data set does without: all but tasks of the harness need none of it."""
+    return [] if wildcards.dataset in HARNESS_DATASETS else [HARNESS_CODE]
+
+
+def metrics_minutes(wildcards, attempt):
+    """How long metrics take at most: those of the harness may be bootstrapped."""
+    return attempt * (10 if wildcards.dataset in HARNESS_DATASETS else 1)
+
+
+def harness_requests(wildcards):
+    """The requests of a task of the harness, which its metrics are made of."""
+    if wildcards.dataset not in HARNESS_DATASETS:
+        return {}
+    return {"dataset": rules.prepare_dataset.output[0]}
 
 
 def calibration_content(wildcards):

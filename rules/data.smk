@@ -42,7 +42,9 @@ rule prepare_dataset:
         settings=dataset_settings,
         content=dataset_content,
         code=lambda wildcards: code_fingerprint(
-            "prepare_dataset", dataset_task(wildcards)
+            "prepare_dataset",
+            dataset_task(wildcards),
+            without=unless_of_harness(wildcards),
         ),
     script:
         "../workflow_scripts/prepare_dataset.py"

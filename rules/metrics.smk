@@ -3,6 +3,7 @@
 
 rule compute_metrics:
     input:
+        unpack(harness_requests),
         summary=rules.run_experiment.output.summary,
         tensors=rules.run_experiment.output.tensors,
     output:
@@ -16,9 +17,11 @@ rule compute_metrics:
         "../envs/adaptive_routing.yaml"
     resources:
         mem_mb=each_attempt(4000),
-        runtime=each_attempt(1),
+        runtime=metrics_minutes,
     params:
-        code=code_fingerprint("compute_metrics"),
+        code=lambda wildcards: code_fingerprint(
+            "compute_metrics", without=unless_of_harness(wildcards)
+        ),
     script:
         "../workflow_scripts/compute_metrics.py"
 
@@ -112,6 +115,37 @@ if HAS_PROMPTS:
             "../workflow_scripts/tabulate_difficulty.py"
 
 
+if HARNESS_DATASETS:
+
+    rule tabulate_harness:
+        input:
+            expand(
+                rules.compute_metrics.output.metrics,
+                config=CONFIGURATIONS,
+                dataset=HARNESS_DATASETS,
+            ),
+        output:
+            report(
+                results("bh_routing_harness.csv"),
+                caption="../report/harness_table.rst",
+                category="Tables",
+                labels={"shows": "Metrics of lm-evaluation-harness, task by task"},
+            ),
+        log:
+            job_log("tabulate_harness"),
+        benchmark:
+            job_benchmark("tabulate_harness")
+        conda:
+            "../envs/adaptive_routing.yaml"
+        resources:
+            mem_mb=each_attempt(4000),
+            runtime=each_attempt(5),
+        params:
+            code=code_fingerprint("tabulate_harness"),
+        script:
+            "../workflow_scripts/tabulate_harness.py"
+
+
 # The tables of a study with controls, by the names that scripts use.
 CONTROL_TABLES = {}
 
@@ -121,7 +155,8 @@ if HAS_CONTROLS:
         input:
             summaries=per_controlled_experiment(rules.run_experiment.output.summary)
             + per_experiment(rules.run_experiment.output.summary, CONTROLS_OF_STUDY),
-            metrics=per_controlled_experiment(rules.compute_metrics.output.metrics),
+            metrics=per_controlled_experiment(rules.compute_metrics.output.metrics)
+            + per_experiment(rules.compute_metrics.output.metrics, CONTROLS_OF_STUDY),
         output:
             csv=report(
                 results("bh_routing_same_compute.csv"),

@@ -136,7 +136,7 @@ def score(patcher, tokenizer, dataset, path, rows, protocol=None):
         | {"num_predicted_tokens": sum(score.num_predicted_tokens for score in own)}
         for one, own in zip(prepared, scores, strict=True)
     ]
-    return Scored(prepared, scores, outcomes, task.metrics(outcomes))
+    return Scored(prepared, scores, outcomes, task.metrics(outcomes, dataset))
 
 
 def close(log_likelihood):

@@ -581,7 +581,7 @@ def test_every_quality_value_stands_with_its_standard_error(images):
         "word perplexity": "28.00 ± 1.20 ▼",
         "byte perplexity": "1.700 ± 0.012",
         "bits per byte": "0.766 ± 0.010",
-        "lambada target perplexity": "9.50 ± 0.25",
+        "target perplexity": "9.50 ± 0.25",
     }
     cells = row_of(section(text, "### All configurations"), "8experts_bh_a030")
     assert cells["word perplexity"] == "28.00 ± 1.20 ▼" and "perplexity" not in cells

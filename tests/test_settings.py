@@ -1,6 +1,7 @@
 """The config file: what is accepted, what comes out, and the sentence that each fault gets."""
 
 import copy
+import importlib.metadata
 import json
 import os
 import re
@@ -13,7 +14,13 @@ import jsonschema
 import numpy as np
 import pytest
 import yaml
-from adaptive_routing.settings.load import check_against_model, is_local, load_settings, null_distributions
+from adaptive_routing.settings.load import (
+    check_against_model,
+    is_local,
+    load_settings,
+    null_distributions,
+    task_of,
+)
 from adaptive_routing.settings.schema import dotted_keys, resolved, schema
 from adaptive_routing.system.errors import InputError
 from snakemake.cli import parse_config
@@ -116,6 +123,16 @@ def test_the_grid_of_rival_strategies(study):
         names
     )
     assert settings["baseline"] in names
+
+
+def own(name, **values):
+    """A data set under a name of its own."""
+    return {name: {"task": "lambada", "source": "owner/name"} | values}
+
+
+def task(name, **values):
+    """A data set that is a task of lm-evaluation-harness."""
+    return {"mine": {"harness": name} | values}
 
 
 def rival(strategy, **lists):
@@ -243,6 +260,47 @@ def test_more_data_sets(study):
     assert settings["datasets"]["wikitext"]["source"] == "resources/datasets/wikitext.jsonl"
 
 
+def test_data_sets_under_names_of_ones_own(study):
+    """Two of one kind, with that kind's keys and split; null leaves one out."""
+    own = {
+        "articles": {"task": "wikitext", "source": "owner/name", "protocol": "documents"},
+        "endings": {"task": "hellaswag", "source": "owner/name"},
+        "dropped": None,
+    }
+    settings = load_settings(merged({"datasets": own | {"lambada": {"task": "lambada"}}}), study)
+    assert list(settings["datasets"]) == ["wikitext", "lambada", "hellaswag", "articles", "endings"]
+    assert settings["datasets"]["articles"]["protocol"] == "documents"
+    assert settings["datasets"]["wikitext"]["protocol"] == "rows"
+    assert [settings["datasets"][name]["split"] for name in ("articles", "endings")] == ["test", "validation"]
+    # A kind's own name says nothing new.
+    assert settings["datasets"]["lambada"] == load_settings(merged(), study)["datasets"]["lambada"]
+    assert [task_of(settings, name) for name in ("lambada", "endings")] == ["lambada", "hellaswag"]
+    command_line = parse_config(["datasets={own: {task: lambada, source: owner/name, max_samples: 5}}"])
+    settings = load_settings(merged(command_line), study, command_line)
+    assert settings["datasets"]["own"]["max_samples"] == 5
+
+
+def test_tasks_of_the_harness(study):
+    datasets = {"exams": {"harness": "mmlu", "num_fewshot": 5}, "wikitext": None}
+    settings = load_settings(merged({"datasets": datasets}), study)
+    assert settings["datasets"]["exams"] == {
+        "harness": "mmlu", "task": "harness", "include_path": None, "num_fewshot": 5, "metric": None,
+        "max_samples": 200, "bootstrap_iters": 100_000,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("version", "words"), [(None, "is not installed"), ("0.4.8", "or newer, but 0.4.8")])
+def test_tasks_of_the_harness_need_it(study, monkeypatch, version, words):
+    def found(name):
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr("importlib.metadata.version", found)
+    with pytest.raises(InputError, match=rf"datasets.mine.harness needs .*{words}.*pip install"):
+        load_settings(merged({"datasets": task("mmlu")}), study)
+
+
 def test_max_samples_of_one_data_set(study):
     settings = load_settings(merged({"datasets": {"lambada": {"max_samples": 5}}}), study)
     samples = {name: dataset["max_samples"] for name, dataset in settings["datasets"].items()}
@@ -329,9 +387,9 @@ WRONG = [
     ),
     ({"strategies": {"bh": {"alphas": [0.3]}}}, "strategies.bh.alphas", "did you mean strategies.bh.alpha?"),
     (
-        {"datasets": {"triviaqa": None}},
+        {"datasets": {"triviaqa": {"source": "owner/name"}}},
         "datasets.triviaqa",
-        "hellaswag, arc_challenge and prompts",
+        "hellaswag, arc_challenge, prompts and names of one's own with the key task or harness",
     ),
     (
         {"null_distribution": {"calibration": {"text": "x"}}},
@@ -421,6 +479,42 @@ WRONG = [
     ),
     ({"null_distribution": {"trim": 3}}, "null_distribution.trim", "is 3, but must be 0, 2, 4 or 8"),
     ({"null_distribution": {"trim": 2.0}}, "null_distribution.trim", "is 2.0,"),
+    ({"datasets": {"wikitxt": None}}, "datasets.wikitxt", "did you mean datasets.wikitext"),
+    (
+        {"datasets": own("mine", task="wiki")},
+        "datasets.mine.task",
+        "is 'wiki', but must be wikitext, lambada",
+    ),
+    ({"datasets": own("mine", task="prompts")}, "datasets.mine.task", "is 'prompts', but must be wikitext"),
+    ({"datasets": own("lambada", task="wikitext")}, "datasets.lambada.task", "is 'wikitext', .* be lambada"),
+    ({"datasets": own("mine", protocol="rows")}, "datasets.mine.protocol", "is not a known key"),
+    ({"datasets": own("my-data")}, "datasets", "the name 'my-data', .* letters, digits and underscores"),
+    ({"datasets": own("token")}, "datasets", "the name 'token', .* none of avg_task"),
+    (
+        {"datasets": own("mine") | own("mine_internal_routing")},
+        "datasets.mine_internal_routing and datasets.mine",
+        "would both have a file",
+    ),
+    ({"datasets": task("arc_esy")}, "datasets.mine.harness", "no task, group or tag .* mean arc_easy"),
+    ({"datasets": task("gsm8k")}, "datasets.mine.harness", "is 'gsm8k', which generates text"),
+    ({"datasets": task("bbh")}, "datasets.mine.harness", "is 'bbh', which holds bbh_cot_.*, which generates"),
+    (
+        {"datasets": task("mmlu", source="x.jsonl")},
+        "datasets.mine.source",
+        "is not a known key",
+        "num_fewshot",
+    ),
+    (
+        {"datasets": task("mmlu", num_fewshot=-1)},
+        "datasets.mine.num_fewshot",
+        "is -1, but must be an integer",
+    ),
+    ({"datasets": task("mmlu", include_path="notes.txt")}, "datasets.mine.include_path", "is no folder"),
+    (
+        {"datasets": {"hellaswag": {"harness": "hellaswag"}}},
+        "datasets.hellaswag.harness",
+        "another name, such as hellaswag_harness",
+    ),
     ({"datasets": None}, "datasets", "is null,"),
     # checks across keys
     ({"datasets": dict.fromkeys(["wikitext", "lambada", "hellaswag"])}, "datasets", "is empty,"),
@@ -690,7 +784,7 @@ def test_schema_describes_every_key():
     jsonschema.Draft202012Validator.check_schema(schema())
     for path, node in nodes(schema()):
         assert node.get("description", "").strip(), path
-        if "properties" in node:
+        if "properties" in node and path != "config.datasets":  # which may have names of one's own
             assert node["additionalProperties"] is False, path
         if "default" in node:
             jsonschema.validate(node["default"], node | {"$defs": schema()["$defs"]})

@@ -246,7 +246,7 @@ def as_articles(summaries):
                 "num_words": words,
                 "num_bytes": 5 * words,
             }
-        one["metrics"] |= wikitext_documents.metrics(one["samples"])
+        one["metrics"] |= wikitext_documents.metrics(one["samples"], "wikitext")
         articles.append(one)
     return articles
 

@@ -134,13 +134,13 @@ def test_hellaswag_by_hand():
     }
     wrong = task.outcome(sample, scores(-1, -5, -90, -1))
     assert wrong["prediction"] == wrong["prediction_unnormalized"] == 0  # of equals the first
-    assert task.metrics([outcome, wrong, outcome, outcome]) == {
+    assert task.metrics([outcome, wrong, outcome, outcome], "hellaswag") == {
         "hellaswag_accuracy": 0.75,
         "hellaswag_accuracy_stderr": math.sqrt(0.75 * 0.25 / 3),
         "hellaswag_acc": 0.0,
         "hellaswag_acc_stderr": 0.0,
     }
-    assert task.metrics([outcome])["hellaswag_accuracy_stderr"] is None
+    assert task.metrics([outcome], "hellaswag")["hellaswag_accuracy_stderr"] is None
 
 
 def test_arc_challenge_by_hand():
@@ -156,7 +156,7 @@ def test_arc_challenge_by_hand():
     outcome = task.outcome(sample, scores(-4, -8, -6))
     assert (outcome["prediction"], outcome["prediction_unnormalized"], outcome["correct"]) == (1, 0, True)
     assert outcome["loss"] == 4.0
-    metrics = task.metrics([outcome, outcome])
+    metrics = task.metrics([outcome, outcome], "arc_challenge")
     assert (metrics["arc_challenge_accuracy"], metrics["arc_challenge_acc"]) == (1.0, 0.0)
 
 
@@ -177,7 +177,7 @@ def test_lambada_by_hand():
         task.outcome(sample, scores(-3.0, greedy=True)),
     ]
     assert outcomes[0] == {"loss": 1.0, "log_likelihood": -2.0, "correct": True}
-    metrics = task.metrics(outcomes)
+    metrics = task.metrics(outcomes, "lambada")
     assert metrics["lambada_accuracy"] == 2 / 3
     assert metrics["lambada_accuracy_stderr"] == pytest.approx(math.sqrt(2 / 9 / 2))
     assert metrics["lambada_perplexity"] == pytest.approx(math.exp(3.0))
@@ -195,12 +195,12 @@ def test_wikitext_by_hand():
         task.outcome(sample, scores(-2.0, tokens=1)) | {"num_predicted_tokens": 1},
     ]
     assert [one["loss"] for one in outcomes] == [1.0, 2.0]
-    metrics = task.metrics(outcomes)
+    metrics = task.metrics(outcomes, "wikitext")
     assert metrics["perplexity"] == pytest.approx(math.exp(1.5))
     assert metrics["token_perplexity"] == pytest.approx(math.exp(5 / 4))
     # The standard deviation of 1 and 2 is sqrt(1/2), of their mean 1/2.
     assert metrics["perplexity_stderr"] == pytest.approx(math.exp(1.5) * 0.5)
-    assert task.metrics(outcomes[:1])["perplexity_stderr"] is None
+    assert task.metrics(outcomes[:1], "wikitext")["perplexity_stderr"] is None
 
 
 # Rows
@@ -455,7 +455,7 @@ def test_a_document_by_hand():
     assert outcomes[0] == {
         "loss": 1.0, "log_likelihood": -8.0, "num_words": 7, "num_bytes": 20, "num_predicted_tokens": 8,
     }  # fmt: skip
-    metrics = task.metrics(outcomes)
+    metrics = task.metrics(outcomes, "wikitext")
     assert metrics["perplexity"] == pytest.approx(math.exp(2.0))
     assert metrics["token_perplexity"] == pytest.approx(math.exp(20 / 12))
     assert metrics["word_perplexity"] == pytest.approx(math.exp(20 / 14))
@@ -464,7 +464,7 @@ def test_a_document_by_hand():
     # 8 and 12 are 2 below and above the mean of 10 a document; the mean's standard error is 2.
     assert metrics["bits_per_byte_stderr"] == pytest.approx(2 / 20 / math.log(2))
     assert metrics["word_perplexity_stderr"] == pytest.approx(math.exp(20 / 14) * 2 / 7)
-    assert task.metrics(outcomes[:1])["word_perplexity_stderr"] is None
+    assert task.metrics(outcomes[:1], "wikitext")["word_perplexity_stderr"] is None
 
 
 def test_documents_of_the_embedded_rows(embedded):
@@ -491,7 +491,7 @@ def test_prompts_by_hand(embedded):
     assert sample == Sample("Say a word", (request,), None, {"difficulty": 3})
     assert task.sample({"prompt": " \n", "difficulty": 1}) is None
     outcomes = [task.outcome(sample, scores(-4.0, tokens=4)), task.outcome(sample, scores(-3.0, tokens=1))]
-    metrics = task.metrics(outcomes)
+    metrics = task.metrics(outcomes, "prompts")
     assert metrics["prompt_perplexity"] == pytest.approx(math.exp(2.0))
     assert metrics["prompt_perplexity_stderr"] == pytest.approx(math.exp(2.0) * 1.0)
     for level in ("3", " 3", 3.0):
@@ -581,15 +581,15 @@ def test_a_perplexity_beyond_the_largest_float_is_none(protocol):
         {"loss": 900.0, "log_likelihood": -1800.0, "num_predicted_tokens": 2, "num_words": 2, "num_bytes": 10,
          "correct": False}
     ] * 2  # fmt: skip
-    metrics = get_task("wikitext", protocol).metrics(outcomes)
+    metrics = get_task("wikitext", protocol).metrics(outcomes, "wikitext")
     assert metrics["perplexity"] is None and metrics["perplexity_stderr"] is None
     assert metrics["token_perplexity"] is None
     if protocol == "documents":
         assert metrics["word_perplexity"] is None and metrics["word_perplexity_stderr"] is None
         assert metrics["byte_perplexity"] == pytest.approx(math.exp(180))
         assert metrics["bits_per_byte"] == pytest.approx(180 / math.log(2))
-    assert get_task("prompts").metrics(outcomes)["prompt_perplexity"] is None
-    assert get_task("lambada").metrics(outcomes)["lambada_perplexity"] is None
+    assert get_task("prompts").metrics(outcomes, "prompts")["prompt_perplexity"] is None
+    assert get_task("lambada").metrics(outcomes, "lambada")["lambada_perplexity"] is None
 
 
 def test_one_token_is_nothing_to_predict_without_context(embedded):

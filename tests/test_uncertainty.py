@@ -107,9 +107,9 @@ def test_a_single_cluster_has_no_error():
 )
 def test_the_errors_of_a_task_are_those_of_its_clusters(task):
     other = OUTCOME | {"loss": 3.0, "log_likelihood": -6.0, "correct": False, "gold": 0}
-    metrics = get_task(task).metrics([OUTCOME, other])
+    metrics = get_task(task).metrics([OUTCOME, other], task)
     twice = [one | {"cluster": number} for number, one in enumerate([OUTCOME, other])] * 2
-    assert get_task(task).metrics(twice) == pytest.approx(metrics)
+    assert get_task(task).metrics(twice, task) == pytest.approx(metrics)
 
 
 OUTCOME = {
@@ -129,18 +129,18 @@ OUTCOME = {
 )
 def test_every_metric_of_a_task_has_a_standard_error(task):
     other = OUTCOME | {"loss": 3.0, "log_likelihood": -6.0, "correct": False, "gold": 0}
-    metrics = get_task(task).metrics([OUTCOME, other])
+    metrics = get_task(task).metrics([OUTCOME, other], task)
     values = [name for name in metrics if not name.endswith("_stderr")]
     assert values
     assert sorted(metrics) == sorted([*values, *(f"{name}_stderr" for name in values)])
     assert all(metrics[f"{name}_stderr"] > 0 for name in values)
-    alone = get_task(task).metrics([OUTCOME])
+    alone = get_task(task).metrics([OUTCOME], task)
     assert all(alone[f"{name}_stderr"] is None for name in values)
 
 
 def test_the_target_perplexity_has_the_error_of_an_exp_of_a_mean():
     outcomes = [OUTCOME | {"log_likelihood": value} for value in (-2.0, -4.0, -3.0)]
-    metrics = get_task("lambada").metrics(outcomes)
+    metrics = get_task("lambada").metrics(outcomes, "lambada")
     assert metrics["lambada_perplexity"] == pytest.approx(math.exp(3))
     # The standard deviation of 2, 4 and 3 is 1.
     assert metrics["lambada_perplexity_stderr"] == pytest.approx(math.exp(3) / math.sqrt(3))
@@ -164,7 +164,9 @@ def test_an_exp_too_large_for_a_number_is_none():
         "num_bytes": 2700,
         "num_predicted_tokens": 900,
     }
-    metrics = get_task("wikitext_documents").metrics([outcome, outcome | {"log_likelihood": -3900.0}])
+    metrics = get_task("wikitext_documents").metrics(
+        [outcome, outcome | {"log_likelihood": -3900.0}], "wikitext"
+    )
     assert metrics["word_perplexity"] is metrics["word_perplexity_stderr"] is None
     assert metrics["byte_perplexity"] == pytest.approx(math.exp(7900 / 5400))
 

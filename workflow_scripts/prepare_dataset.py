@@ -11,9 +11,19 @@ from adaptive_routing.model.tokenizer import load_tokenizer
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.json_files import write_json
 
-with job(snakemake):
-    dataset, settings = snakemake.wildcards.dataset, snakemake.params.settings
-    model = read_model_info(snakemake.input.model)
+
+def of_harness(dataset, settings, model):
+    """The samples of a task of the harness, and what is known of the data set beside its settings."""
+    from adaptive_routing.data.harness import prepare_harness_task
+    from adaptive_routing.system.harness_tasks import installed_version
+
+    tokenizer, readable = load_tokenizer(model), model["max_position_embeddings"]
+    version = installed_version(f"datasets.{dataset}.harness")
+    return prepare_harness_task(dataset, settings, tokenizer, readable), {"harness_version": version}
+
+
+def of_rows(dataset, settings, model):
+    """The samples of rows, and what is known of the data set beside its settings."""
     source = {key: settings[key] for key in ("source", "subset", "split", "revision")}
     # What is generated has to fit beside the prompt.
     readable = model["max_position_embeddings"] - settings.get("max_new_tokens", 0)
@@ -31,9 +41,15 @@ with job(snakemake):
         settings.get("max_length"),
         readable,
         settings.get("protocol"),
+        settings.get("task"),
     )
+    # The commit is what the revision of a hub data set stood for.
+    return prepared, {"skipped_rows": skipped_rows(prepared)} | ({} if commit is None else {"commit": commit})
+
+
+with job(snakemake):
+    dataset, settings = snakemake.wildcards.dataset, snakemake.params.settings
+    model = read_model_info(snakemake.input.model)
+    prepared, known = (of_harness if "harness" in settings else of_rows)(dataset, settings, model)
     check_vocabulary(prepared, model["shapes"]["vocab_size"], f"datasets.{dataset}")
-    settings = settings | {"skipped_rows": skipped_rows(prepared)}
-    if commit is not None:  # what the revision of a hub data set stood for
-        settings["commit"] = commit
-    write_json(snakemake.output[0], prepared_to_json(dataset, prepared, settings))
+    write_json(snakemake.output[0], prepared_to_json(dataset, prepared, settings | known))

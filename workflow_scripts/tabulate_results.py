@@ -3,6 +3,7 @@
 import gc
 
 from adaptive_routing.analysis import tables
+from adaptive_routing.analysis.harness import with_harness_scores
 from adaptive_routing.analysis.metrics import metrics_schema
 from adaptive_routing.analysis.setting_effects import setting_effects_table
 from adaptive_routing.jobs.script import job
@@ -22,6 +23,8 @@ with job(snakemake):
     with blaming("summary", *snakemake.input.summaries):
         summaries = [read_json(path) for path in snakemake.input.summaries]
         tables.check_distinct(snakemake.input.summaries, summaries)
+        # The lists of inputs are in the same order.
+        summaries = list(map(with_harness_scores, summaries, experiments))
         gc.freeze()  # statsmodels collects garbage in every correction: 20 ms each over all that is loaded
         made["comparisons"] = tables.comparisons_table(summaries, snakemake.params.baseline)
         made["setting_effects"] = setting_effects_table(summaries)

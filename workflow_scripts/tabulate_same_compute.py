@@ -1,5 +1,6 @@
 """Make the table of adaptive configurations against their controls from the summaries of both."""
 
+from adaptive_routing.analysis.harness import with_harness_scores
 from adaptive_routing.analysis.recommendations import QualityMargins
 from adaptive_routing.analysis.same_compute import same_compute_table
 from adaptive_routing.analysis.tables import write_table
@@ -13,5 +14,7 @@ with job(snakemake):
     with blaming("summary", *inputs.summaries, *inputs.metrics):
         summaries = [read_json(path) for path in inputs.summaries]
         experiments = [read_json(path) for path in inputs.metrics]
+        # The lists of inputs are in the same order.
+        summaries = list(map(with_harness_scores, summaries, experiments))
         table = same_compute_table(summaries, experiments, margins)
     write_table(table, output.csv, output.json)

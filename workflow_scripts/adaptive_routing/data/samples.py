@@ -46,6 +46,7 @@ def prepare_samples(
     max_length: int,
     model_max_length: int,
     protocol: str | None = None,
+    task: str | None = None,
 ) -> list[PreparedSample]:
     """The first `max_samples` rows that can be scored, as a list of `PreparedSample`.
 
@@ -56,15 +57,16 @@ def prepare_samples(
         max_samples: how many; all rows where there are fewer.
         max_length, model_max_length: see `encode_request`.
         protocol: the protocol of the data set's settings, where there are several.
+        task: of which kind the data set is; by default the one of its name.
 
     Raises:
         InputError: a column is missing, a row is malformed, or no row can be scored.
     """
-    task = get_task(dataset, protocol)
+    kind = get_task(task or dataset, protocol)
     prepared = []
-    for number, row in enumerate(task.regroup(_checked(dataset, task.COLUMNS, rows))):
+    for number, row in enumerate(kind.regroup(_checked(dataset, kind.COLUMNS, rows))):
         try:
-            sample = task.sample(row)
+            sample = kind.sample(row)
             encoded = [
                 encode_request(tokenizer, request, max_length, model_max_length)
                 for request in (sample.requests if sample else ())
@@ -79,10 +81,10 @@ def prepare_samples(
             break
     if not prepared:
         raise InputError(f"datasets.{dataset}: no row holds text that can be scored")
-    return _with_clusters(prepared)
+    return with_clusters(prepared)
 
 
-def _with_clusters(prepared):
+def with_clusters(prepared: Sequence[PreparedSample]) -> list[PreparedSample]:
     """Give each sample the number of its cluster: samples that share a key, directly or through others."""
     parents = {}
 

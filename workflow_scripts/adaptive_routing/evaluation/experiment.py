@@ -99,7 +99,7 @@ def run_experiment(
         batch_tokens: the largest number of tokens in a batch.
         second_pass_samples: how many of the first samples run again, one at a time.
         settings: what determines the result, recorded unchanged; `routing.weights` and the data set's
-            `max_samples`, `protocol` and `max_new_tokens` are used here.
+            `task`, `max_samples`, `protocol` and `max_new_tokens` are used here.
         files: `ExperimentFiles`.
         log_workers: `LogWorkers` that encode the routing log's text; by default this process does.
         code_version: `version.code_version`'s result, recorded in the summary.
@@ -108,7 +108,8 @@ def run_experiment(
         The summary, as written.
     """
     started = time.perf_counter()
-    task, model = get_task(dataset, settings["dataset"].get("protocol")), loaded.model
+    own, model = settings["dataset"], loaded.model
+    task = get_task(own.get("task", dataset), own.get("protocol"))
     run = _run(model, batch_tokens, code_version)
     second_pass_samples = min(second_pass_samples, len(prepared))
     patcher = RouterPatcher(model, strategy)
@@ -116,7 +117,7 @@ def run_experiment(
     outcomes: list[Any] = [None] * len(prepared)
     forward_seconds = 0.0
     with patcher:
-        max_new_tokens = settings["dataset"].get("max_new_tokens")
+        max_new_tokens = own.get("max_new_tokens")
         if max_new_tokens:
             # The logs need the lengths of the texts from the start, and generation determines them.
             tokenizer = load_tokenizer(loaded.info)
@@ -159,14 +160,14 @@ def run_experiment(
     summary: Summary = {
         **head,
         "provenance": head["provenance"] | {"run": run},  # ty: ignore[missing-typed-dict-key]
-        "metrics": task.metrics(outcomes),
+        "metrics": task.metrics(outcomes, dataset),
         "summary": {
             "total_samples": len(prepared),
             "total_tokens": sum(one["num_tokens"] for one in outcomes),
             "total_sequences": sum(len(one.sequences) for one in prepared),
             "predicted_tokens": sum(one["num_predicted_tokens"] for one in outcomes),
-            "requested_samples": settings["dataset"]["max_samples"],
-            "skipped_rows": settings["dataset"].get("skipped_rows", 0),
+            "requested_samples": own["max_samples"],
+            "skipped_rows": own.get("skipped_rows", 0),
             "truncated_samples": sum(one["truncated"] for one in outcomes),
         },
         "samples": outcomes,

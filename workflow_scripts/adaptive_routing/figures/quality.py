@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from adaptive_routing.analysis.study import Study
 
 PERPLEXITIES = {  # column: (in sentences, on an axis)
-    "perplexity": ("perplexity on wikitext", "perplexity, exp(mean sample loss)"),
-    "token_perplexity": ("token perplexity on wikitext", "perplexity, exp(mean loss per token)"),
-    "word_perplexity": ("word perplexity on wikitext", "perplexity, exp(mean loss per word)"),
-    "target_perplexity": ("perplexity on lambada's target words", "perplexity, exp(mean loss per word)"),
+    "perplexity": ("perplexity on {}", "perplexity, exp(mean sample loss)"),
+    "token_perplexity": ("token perplexity on {}", "perplexity, exp(mean loss per token)"),
+    "word_perplexity": ("word perplexity on {}", "perplexity, exp(mean loss per word)"),
+    "target_perplexity": ("perplexity on {}'s target words", "perplexity, exp(mean loss per word)"),
 }
 
 
@@ -44,22 +44,34 @@ class Quality:
 
 
 def perplexity(study: Study) -> Quality | None:
-    """The perplexity that is a data set's score, or that of LAMBADA's target words; None without one."""
+    """The perplexity that is a data set's score, or that of LAMBADA's target words; None without one.
+
+    It is a mean where several data sets have it.
+    """
     column = next(
         (c for c in (study.perplexity, "target_perplexity") if c is not None and study.has(c)), None
     )
     if column is None:
         return None
-    dataset = next((d for d, score in study.scores.items() if score == column), "lambada")
-    return Quality(*_with_errors(study, column), *PERPLEXITIES[column], dataset, True, True)
+    return _perplexity(study, column)
 
 
 def row_perplexity(study: Study) -> Quality | None:
     """The metric `perplexity`, in which every row weighs the same, where a token perplexity decides."""
     if study.perplexity != "token_perplexity" or not study.has("perplexity"):
         return None
-    dataset = next(d for d, score in study.scores.items() if score == "token_perplexity")
-    return Quality(*_with_errors(study, "perplexity"), *PERPLEXITIES["perplexity"], dataset, True, True)
+    return _perplexity(study, "perplexity")
+
+
+def _perplexity(study, column):
+    """A perplexity by its column, a mean over the data sets that have it."""
+    rows = study.experiments[study.experiments[column].notna()]
+    datasets = list(dict.fromkeys(rows["dataset"]))
+    name, axis = PERPLEXITIES[column]
+    name = name.format(" and ".join(datasets))
+    if len(datasets) > 1:
+        return Quality(*_with_errors(study, column), f"mean {name}", axis, None, True, True)
+    return Quality(*_with_errors(study, column), name, axis, datasets[0], True, True)
 
 
 def accuracy(study: Study) -> Quality | None:

@@ -31,6 +31,7 @@ NOT_DECIDING = tuple(
         "system.errors",
         "system.cores",
         "system.files",
+        "system.harness_tasks",
         "system.hub",
         "system.hub_faults",
         "system.processes",

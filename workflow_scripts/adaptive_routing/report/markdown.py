@@ -21,6 +21,7 @@ from adaptive_routing.report.provenance import gap_section, provenance_section, 
 from adaptive_routing.report.sentences import main_sentences
 from adaptive_routing.report.tables import table_sections
 from adaptive_routing.report.warnings import warning_section
+from adaptive_routing.settings.load import task_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,10 +48,14 @@ def plain_main_sentences(
     null_checks: NullChecks | None = None,
 ) -> str:
     """Return the main sentences, or what takes their place, as plain text, one per line."""
-    sentences = warning(study, vocabulary_size(summaries)) or main_sentences(
+    sentences = warning(study, vocabulary_size(summaries), _tasks(settings)) or main_sentences(
         study, rules.QualityMargins.from_settings(settings["report"]), _tables(null_checks)
     )
     return "".join(f"{words.plain(sentence)}\n" for sentence in sentences)
+
+
+def _tasks(settings):
+    return {dataset: task_of(settings, dataset) for dataset in settings["datasets"]}
 
 
 def write_markdown(
@@ -78,7 +83,7 @@ def write_markdown(
     beside = {name: quote(os.path.relpath(path, folder)) for name, path in (control_figures or {}).items()}
     figure, *panels = (quote(os.path.relpath(path, folder)) for path in (figure, *panels))
     margins = rules.QualityMargins.from_settings(settings["report"])
-    warned = warning(study, vocabulary_size(summaries))
+    warned = warning(study, vocabulary_size(summaries), _tasks(settings))
     sentences = warned or main_sentences(study, margins, _tables(null_checks))
     null_check = list(null_check_section(null_checks or {}, folder))
     picture = beside.pop("same_compute", None) or panels[PANELS.index(ANSWERING)]

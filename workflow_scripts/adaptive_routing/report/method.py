@@ -8,6 +8,7 @@ from adaptive_routing.analysis import recommendations as rules
 from adaptive_routing.analysis.metrics import EXTRA_METRICS, METRICS
 from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL, lower_is_better
 from adaptive_routing.report import words
+from adaptive_routing.settings.load import task_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,10 +111,29 @@ def _null_distribution(null):
 def _scores(study, settings):
     items = []
     for dataset in study.datasets:
-        documents = settings["datasets"].get(dataset, {}).get("protocol") == "documents"
-        name = f"{dataset} documents" if documents else dataset
-        items.append(f"- **{dataset}**: {SCORES.get(name, f'see its module, `data/tasks/{dataset}.py`')}.")
+        own = settings["datasets"].get(dataset, {})
+        if "harness" in own:
+            has_accuracy = study.scores.get(dataset, "").endswith("_accuracy")
+            items.append(f"- **{dataset}**: {_of_harness(own, has_accuracy)}.")
+            continue
+        documents = own.get("protocol") == "documents"
+        task = task_of(settings, dataset)
+        name = f"{task} documents" if documents else task
+        kind = f" (as {task})" if task != dataset else ""
+        how = SCORES.get(name, f"see its module, `data/tasks/{task}.py`")
+        items.append(f"- **{dataset}**{kind}: {how}.")
     return "Zero-shot, as in lm-evaluation-harness:\n\n" + "\n".join(items)
+
+
+def _of_harness(own, has_accuracy):
+    """How a task of lm-evaluation-harness is scored."""
+    shots = own["num_fewshot"]
+    examples = "the task's own number of examples" if shots is None else words.plural(shots, "example")
+    parts = [f"lm-evaluation-harness's {words.code(own['harness'])} with {examples} in the context"]
+    if has_accuracy:
+        metric = words.code(own["metric"] or "acc_norm") + ("" if own["metric"] else ", else `acc`")
+        parts.append(f"accuracy is the share of samples, of all its tasks alike, that are right by {metric}")
+    return "; ".join([*parts, "the harness's own metrics are in `bh_routing_harness.csv`"])
 
 
 def _statistics(study, settings):

@@ -31,14 +31,15 @@ def vocabulary_size(summaries: Iterable[Mapping[str, Any]]) -> int | None:
     return next((size for size in sizes if size), None)
 
 
-def warning(study: Study, vocabulary: int | None) -> list[str]:
+def warning(study: Study, vocabulary: int | None, tasks: Mapping[str, str]) -> list[str]:
     """The sentences that take the place of the report's main ones, in Markdown; none for a model that works.
 
     Args:
         study: the results tables.
         vocabulary: number of tokens, None where it is unknown.
+        tasks: of which kind data sets are whose name does not tell.
     """
-    found = _perplexity_of_a_guess(study, vocabulary) or _accuracies_of_a_guess(study)
+    found = _perplexity_of_a_guess(study, vocabulary) or _accuracies_of_a_guess(study, tasks)
     if not found:
         return []
     return [
@@ -65,13 +66,13 @@ def _perplexity_of_a_guess(study, vocabulary):
     return None
 
 
-def _accuracies_of_a_guess(study):
+def _accuracies_of_a_guess(study, tasks):
     parts = []
     for dataset, row in _baseline_rows(study).iterrows():
         value = row.get("avg_task_accuracy", np.nan)  # that of the data set
         if not np.isfinite(value):
             continue
-        error, chance = row.get("avg_task_accuracy_stderr", np.nan), CHANCE.get(dataset)
+        error, chance = row.get("avg_task_accuracy_stderr", np.nan), CHANCE.get(tasks.get(dataset, dataset))
         if chance is None or not np.isfinite(error) or value > chance + STANDARD_ERRORS * error:
             return None
         parts.append(f"{value:.3f} ± {error:.3f} on {dataset} (chance is {chance:g})")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from adaptive_routing.evaluation.experiment import Summary
     from adaptive_routing.settings.load import Settings
 
-# Perplexities by data set, each with a metric that exists wherever the perplexity was computed.
+# Perplexities by kind of data set, each with a metric that exists wherever the perplexity was computed.
 COMPUTED_WITH = {
     "wikitext": {
         "perplexity": "total_tokens",
@@ -27,6 +27,7 @@ COMPUTED_WITH = {
         "byte_perplexity": "bits_per_byte",
     },
     "lambada": {"target_perplexity": "avg_task_accuracy"},
+    "harness": {"word_perplexity": "bits_per_byte", "byte_perplexity": "bits_per_byte"},
 }
 
 
@@ -106,7 +107,7 @@ def gap_section(study: Study, summaries: Sequence[Summary]) -> Iterator[str]:
         if truncated:
             samples = words.plural(words.span(truncated), "sample")
             items.append(f"{dataset}: truncated {samples} to the maximum length.")
-        items += _too_large(study, dataset)
+        items += _too_large(study, dataset, _task(dataset, of_dataset))
     uncompared = [
         dataset
         for dataset in study.datasets
@@ -129,10 +130,16 @@ def _small_by_nature(summary):
     return summary["dataset"] == "prompts" or settings.get("dataset", {}).get("protocol") == "documents"
 
 
-def _too_large(study, dataset):
+def _task(dataset, summaries):
+    """Of which kind a data set is, as its summaries tell."""
+    settings = [summary["provenance"].get("settings", {}).get("dataset", {}) for summary in summaries]
+    return next((one["task"] for one in settings if "task" in one), dataset)
+
+
+def _too_large(study, dataset, task):
     """Yield a sentence for each perplexity of a data set that exceeds the largest float."""
     rows = study.experiments[study.experiments["dataset"] == dataset]
-    for column, witness in COMPUTED_WITH.get(dataset, {}).items():
+    for column, witness in COMPUTED_WITH.get(task, {}).items():
         if column in rows and witness in rows:
             missing = rows.loc[rows[column].isna() & rows[witness].notna(), "config"]
             if len(missing):

@@ -24,7 +24,7 @@ PERPLEXITY_COLUMNS = (
     ("word_perplexity", "word perplexity", ".2f"),
     ("byte_perplexity", "byte perplexity", ".3f"),
     ("bits_per_byte", "bits per byte", ".3f"),
-    ("target_perplexity", "lambada target perplexity", ".2f"),
+    ("target_perplexity", "target perplexity", ".2f"),
 )
 # The first columns of the overview; the scores that decide follow.
 OVERVIEW = (

@@ -19,6 +19,7 @@ import yaml
 from adaptive_routing.settings.configurations import CONTROLS, DEFAULTS, EXPERT_COUNTS, Configuration, grid
 from adaptive_routing.settings.schema import alternatives, schema, shown, validated
 from adaptive_routing.system.errors import InputError
+from adaptive_routing.system.harness_tasks import find_task, installed_version
 from adaptive_routing.system.hub import Repository, fetch_file
 
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -46,6 +47,10 @@ NATIVE_TOP_K_KEYS = (
 )
 NATIVE = "native"
 
+DATASET_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*", re.ASCII)
+# Names of columns begin with these: `avg_task_accuracy`, `token_perplexity`.
+NO_DATASET_NAMES = ("avg_task", "byte", "mean", "target", "token", "word")
+
 
 class ModelSettings(TypedDict):
     """The section `model`."""
@@ -72,8 +77,21 @@ class DatasetSettings(SourceSettings):
     """One of the section `datasets`."""
 
     max_samples: int
+    task: NotRequired[str]  # of a data set under a name of its own
     protocol: NotRequired[str]  # wikitext
     max_new_tokens: NotRequired[int]  # prompts
+
+
+class HarnessSettings(TypedDict):
+    """One of the section `datasets` that is a task of lm-evaluation-harness."""
+
+    harness: str
+    task: Literal["harness"]
+    include_path: str | None
+    num_fewshot: int | None
+    metric: str | None
+    max_samples: int
+    bootstrap_iters: int
 
 
 class CalibrationSettings(SourceSettings):
@@ -137,7 +155,7 @@ class Settings(TypedDict):
 
     results: str
     model: ModelSettings
-    datasets: dict[str, DatasetSettings]
+    datasets: dict[str, DatasetSettings | HarnessSettings]
     evaluation: EvaluationSettings
     strategies: dict[str, dict[str, list[Any]]]
     routing: RoutingSettings
@@ -180,6 +198,7 @@ def load_settings(
     _check_baseline(settings)
     _check_limits(settings)
     _check_gpus(settings["model"])
+    _check_dataset_names(settings)
     _resolve_datasets(settings, base_dir)
     _resolve_null_distribution(settings, base_dir)
     num_experts = _resolve_model(settings["model"], base_dir)
@@ -202,9 +221,8 @@ def imported_config(config: dict[str, Any], folder: Path | str) -> dict[str, Any
     others = _section(config, "null_distributions")
     named += [(_section(others, name), "table") for name in others]
     named += [(_section(null_distribution, "calibration"), "source")]
-    named += [
-        (_section(_section(config, "datasets"), name), "source") for name in _section(config, "datasets")
-    ]
+    datasets = _section(config, "datasets")
+    named += [(_section(datasets, name), key) for name in datasets for key in ("source", "include_path")]
     for section, key in named:
         if isinstance(section.get(key), str):
             places = (Path.cwd() / section[key], folder / section[key])
@@ -318,7 +336,8 @@ def _resolve_paths(settings):
     null_distribution = settings["null_distribution"]
     named = [(settings["model"], "name"), (null_distribution, "table")]
     named += [(one, "table") for one in settings["null_distributions"].values()]
-    named += [(one, "source") for one in (*settings["datasets"].values(), null_distribution["calibration"])]
+    sources = [*settings["datasets"].values(), null_distribution["calibration"]]
+    named += [(one, key) for one in sources for key in ("source", "include_path")]
     for section, key in named:
         if section and (section.get(key) or "").startswith("~"):
             section[key] = os.path.expanduser(section[key])
@@ -418,13 +437,59 @@ def _check_gpus(model):
         )
 
 
+def _check_dataset_names(settings):
+    """Files and columns are named after data sets, so no two of them may get the same name."""
+    files = {}
+    for name in settings["datasets"]:
+        if not DATASET_NAME.fullmatch(name) or name in NO_DATASET_NAMES:
+            raise InputError(
+                f"datasets holds the name {shown(name)}, but a name must be letters, digits and underscores "
+                f"that begin with a letter, and none of {alternatives(NO_DATASET_NAMES)}"
+            )
+        for configuration in settings["configurations"]:
+            for suffix in ("", "_internal_routing"):
+                file = f"{configuration.name}_{name}{suffix}"
+                other = files.setdefault(file.casefold(), name)
+                if other != name:
+                    raise InputError(
+                        f"datasets.{name} and datasets.{other} would both have a file {file}.json; names "
+                        "must keep files apart"
+                    )
+
+
+def task_of(settings: Mapping[str, Any], dataset: str) -> str:
+    """Of which kind a data set of a study's settings is: its `task`, by default its name."""
+    return settings["datasets"].get(dataset, {}).get("task", dataset)
+
+
 def _resolve_datasets(settings, base_dir):
     for name, dataset in settings["datasets"].items():
+        if dataset.get("task") == name:
+            del dataset["task"]
         if dataset["max_samples"] is None:
             dataset["max_samples"] = settings["evaluation"]["max_samples"]
+        if "harness" in dataset:
+            _check_harness_task(f"datasets.{name}", dataset, base_dir)
+            continue
         # The splits that lm-evaluation-harness scores: HellaSwag's test split has no answers.
-        _resolve_source(dataset, base_dir, "validation" if name == "hellaswag" else "test")
+        _resolve_source(dataset, base_dir, "validation" if task_of(settings, name) == "hellaswag" else "test")
         _check_source(f"datasets.{name}.source", dataset, base_dir)
+
+
+def _check_harness_task(key, dataset, base_dir):
+    """Check that the harness has the task, and that it asks for log-likelihoods only."""
+    installed_version(f"{key}.harness")
+    include_path = dataset["include_path"]
+    if include_path is not None and not (base_dir / include_path).is_dir():
+        raise InputError(f"{key}.include_path is {shown(include_path)}, which is no folder")
+    folder = None if include_path is None else str(base_dir / include_path)
+    generating = find_task(dataset["harness"], folder, f"{key}.harness").generating
+    if generating is not None:
+        of = "" if generating == dataset["harness"] else f", which holds {generating}"
+        raise InputError(
+            f"{key}.harness is {shown(dataset['harness'])}{of}, which generates text; it must be a task, "
+            "group or tag that asks for log-likelihoods only"
+        )
 
 
 def _resolve_null_distribution(settings, base_dir):
@@ -451,7 +516,7 @@ def _resolve_null_distribution(settings, base_dir):
     key = "null_distribution.calibration.source"
     _check_source(key, calibration, base_dir)
     for name, dataset in settings["datasets"].items():
-        if all(calibration[part] == dataset[part] for part in ("source", "subset", "split")):
+        if all(calibration[part] == dataset.get(part) for part in ("source", "subset", "split")):
             raise InputError(
                 f"{key} is {shown(calibration['source'])}, which datasets.{name} evaluates; it must be text "
                 "that no evaluation uses"

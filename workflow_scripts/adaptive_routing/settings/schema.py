@@ -29,23 +29,51 @@ def validated(config: Mapping[str, Any], command_line: Mapping[str, Any] | None 
     `command_line` is the part of `config` that came from `--config`. There, Snakemake leaves every value
     nested in braces as text; this function gives it the type that it would have in a config file.
     """
-    config = _typed(_with_text_keys(config), schema(), _with_text_keys(command_line or {}))
+    config = _with_text_keys(config)
+    of_study = _with_own_datasets(config)
+    config = _typed(config, of_study, _with_text_keys(command_line or {}))
     _refuse_huge_numbers(config, ())
     error = min(
-        Validator(schema()).iter_errors(config),
+        Validator(of_study).iter_errors(config),
         # A misspelt key explains the missing one beside it.
         key=lambda error: error.validator != "additionalProperties",
         default=None,
     )
     if error is not None:
         raise InputError(_sentence(error))
-    return _with_defaults(config, schema())
+    return _with_defaults(config, of_study)
 
 
 @functools.cache
 def schema() -> dict[str, Any]:
     """Return the config file's schema."""
     return yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+
+
+def _with_own_datasets(config):
+    """The schema in which each data set under a name of its own has the entry of its task or of `harness`."""
+    section = schema()["properties"]["datasets"]
+    known = section["properties"]
+    tasks = [name for name, entry in known.items() if not entry.get("one_per_study")]
+    entries, datasets = {}, config.get("datasets")
+    for name, settings in datasets.items() if isinstance(datasets, Mapping) else ():
+        if isinstance(settings, Mapping) and "harness" in settings:
+            if name in known:
+                raise InputError(
+                    f"datasets.{name}.harness is {shown(settings['harness'])}, but {name} names a data set "
+                    f"that is scored without the harness; a task needs another name, such as {name}_harness"
+                )
+            entries[name] = {"$ref": "#/$defs/harness"}
+        elif isinstance(settings, Mapping) and "task" in settings:
+            allowed = [name] if name in known else tasks
+            entry = resolved(known[settings["task"] if settings["task"] in allowed else allowed[0]])
+            task = schema()["$defs"]["task"] | {"enum": allowed}
+            entries[name] = entry | {"properties": {"task": task} | entry["properties"]}
+        elif settings is None and not difflib.get_close_matches(name, known, n=1):
+            entries[name] = {"type": "null"}  # one of another config file, left out
+    own = {"additionalProperties": False, "own_names": ["names of one's own with the key task or harness"]}
+    properties = schema()["properties"] | {"datasets": section | own | {"properties": known | entries}}
+    return schema() | {"properties": properties}
 
 
 def dotted_keys(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -133,7 +161,7 @@ def _typed(value, node, command_line):
         child = resolved(properties[key])
         if isinstance(value[key], dict):
             result[key] = _typed(value[key], child, command_line[key])
-        elif node is not schema():  # Snakemake itself reads numbers at the top level
+        elif "$schema" not in node:  # Snakemake itself reads numbers at the top level
             result[key] = _typed_leaf(value[key], _types(child))
     return result
 
@@ -177,7 +205,8 @@ def _sentence(error):
         closest = _closest_key(str(key), prefix, properties)
         return (
             f"{prefix}{key} is not a known key{f' (did you mean {closest}?)' if closest else ''}; "
-            f"{path or 'the config file'} may hold {alternatives(properties, 'and')}"
+            f"{path or 'the config file'} may hold "
+            + alternatives([*properties, *error.schema.get("own_names", [])], "and")
         )
     if error.validator == "required":
         key = next(key for key in error.validator_value if key not in error.instance)

@@ -56,7 +56,7 @@ def avg_task_accuracy(accuracies: Sequence[float]) -> float | None:
 
 _declare_error("avg_task_accuracy", "{dataset}_accuracy", "standard error of the accuracy")
 _declare_with_error(
-    "target_perplexity", "lambada_perplexity", "lower", "perplexity of lambada's target words", minimum=1
+    "target_perplexity", "{dataset}_perplexity", "lower", "perplexity of lambada's target words", minimum=1
 )
 _declare_with_error(
     "accuracy_unnormalized", "{dataset}_acc", "higher", "accuracy without length normalisation",

@@ -122,15 +122,15 @@ class Task(Protocol):
         """
 
     @staticmethod
-    def metrics(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-        """The task's metrics over all samples, each with its `{name}_stderr`."""
+    def metrics(outcomes: Sequence[Mapping[str, Any]], dataset: str) -> dict[str, float | None]:
+        """The metrics of a data set of this kind over all samples, each with its `{name}_stderr`."""
 
 
-def task_module(dataset: str, protocol: str | None = None) -> str:
-    """The name of a data set's module; `protocol` is the one in its settings, where there are several."""
-    return f"{__name__}.{dataset if protocol in (None, 'rows') else f'{dataset}_{protocol}'}"
+def task_module(task: str, protocol: str | None = None) -> str:
+    """The name of a task's module; `protocol` is the one in the settings, where there are several."""
+    return f"{__name__}.{task if protocol in (None, 'rows') else f'{task}_{protocol}'}"
 
 
-def get_task(dataset: str, protocol: str | None = None) -> Task:
-    """The `Task` of a data set; the arguments are those of `task_module`."""
-    return importlib.import_module(task_module(dataset, protocol))  # ty: ignore[invalid-explicit-return]
+def get_task(task: str, protocol: str | None = None) -> Task:
+    """The `Task`, by its name; the arguments are those of `task_module`."""
+    return importlib.import_module(task_module(task, protocol))  # ty: ignore[invalid-explicit-return]

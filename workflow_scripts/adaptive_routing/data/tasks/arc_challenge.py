@@ -41,6 +41,6 @@ def sample(row: Mapping[str, Any]) -> Sample | None:
 outcome = choice_outcome
 
 
-def metrics(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """`arc_challenge_accuracy` (length-normalised) and `arc_challenge_acc`."""
-    return choice_metrics("arc_challenge", outcomes)
+def metrics(outcomes: Sequence[Mapping[str, Any]], dataset: str) -> dict[str, float | None]:
+    """`{dataset}_accuracy` (length-normalised) and `{dataset}_acc`."""
+    return choice_metrics(dataset, outcomes)

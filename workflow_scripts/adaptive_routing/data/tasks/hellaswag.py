@@ -38,6 +38,6 @@ def sample(row: Mapping[str, Any]) -> Sample | None:
 outcome = choice_outcome
 
 
-def metrics(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """`hellaswag_accuracy` (length-normalised) and `hellaswag_acc`."""
-    return choice_metrics("hellaswag", outcomes)
+def metrics(outcomes: Sequence[Mapping[str, Any]], dataset: str) -> dict[str, float | None]:
+    """`{dataset}_accuracy` (length-normalised) and `{dataset}_acc`."""
+    return choice_metrics(dataset, outcomes)

@@ -26,7 +26,7 @@ def outcome(sample: Sample, scores: Sequence[SequenceScore]) -> dict[str, Any]:
     }
 
 
-def metrics(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+def metrics(outcomes: Sequence[Mapping[str, Any]], dataset: str) -> dict[str, float | None]:
     """Accuracy, and the target perplexity exp(−mean ln p(word)), as in the harness."""
     clusters = clusters_of(outcomes)
     accuracy, stderr = accuracy_with_stderr([one["correct"] for one in outcomes], clusters)
@@ -34,8 +34,8 @@ def metrics(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
         [-one["log_likelihood"] for one in outcomes], clusters
     )
     return {
-        "lambada_accuracy": accuracy,
-        "lambada_accuracy_stderr": stderr,
-        "lambada_perplexity": perplexity,
-        "lambada_perplexity_stderr": perplexity_stderr,
+        f"{dataset}_accuracy": accuracy,
+        f"{dataset}_accuracy_stderr": stderr,
+        f"{dataset}_perplexity": perplexity,
+        f"{dataset}_perplexity_stderr": perplexity_stderr,
     }

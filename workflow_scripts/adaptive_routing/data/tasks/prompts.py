@@ -34,7 +34,7 @@ def outcome(sample: Sample, scores: Sequence[SequenceScore]) -> dict[str, Any]:
     return {"loss": scores[0].loss}
 
 
-def metrics(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+def metrics(outcomes: Sequence[Mapping[str, Any]], dataset: str) -> dict[str, float | None]:
     """`prompt_perplexity` = exp(mean of the prompts' losses)."""
     perplexity, stderr = exp_mean_with_stderr([one["loss"] for one in outcomes], clusters_of(outcomes))
     return {"prompt_perplexity": perplexity, "prompt_perplexity_stderr": stderr}

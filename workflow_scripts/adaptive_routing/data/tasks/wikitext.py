@@ -49,7 +49,7 @@ def outcome(sample: Sample, scores: Sequence[SequenceScore]) -> dict[str, Any]:
     return {"loss": scores[0].loss}
 
 
-def metrics(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+def metrics(outcomes: Sequence[Mapping[str, Any]], dataset: str) -> dict[str, float | None]:
     """`perplexity` = exp(mean of the sample losses); `token_perplexity` weights every token equally."""
     losses = [one["loss"] for one in outcomes]
     tokens = [one["num_predicted_tokens"] for one in outcomes]

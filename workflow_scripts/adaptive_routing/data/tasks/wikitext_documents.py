@@ -85,7 +85,7 @@ def outcome(sample: Sample, scores: Sequence[SequenceScore]) -> dict[str, Any]:
     }
 
 
-def metrics(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+def metrics(outcomes: Sequence[Mapping[str, Any]], dataset: str) -> dict[str, float | None]:
     """`perplexity` and `token_perplexity` as for rows; also per word, per byte, and bits per byte."""
     totals = [-one["log_likelihood"] for one in outcomes]
     num_bytes = [one["num_bytes"] for one in outcomes]
@@ -94,7 +94,7 @@ def metrics(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     byte, byte_stderr = exp_ratio_with_stderr(totals, num_bytes, clusters)
     bits, bits_stderr = ratio_with_stderr([total / math.log(2) for total in totals], num_bytes, clusters)
     return {
-        **wikitext.metrics(outcomes),
+        **wikitext.metrics(outcomes, dataset),
         "word_perplexity": word,
         "word_perplexity_stderr": word_stderr,
         "byte_perplexity": byte,
