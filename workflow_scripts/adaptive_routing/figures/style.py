@@ -171,12 +171,11 @@ def other_colour(study: Study, name: str) -> tuple[float, float, float]:
     family = study.family(name)
     turn, hue = divmod(rules.index(family), len(RULES))
     # Rules beyond the last hue begin again, each turn darker, so that no two share a colour.
-    single, *ends = (tuple(0.75**turn * part for part in mpl.colors.to_rgb(c)) for c in RULES[hue])
+    single, first, last = (0.75**turn * np.array(mpl.colors.to_rgb(colour)) for colour in RULES[hue])
     own = [other for other in study.others if study.family(other) == family]
-    if len(own) == 1:
-        return single
-    place = own.index(name) / (len(own) - 1)
-    return tuple((1 - place) * first + place * last for first, last in zip(*ends, strict=True))
+    place = own.index(name) / (len(own) - 1) if len(own) > 1 else 0.0
+    red, green, blue = (1 - place) * first + place * last if len(own) > 1 else single
+    return float(red), float(green), float(blue)
 
 
 def variant_colour(study: Study, one: float | str) -> tuple[float, float, float]:

@@ -205,9 +205,10 @@ def _repetitions(study):
 def _two_perplexities(study):
     if study.perplexity != "token_perplexity" or not study.has("perplexity"):
         return ""
+    datasets = [dataset for dataset, score in study.scores.items() if score == "token_perplexity"]
     return (
-        " The score of wikitext is its token perplexity, in which every predicted token weighs the same; in "
-        "`perplexity`, the metric of panel 1, every row does, headings of a few tokens too."
+        f" The score of {words.joined(datasets)} is token perplexity, in which every predicted token weighs "
+        "the same; in `perplexity`, the metric of panel 1, every row does, headings of a few tokens too."
     )
 
 
