@@ -8,6 +8,7 @@ from adaptive_routing.analysis import statistics
 from adaptive_routing.analysis.contrasts import CONTRASTS
 from adaptive_routing.analysis.recommendations import QualityMargins
 from adaptive_routing.analysis.same_compute import SAME_COMPUTE_COLUMNS, same_compute_table
+from adaptive_routing.analysis.setting_effects import SETTING_EFFECT_COLUMNS, setting_effects_table
 from adaptive_routing.analysis.tables import records
 
 MARGINS = QualityMargins(perplexity=0.02, accuracy=0.02)
@@ -218,3 +219,36 @@ def test_a_single_cluster_answers_nothing():
     table = same_compute_table(summaries, experiments, MARGINS)
     assert table[["p_value", "p_holm", "ci_low", "ci_high"]].isna().all(axis=None)
     assert set(table["verdict"]) == {"open"} and table["clusters"].eq(1).all()
+
+
+def test_effects_of_alpha_and_max_k_are_paired_differences_between_the_ends():
+    configs = [f"{k}experts_bh_a0{a}" for k in (8, 16) for a in (30, 40, 60)]
+    summaries, _ = study((0.0, 0.0, 0.0), configs=(*configs, "8experts_bh_a030_ncentred"))
+    for one in summaries:
+        max_k, _, end = one["config"].partition("experts_bh_a")
+        one |= {"k_or_max_k": int(max_k), "alpha": int(end[:3]) / 100}
+        if one["control"] is None and one["alpha"] == 0.6 and one["dataset"] == "wikitext":
+            for sample in one["samples"]:
+                sample["loss"] -= 0.1
+    table = setting_effects_table(summaries)
+    assert list(table.columns) == SETTING_EFFECT_COLUMNS
+    assert set(table["family"]) == {"bh"}  # one configuration with centred logits has no other end
+    alpha = table[table["setting"] == "alpha"]
+    assert set(zip(alpha["held_value"], alpha["dataset"], strict=True)) == {
+        (k, dataset) for k in (8, 16) for dataset in ("wikitext", "lambada", "hellaswag")
+    }
+    assert (alpha["from_value"] == 0.3).all() and (alpha["to_value"] == 0.6).all()
+    assert (
+        table[table["setting"] == "k_or_max_k"]["held_value"].sort_values().unique() == [0.3, 0.4, 0.6]
+    ).all()
+    by_name = {(one["config"], one["dataset"]): one["samples"] for one in summaries}
+    for row in records(table[table["dataset"] == "wikitext"]):
+        ends = [by_name[row[name], "wikitext"] for name in ("compared", "reference")]
+        tokens = [sample["num_predicted_tokens"] for sample in ends[0]]
+        losses = [[s["loss"] * n for s, n in zip(end, tokens, strict=True)] for end in ends]
+        assert row["difference"] == pytest.approx((sum(losses[0]) - sum(losses[1])) / sum(tokens))
+        raised = row["setting"] == "alpha"
+        assert (row["p_holm"] < 0.05) == raised and (row["ci_high"] < 0) == raised
+    assert setting_effects_table([one for one in summaries if one["alpha"] == 0.3]).setting.unique() == [
+        "k_or_max_k"
+    ]
