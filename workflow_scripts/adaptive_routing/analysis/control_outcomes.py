@@ -150,7 +150,8 @@ def where_counts(study: Study, family: str) -> dict[str, tuple[list[str], list[s
     of the rule and on one data set, after the correction over the bins. A bin that is both is in both lists.
     """
     counts: dict[str, tuple[list[str], list[str], int]] = {}
-    where = study.where.assign(label=[name for _, name in bins_of(study.where)])
+    places, labels = zip(*bins_of(study.where), strict=True) if len(study.where) else ((), ())
+    where = study.where.assign(place=places, label=labels).sort_values("place", kind="stable")
     where = where[where["config"].map(study.family) == family]
     for by, rows in where.groupby("by", sort=False):
         significant = rows[rows["p_holm"].astype(float) < SIGNIFICANCE_LEVEL]

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from adaptive_routing.analysis import control_outcomes as controls
 from adaptive_routing.analysis import recommendations as rules
 from adaptive_routing.analysis.contrasts import ANSWER
-from adaptive_routing.settings.load import is_upper_bound
 
 if TYPE_CHECKING:
     from adaptive_routing.analysis.recommendations import QualityMargins
@@ -21,7 +20,7 @@ def featured(study: Study, margins: QualityMargins) -> str | None:
     """
     if controls.has_answer(study):
         compared = list(dict.fromkeys(controls.rows_of(study, ANSWER)["config"]))
-        usable = [c for c in compared if not is_upper_bound(study.family(c).partition("_")[0])]
+        usable = [config for config in compared if config not in study.upper_bounds]
         return controls.best(study, usable or compared, margins)
     adaptive = study.adaptive["config"].tolist()
     if not rules.obstacle(study):

@@ -33,8 +33,11 @@ def cost_section(study: Study, decision: Decision, margins: QualityMargins) -> I
         "significantly better, ▼ significantly worse than the baseline (Holm-corrected p < "
         f"{SIGNIFICANCE_LEVEL}), ○ no significant difference. The intervals hold for all configurations of a "
         "strategy and all data sets together. Tokens/s are over all data sets"
-        + ("" if rules.speeds_repeated(study) else ", measured once")
-        + "; the range over the data sets is in brackets."
+        + (
+            "; the range over the data sets is in brackets."
+            if rules.speeds_repeated(study)
+            else ", measured once, which is too little to compare them."
+        )
     )
     effects = list(filter(None, (_setting_effect(study, setting) for setting in ("alpha", "k_or_max_k"))))
     if effects:
@@ -55,8 +58,9 @@ def cost_at_a_glance(study: Study, margins: QualityMargins) -> Iterator[str]:
     decision = rules.decide(study, margins)
     roles = {config: list(own) for config, own in _shown(study, decision).items()}
     if controls.has_answer(study):
-        compared = controls.rows_of(study, ANSWER)["config"].unique()
-        roles.setdefault(controls.best(study, compared, margins), []).append("best against its control")
+        compared = set(controls.rows_of(study, ANSWER)["config"])
+        best = controls.best(study, compared - study.upper_bounds or compared, margins)
+        roles.setdefault(best, []).append("best against its control")
     config, _ = subject(study, decision, margins)
     if config is not None:
         roles.setdefault(config, [])
@@ -129,9 +133,12 @@ def _against_baseline(study, config):
         )
         return [*cells, words.NOTHING, words.number(speed, ",.0f"), *scores]
     cells.append(words.percent(rules.flops_ratio(study, config), ".0f"))
-    speeds = 100 * (rules.speed_ratios(study).loc[config].dropna() - 1)
-    ends = f"<br>({words.span_of(speeds, '+z.0f')} %)" if len(speeds) > 1 else ""
-    cells.append(words.percent(speed / study.baseline_value("tokens_per_second"), ".0f") + ends)
+    if rules.speeds_repeated(study):
+        speeds = 100 * (rules.speed_ratios(study).loc[config].dropna() - 1)
+        ends = f"<br>({words.span_of(speeds, '+z.0f')} %)" if len(speeds) > 1 else ""
+        cells.append(words.percent(speed / study.baseline_value("tokens_per_second"), ".0f") + ends)
+    else:
+        cells.append(words.number(speed, ",.0f"))
     changes = (words.comparison_cells(study, config, d)["change"] for d in study.scored_datasets)
     return [*cells, *changes]
 
