@@ -173,7 +173,7 @@ def test_too_few_prompts_can_show_nothing():
 
 
 def test_sentences_where_there_is_little_to_say():
-    assert described(TOPK).startswith("No BH configuration ran on the prompts")
+    assert described(TOPK).startswith("No adaptive configuration ran on the prompts")
     one_level = described(summary("8experts_bh_a030", RISING, (2,) * 12))
     assert "all prompts have difficulty 2" in one_level
     assert "Spearman" not in one_level
@@ -233,7 +233,7 @@ def test_a_linear_axis_is_not_called_logarithmic():
 
 def test_the_figure_says_that_no_bh_configuration_ran():
     (axes,) = draw_difficulty_figure(results_tables.study(max_ks=()), difficulty_table([TOPK])).axes
-    assert [text.get_text() for text in axes.texts] == ["no BH configuration ran on the prompts"]
+    assert [text.get_text() for text in axes.texts] == ["no adaptive configuration ran on the prompts"]
 
 
 def test_the_report_has_a_section_only_with_prompts(tmp_path):
@@ -245,7 +245,7 @@ def test_the_report_has_a_section_only_with_prompts(tmp_path):
     assert sentences == describe_difficulty(table, trend)
     assert image.endswith("(visualizations/experts%20by%20difficulty.png)")
     assert len(rows.splitlines()) == 2 + 3
-    assert "| `8experts_topk_baseline` | 8.00 ± 0.00 |" in rows
+    assert "<br>`8experts_topk_baseline` | 8.00 ± 0.00 |" in rows
     assert rows.splitlines()[2].endswith("| – | – | – |")
 
 
