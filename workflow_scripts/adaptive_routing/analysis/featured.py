@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def featured(study: Study, margins: QualityMargins) -> str | None:
-    """Choose it: with controls the best against its own, else one to use, else the nearest to that.
+    """Choose it of the adaptive ones: with controls the best against its own, else one to use or close to it.
 
     None where no adaptive configuration has results.
     """
