@@ -147,7 +147,7 @@ def histogram(curves: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _draw_histogram(ax: Axes, check: CheckTables, population: str) -> None:
-    """The p-values' histogram: bars for the mean over layers, a line a layer, and the level of uniform ones."""
+    """The p-values' histogram: bars: mean over layers; a line a layer; dashed: uniform."""
     densities = histogram(_curves(check, population))
     edges = np.linspace(0, 1, BINS + 1)
     ax.stairs(densities.mean(0), edges, fill=True, color="#d9d9d9", label="mean over layers")
