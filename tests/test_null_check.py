@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from adaptive_routing.figures.null_check import count_bands, draw_null_check, read_check
+from adaptive_routing.figures.null_check import count_bands, draw_null_check, histogram, read_check
 from adaptive_routing.figures.style import save
 from adaptive_routing.null_distribution.check import (
     COLUMNS,
@@ -230,10 +230,24 @@ def test_figure_of_any_check_is_drawn(tmp_path, alphas, layers, more):
     assert ("k*" in said) == bool(alphas)
 
 
+def test_the_histograms_are_numpys(tmp_path):
+    null, own = normal_null_distribution(2), logits(tokens=500, shift=0.5)
+    found = checked(own, null)
+    densities = histogram(found.curves[0])
+    for layer in range(2):
+        p_values = sorted_p_values(null, own[:, layer], layer)
+        expected, _ = np.histogram(p_values, bins=20, range=(0, 1), density=True)
+        assert densities[layer] == pytest.approx(expected, abs=0.01)  # a value on an edge is in the lower bin
+    figure = draw_null_check(read_check(*saved(tmp_path, found)))
+    for ax in figure.axes[2:4]:
+        mean, *layers = [patch.get_data().values for patch in ax.patches]
+        assert mean == pytest.approx(np.mean(layers, axis=0)) and len(layers) == 2
+
+
 def test_bars_are_the_shares_of_counts(tmp_path):
     found = checked(logits(shift=0.5))
     figure = draw_null_check(read_check(*saved(tmp_path, found)))
-    bars = figure.axes[2].patches  # (bands, levels)
+    bars = figure.axes[4].patches  # (bands, levels)
     zero, one = bars[:2], bars[2:4]
     rows = pd.DataFrame(found.rows)
     for i, alpha in enumerate((0.3, 0.6)):

@@ -1,9 +1,13 @@
 """Figures and report of a study that holds a strategy beside top-k and BH."""
 
+import re
+from pathlib import Path
+
 import control_tables
 import numpy as np
 import pytest
 import results_tables
+import yaml
 from adaptive_routing.analysis.difficulty import difficulty_table
 from adaptive_routing.analysis.recommendations import QualityMargins
 from adaptive_routing.analysis.rule_names import label, variant
@@ -13,14 +17,16 @@ from adaptive_routing.figures.atlas import shown_configurations
 from adaptive_routing.figures.difficulty import draw_difficulty_figure
 from adaptive_routing.figures.panels import PANELS, describe_panel, draw_figure
 from adaptive_routing.report.answers import answer_sections
+from adaptive_routing.report.method import method_sections
 from adaptive_routing.report.sentences import main_sentences
 from adaptive_routing.report.tables import table_sections
 from adaptive_routing.report.words import both_names
 from adaptive_routing.settings.configurations import Configuration, grid
-from adaptive_routing.settings.load import needs_p_values
+from adaptive_routing.settings.load import load_settings, needs_p_values
 from legibility import illegible
 from synthetic import PLAIN
 
+ROOT = Path(__file__).parents[1]
 MARGINS = QualityMargins(0.02, 0.02)
 RENAMED = {"bh_a050": "topp_p050", "bh_a060": "topp_p060"}
 ALL_RENAMED = RENAMED | {"bh_a030": "topp_p030", "bh_a040": "topp_p040"}
@@ -130,6 +136,30 @@ def test_no_two_variants_share_a_colour_however_many_rules_there_are():
     )
     colours = {style.other_colour(study, name) for name in names}
     assert len({tuple(round(255 * part) for part in colour) for colour in colours}) == len(names)
+
+
+def test_a_study_of_another_rule_alone_reads_as_one():
+    study = study_with(ALL_RENAMED)
+    study = control_tables.with_controls(study, {"topp": (0.03, -0.01, 0.0)})
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    config["strategies"] |= {"bh": None, "topp": {"max_k": [8, 16, 32, 64], "p": [0.3, 0.4, 0.5, 0.6]}}
+    method = "\n".join(method_sections(study, load_settings(config, base_dir=ROOT)))
+    assert "- **Top-p** runs the fewest experts whose router probabilities sum to at least p" in method
+    text = "\n".join(
+        [
+            *main_sentences(study, MARGINS),
+            *answer_sections(study, MARGINS),
+            *(describe_panel(panel, study) for panel in PANELS),
+            method,
+        ]
+    )
+    assert not re.search(r"\bBH\b|Null distribution\*\*", text)
+    figure = draw_figure(study)
+    said = [ax.get_xlabel() + ax.get_ylabel() + "".join(t.get_text() for t in ax.texts) for ax in figure.axes]
+    said += [text.get_text() for text in figure.texts]
+    said += [text.get_text() for one in figure.legends for text in one.get_texts()]
+    assert not [one for one in said if "BH" in one or "α" in one or "false discovery" in one]
+    assert "top-p with max_k 8" in said and any("max_k of top-p" in one for one in said)
 
 
 def test_the_figure_of_the_prompts_has_a_line_for_it():

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def featured(study: Study, margins: QualityMargins) -> str | None:
-    """Choose it: with controls the best against its own, else one to use, else the nearest to that.
+    """Choose it of the adaptive ones: with controls the best against its own, else one to use or close to it.
 
     None where no adaptive configuration has results.
     """
@@ -25,9 +25,10 @@ def featured(study: Study, margins: QualityMargins) -> str | None:
     adaptive = study.adaptive["config"].tolist()
     if not rules.obstacle(study):
         quality, compute, speed = rules.decide(study, margins).choices
-        named: list[str | None] = [
-            choice.config for choice in (compute, quality, speed) if choice.reason == rules.SHOWN
-        ]
-        named += [compute.candidate, quality.candidate, rules.least_loss(study, margins)]
+        shown = [choice.config for choice in (compute, quality, speed) if choice.reason == rules.SHOWN]
+        named: list[str | None] = [*shown]
+        named += [compute.candidate] * (compute.reason == rules.UNPROVEN)
+        named += [quality.candidate] * (quality.reason == rules.CONFLICT)
+        named += [rules.least_loss(study, margins)]
         adaptive = [config for config in named if config and config in adaptive] + adaptive
     return next(iter(adaptive), None)

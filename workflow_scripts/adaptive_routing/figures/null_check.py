@@ -1,7 +1,8 @@
 """The figure of a null distribution's check on held-out calibration text.
 
-Top: shares of p-values, layer by layer, on the diagonal where they are uniform. Bottom: the distribution of
-k*, what BH would select before its limits apply, and k* against the token's mean logit.
+Top: shares of p-values, layer by layer, on the diagonal where they are uniform. Middle: their histograms,
+flat where they are uniform. Bottom: the distribution of k*, what BH would select before its limits apply, and
+k* against the token's mean logit.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ LARGER = {
     "xtick.labelsize": 8.0,
     "ytick.labelsize": 8.0,
 }
-WIDTH, CURVES_HEIGHT = 8.6, 3.5
+WIDTH, CURVES_HEIGHT, HISTOGRAMS_HEIGHT = 8.6, 3.5, 2.2
+BINS = 20  # of the p-values
 LAYERS = mpl.colormaps["Blues"]  # first layer pale, last one dark
 PALEST = 0.35
 FEWEST_LABELLED = 0.045  # shares of the bars; narrower ones have no room for a number
@@ -56,22 +58,24 @@ def read_check(table_path: Path | str, curves_path: Path | str) -> CheckTables:
 
 
 def draw_null_check(check: CheckTables) -> Figure:
-    """Draw the four panels."""
+    """Draw the six panels; of a check without levels the first four."""
     alphas = check.arrays["alphas"]
     bars_height = max(2.6, 0.42 * len(alphas) + 2.0) if len(alphas) else 0.0
     with style.visual_language():
         mpl.rcParams.update(LARGER)  # ty: ignore[no-matching-overload]
-        figure = style.new_figure((WIDTH, CURVES_HEIGHT + bars_height + 0.7))
+        figure = style.new_figure((WIDTH, CURVES_HEIGHT + HISTOGRAMS_HEIGHT + bars_height + 0.7))
         style.headline(
             figure, f"Check of the null distribution: {check.settings['null']}", _note(check), 11.0
         )
-        heights = [CURVES_HEIGHT, bars_height] if len(alphas) else [CURVES_HEIGHT]
+        heights = [CURVES_HEIGHT, HISTOGRAMS_HEIGHT, *([bars_height] if len(alphas) else [])]
         axes = figure.subplots(len(heights), 2, height_ratios=heights, squeeze=False)
         for ax, population in zip(axes[0], ("kept", "unselected"), strict=True):
             _draw_curves(ax, check, population)
+        for ax, population in zip(axes[1], ("kept", "unselected"), strict=True):
+            _draw_histogram(ax, check, population)
         if len(alphas):
-            _draw_counts(axes[1, 0], check)
-            _draw_mean_logit(axes[1, 1], check)
+            _draw_counts(axes[2, 0], check)
+            _draw_mean_logit(axes[2, 1], check)
         _layer_key(figure, axes[0, 1], check.arrays["curves"].shape[1])
     return figure
 
@@ -105,16 +109,12 @@ def _layer_colours(num_layers):
 
 def _draw_curves(ax: Axes, check: CheckTables, population: str) -> None:
     """Shares of p-values up to each level, one line a layer, and the diagonal."""
-    curves = check.arrays["curves"][("all", "kept", "unselected").index(population)]
+    curves = _curves(check, population)
     for curve, colour in zip(curves, _layer_colours(len(curves)), strict=True):
         ax.plot(check.arrays["levels"], curve, color=colour, linewidth=1.0)
     ax.plot([0, 1], [0, 1], label="uniform", **style.BASELINE)
     distances = check.rows.drop_duplicates("layer")[f"distance_{population}"]
-    title = TITLES[population]
-    if population == "kept" and check.settings["trim"]:
-        trim = check.settings["trim"]
-        title = f"Logits but each token's {trim} largest and {trim} smallest"
-    ax.set_title(title)
+    ax.set_title(_title(check, population))
     text = (
         f"furthest from uniform\nmean over layers: {distances.mean():.3f}\nworst layer: {distances.max():.3f}"
     )
@@ -125,6 +125,39 @@ def _draw_curves(ax: Axes, check: CheckTables, population: str) -> None:
         ax.text(0.97, 0.05, text, transform=ax.transAxes, ha="right", color=style.INK)
     ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="p-value", ylabel="share of p-values up to it")
     ax.legend(loc="upper left", handlelength=2.2)
+
+
+def _curves(check, population):
+    """Shares of a population's p-values up to the levels: (L, 201)."""
+    return check.arrays["curves"][("all", "kept", "unselected").index(population)]
+
+
+def _title(check, population):
+    trim = check.settings["trim"]
+    if population == "kept" and trim:
+        return f"Logits but each token's {trim} largest and {trim} smallest"
+    return TITLES[population]
+
+
+def histogram(curves: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Density of p-values in `BINS` equal bins (L, 20), 1 where uniform, from their shares (L, 201)."""
+    every = (curves.shape[1] - 1) // BINS
+    # A p-value of 0 is in the first bin.
+    return BINS * np.diff(curves[:, every::every], axis=1, prepend=0.0)
+
+
+def _draw_histogram(ax: Axes, check: CheckTables, population: str) -> None:
+    """The p-values' histogram: bars: mean over layers; a line a layer; dashed: uniform."""
+    densities = histogram(_curves(check, population))
+    edges = np.linspace(0, 1, BINS + 1)
+    ax.stairs(densities.mean(0), edges, fill=True, color="#d9d9d9", label="mean over layers")
+    for density, colour in zip(densities, _layer_colours(len(densities)), strict=True):
+        ax.stairs(density, edges, color=colour, linewidth=0.9, baseline=None)
+    ax.axhline(1, label="uniform", **style.BASELINE)
+    ax.set(xlim=(0, 1), xlabel="p-value", ylabel="density of p-values")
+    ax.set_ylim(0, 1.25 * max(1.0, densities.max()))
+    ax.set_title(f"{_title(check, population)}: histogram")
+    ax.legend(loc="upper right", ncols=2, handlelength=1.6)
 
 
 def _layer_key(figure, ax, num_layers):
