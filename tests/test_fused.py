@@ -1,6 +1,7 @@
 """Kernels in Triton against torch's own operations, and what of a model they replace.
 
-They run on a GPU where there is one, and without one in Triton's interpreter, where Triton is installed.
+They run on a GPU where there is one; without one in Triton's interpreter, where Triton is installed and
+TRITON_INTERPRET=1 is set.
 """
 
 import copy
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from adaptive_routing.model import experts, fused, packing
 from adaptive_routing.model.packing import Packing, forward_packed, packed_attention
 from conftest import VOCABULARY, tiny_olmoe
-from test_experts import HIDDEN, NUM_EXPERTS, eager, routing
+from test_experts import HIDDEN, NUM_EXPERTS, routing
 from transformers.models.olmoe import modeling_olmoe
 
 HAS_GPU = torch.cuda.is_available()
@@ -25,8 +26,8 @@ TOLERANCES = {torch.float32: 1e-5, torch.float16: 0.01, torch.bfloat16: 0.05}
 
 @pytest.fixture(scope="module")
 def kernels():
-    if not HAS_GPU:
-        os.environ["TRITON_INTERPRET"] = "1"
+    if not HAS_GPU and os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("needs a GPU, or TRITON_INTERPRET=1")
     return pytest.importorskip("adaptive_routing.model.triton_kernels", exc_type=ImportError)
 
 
@@ -51,7 +52,7 @@ def assert_rounded_alike(found, expected):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(3, 7, 96), (2, 2048)])
+@pytest.mark.parametrize("shape", [(3, 7, 96), (2, 1, 2048)])
 def test_norms(kernels, shape, dtype):
     norm = modeling_olmoe.OlmoeRMSNorm(shape[-1], eps=0.01).to(DEVICE, dtype).requires_grad_(False)
     norm.weight.copy_(random(shape[-1], seed=1))
@@ -102,6 +103,17 @@ def test_scores_of_nan_are_nan(kernels):
     assert log_probabilities.isnan().tolist() == [True, False]
 
 
+def one_by_one(module, hidden, index, weights):
+    """Each expert's part of the output in turn, as transformers computes it; unused slots give nothing."""
+    output = torch.zeros_like(hidden)
+    for expert in range(NUM_EXPERTS):
+        token, slot = (index == expert).nonzero(as_tuple=True)
+        gated = module._apply_gate(F.linear(hidden[token], module.gate_up_proj[expert]))
+        part = F.linear(gated, module.down_proj[expert]) * weights[token, slot, None]
+        output.index_add_(0, token, part)
+    return output
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("slots", [1, 8, NUM_EXPERTS])
 @pytest.mark.parametrize("case", ["full", "ragged", "half of the tokens without experts", "none"])
@@ -110,7 +122,7 @@ def test_experts(in_use, case, slots, dtype):
     hidden = random(57, HIDDEN, dtype=dtype)
     index, weights = (one.to(DEVICE) for one in routing(case, 57, slots))
     weights = weights.to(dtype)
-    expected, tolerance = eager(module, hidden, index, weights), TOLERANCES[dtype]
+    expected, tolerance = one_by_one(module, hidden, index, weights), TOLERANCES[dtype]
     forwards = [experts.selected_pairs_forward] + [experts.all_slots_forward] * (case == "full")
     for forward in forwards:
         output = forward(module, hidden, index, weights)
