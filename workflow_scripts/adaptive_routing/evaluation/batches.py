@@ -51,12 +51,12 @@ def make_batches(
     return batches
 
 
-def _for_two_workers(samples, batch_tokens):
-    """The batch size for an even number of similar batches, so that two workers finish together."""
+def _evenly(samples, batch_tokens, multiple):
+    """The batch size for as few batches as there must be, of similar sizes, their number such a multiple."""
     total = sum(sample.num_inputs for sample in samples)
-    pairs = math.ceil(total / (2 * batch_tokens))
+    number = multiple * math.ceil(total / (multiple * batch_tokens))
     largest = max(sample.num_inputs for sample in samples)
-    return min(batch_tokens, math.ceil(total / (2 * pairs)) + largest)
+    return min(batch_tokens, math.ceil(total / number) + largest)
 
 
 class BatchQueue:
@@ -86,8 +86,8 @@ class BatchQueue:
         workers: int | None = None,
     ) -> None:
         self._model, self._samples, self._shorter = model, samples, shorter
-        if model.device.type == "cpu":
-            batch_tokens = _for_two_workers(samples, batch_tokens)
+        # Two workers finish together; a GPU's pass takes at least as long as the host takes to begin it.
+        batch_tokens = _evenly(samples, batch_tokens, 2 if model.device.type == "cpu" else 1)
         self._batches = make_batches(samples, batch_tokens)
         self._workers = workers or passes_at_once(model.device)
         self._is_tried_alone = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from adaptive_routing.routing.base import RoutingStrategy
     from adaptive_routing.routing_log.workers import LogWorkers
     from adaptive_routing.settings.configurations import Configuration
+
+
+_known_shapes = weakref.WeakKeyDictionary()  # model: the single samples' that it has computed
 
 
 class SampleTotals(TypedDict):
@@ -244,9 +248,12 @@ def _sample_record(one, outcome, result):
 def _second_pass(model, patcher, writer, prepared, greedy_tokens):
     """Run the first samples again, one at a time, for the latency and the stability metrics."""
     seconds, tokens = [], []
+    known = _known_shapes.setdefault(model, set())
     for index, one in enumerate(prepared):
-        if index == 0:
+        shape = tuple(sequence.num_inputs for sequence in one.sequences), patcher.strategy.max_experts
+        if index == 0 and shape not in known:
             score_alone(model, one, patcher)  # the first pass with new shapes is slower
+            known.add(shape)
         scored, routing = score_alone(model, one, patcher, with_greedy_tokens=True)
         writer.write_second_pass(
             index,

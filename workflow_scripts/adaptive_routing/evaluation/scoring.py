@@ -17,6 +17,7 @@ from adaptive_routing.data.tasks import SequenceScore
 from adaptive_routing.evaluation.batches import BatchQueue
 from adaptive_routing.evaluation.finiteness import check_finite, check_scores, finite_total
 from adaptive_routing.model.devices import Clock, HostCopies, devices_of, to_device
+from adaptive_routing.model.fused import score_targets
 from adaptive_routing.model.head import head_logits
 from adaptive_routing.model.memory import run_alone
 from adaptive_routing.model.packing import Packing, forward_packed, packed_attention
@@ -267,11 +268,11 @@ def score_positions(
     log_probabilities, is_greedy = [], []
     positions = positions.to(hidden.device)
     for chunk, target in zip(positions.split(_HEAD_ROWS), targets.split(_HEAD_ROWS), strict=True):
-        logits = head_logits(model, hidden[chunk]).float()  # (rows, V)
+        logits = head_logits(model, hidden[chunk])  # (rows, V)
         target = target.to(logits.device)
-        chosen = logits.gather(-1, target[:, None]).squeeze(-1)
-        log_probabilities.append(chosen - logits.logsumexp(-1))
-        is_greedy.append(logits.argmax(-1) == target)
+        log_probability, most_likely = score_targets(logits, target)
+        log_probabilities.append(log_probability)
+        is_greedy.append(most_likely == target)
     return torch.cat(log_probabilities), torch.cat(is_greedy)
 
 

@@ -8,6 +8,7 @@ Every step is deterministic: no atomic additions.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from adaptive_routing.model.fused import gates_by_silu, kernels_for
 from adaptive_routing.system.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 SELECTED_PAIRS = "selected_pairs"
 ALL_SLOTS = "all_slots"
+_TOKENS = 4096  # that go through all experts at once: 1.6 GB of hidden states at OLMoE's shape in bfloat16
 
 
 def check_experts(model: PreTrainedModel, num_routers: int) -> None:
@@ -65,6 +68,8 @@ def selected_pairs_forward(
     Returns:
         (T, H) in the dtype of `hidden_states`; zeros for a token without experts.
     """
+    if kernels := kernels_for(hidden_states.device):
+        return _run_slots(self, kernels, hidden_states, top_k_index, top_k_weights, all_used=False)
     used = top_k_index < self.num_experts  # (T, K)
     pair_token, pair_slot = used.nonzero(as_tuple=True)  # (P,), token-major; waits for the device
     pair_expert = top_k_index[pair_token, pair_slot]
@@ -81,6 +86,11 @@ def all_slots_forward(
 ) -> torch.Tensor:
     """As `selected_pairs_forward` where every slot is used, as in top-k: nothing waits for the device."""
     num_tokens, slots = top_k_index.shape
+    if kernels := kernels_for(hidden_states.device):
+        is_plain = self.has_gate and not (self.has_bias or self.is_transposed or _has_norm(self))
+        if slots == self.num_experts and is_plain and gates_by_silu(self, kernels):
+            return _run_every_expert(self, kernels, hidden_states, top_k_index, top_k_weights)
+        return _run_slots(self, kernels, hidden_states, top_k_index, top_k_weights, all_used=True)
     pair_token = torch.arange(num_tokens, device=top_k_index.device).repeat_interleave(slots)
     outputs, position = _run_pairs(self, hidden_states, pair_token, top_k_index.reshape(-1))
     weights = top_k_weights.to(hidden_states.dtype)
@@ -92,7 +102,15 @@ def _run_pairs(self, hidden_states, pair_token, pair_expert):
     by_expert, group_ends = _group_by_expert(pair_expert, self.num_experts)
     # `index_select` is several times faster on a CPU than indexing with brackets.
     inputs = hidden_states.index_select(0, pair_token.index_select(0, by_expert))  # (P, H)
-    expert = pair_expert.index_select(0, by_expert) if self.has_bias else None
+    outputs = _expert_outputs(self, inputs, pair_expert.index_select(0, by_expert), group_ends)
+    position = torch.empty_like(by_expert)
+    position[by_expert] = torch.arange(len(by_expert), device=by_expert.device)
+    return outputs, position
+
+
+def _expert_outputs(self, inputs, expert, group_ends):
+    """What experts give: (P, H). Inputs (P, H), each one's expert (P,), ascending, and where each's end."""
+    expert = expert.long() if self.has_bias else None
 
     # One call for all experts: on a CPU too, its loop over them is not Python's, so that other threads run.
     def product(inputs, name):
@@ -101,16 +119,54 @@ def _run_pairs(self, hidden_states, pair_token, pair_expert):
         outputs = F.grouped_mm(inputs, weight, offs=group_ends)
         return outputs + getattr(self, f"{name}_bias").index_select(0, expert) if self.has_bias else outputs
 
-    if self.has_gate:
-        hidden = self._apply_gate(product(inputs, "gate_up_proj"))  # (P, F)
+    if not self.has_gate:
+        hidden = self.act_fn(product(inputs, "up_proj"))  # (P, F)
+    elif (kernels := kernels_for(inputs.device)) and gates_by_silu(self, kernels):
+        hidden = kernels.silu_gate(product(inputs, "gate_up_proj"))
     else:
-        hidden = self.act_fn(product(inputs, "up_proj"))
+        hidden = self._apply_gate(product(inputs, "gate_up_proj"))
     outputs = product(hidden, "down_proj")  # (P, H)
-    if getattr(self, "has_post_expert_norm", False):  # newer than transformers 5.17
-        outputs = self.post_expert_norm(outputs)
-    position = torch.empty_like(by_expert)
-    position[by_expert] = torch.arange(len(by_expert), device=by_expert.device)
-    return outputs, position
+    return self.post_expert_norm(outputs) if _has_norm(self) else outputs
+
+
+def _has_norm(self):
+    return getattr(self, "has_post_expert_norm", False)  # newer than transformers 5.17
+
+
+def _run_slots(self, kernels, hidden_states, top_k_index, top_k_weights, all_used):
+    """`selected_pairs_forward` by kernels: (T, H). Nothing waits for the device if all slots are used."""
+    # Of a byte the radix sort looks at a byte. The number of experts, an unused slot, comes last.
+    keys = top_k_index.reshape(-1).to(torch.uint8 if self.num_experts < 256 else torch.int16)
+    expert, by_expert = torch.sort(keys, stable=True)
+    numbers = _expert_numbers(self.num_experts, keys.dtype, keys.device)
+    group_ends = torch.searchsorted(expert, numbers, right=True, out_int32=True)
+    pairs = len(keys) if all_used else int(group_ends[-1])
+    inputs, position = kernels.gather_pairs(hidden_states, by_expert[:pairs], top_k_index.shape[1])
+    outputs = _expert_outputs(self, inputs, expert[:pairs], group_ends)
+    weights = top_k_weights.to(hidden_states.dtype)
+    return kernels.sum_slots(outputs, position, top_k_index, weights, self.num_experts, all_used)
+
+
+@functools.cache
+def _expert_numbers(num_experts, dtype, device):
+    return torch.arange(num_experts, dtype=dtype, device=device)
+
+
+def _run_every_expert(self, kernels, hidden_states, top_k_index, top_k_weights):
+    """`all_slots_forward` where each token goes to all experts: two products for all of them.
+
+    The second sums over experts too, so weights are multiplied with what goes into it.
+    """
+    weights = torch.empty_like(top_k_weights, dtype=hidden_states.dtype)
+    weights.scatter_(1, top_k_index, top_k_weights.to(hidden_states.dtype))  # (T, E), by expert
+    gate_up = self.gate_up_proj.flatten(0, 1)  # (E · 2F, H)
+    down = self.down_proj.transpose(0, 1).flatten(1)  # (H, E · F)
+    sums = []
+    for states, scale in zip(hidden_states.split(_TOKENS), weights.split(_TOKENS), strict=True):
+        hidden = F.linear(states, gate_up).view(scale.numel(), -1)  # (tokens · E, 2F)
+        hidden = kernels.silu_gate(hidden, scale.view(-1)).view(len(states), -1)
+        sums.append(F.linear(hidden, down))
+    return torch.cat(sums)
 
 
 def _group_by_expert(pair_expert, num_experts):

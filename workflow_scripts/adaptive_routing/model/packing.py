@@ -24,6 +24,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 from adaptive_routing.model.devices import to_device
+from adaptive_routing.model.fused import fused_operations
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -86,7 +87,7 @@ class _Current(threading.local):
 
 _current = _Current()
 _switch = threading.Lock()
-_users = weakref.WeakKeyDictionary()  # model: [its own attention, how many use the packed one]
+_users = weakref.WeakKeyDictionary()  # model: (how many use it packed, what undoes its changes)
 _unpacked = weakref.WeakSet()  # models whose sequences run on their own
 
 
@@ -124,25 +125,27 @@ def runs_unpacked(model: PreTrainedModel) -> bool:
 def packed_attention(model: PreTrainedModel) -> Iterator[None]:
     """Let a model's attention take one row of tokens for the sequences of a packing; several threads may.
 
-    Nothing changes where the model runs unpacked.
+    `fused_operations` are in use meanwhile. Nothing changes where the model runs unpacked.
     """
     if model in _unpacked:
         yield
         return
     with _switch:
-        own, count = _users.get(model, (model.config._attn_implementation, 0))
-        _users[model] = own, count + 1
+        count, changes = _users.get(model) or (0, contextlib.ExitStack())
         if not count:
+            changes.callback(model.set_attn_implementation, model.config._attn_implementation)
             model.set_attn_implementation(PACKED_ATTENTION)
+            changes.enter_context(fused_operations(model))
+        _users[model] = count + 1, changes
     try:
         yield
     finally:
         with _switch:
-            own, count = _users[model]
-            _users[model] = own, count - 1
+            count, changes = _users[model]
+            _users[model] = count - 1, changes
             if count == 1:
-                model.set_attn_implementation(own)
                 del _users[model]
+                changes.close()
 
 
 def forward_packed(model: PreTrainedModel, token_ids: torch.Tensor, packing: Packing) -> torch.Tensor:

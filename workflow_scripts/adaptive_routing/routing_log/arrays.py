@@ -28,9 +28,11 @@ def logged_routing(
     """
     shown = routing.router_logits[torch.from_numpy(first_tokens(samples))].float()  # (F, L, E)
     p_values = [strategy.p_values(shown[:, layer], layer) for layer in range(shown.shape[1])]
+    # Adaptive strategies leave most slots unused by any token; the text has nothing of them.
+    slots = max(1, int(routing.counts.max()))
     return LoggedRouting(
-        routing.experts.numpy(),
-        raw_array(routing.weights),
+        routing.experts[..., :slots].numpy(),
+        raw_array(routing.weights[..., :slots]),
         routing.counts.numpy(),
         shown.numpy(),
         None if p_values[0] is None else torch.stack(p_values, 1).numpy(),  # ty: ignore[invalid-argument-type]
