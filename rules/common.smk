@@ -22,6 +22,7 @@ from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.processes import children_import_from, identity
 from adaptive_routing.settings.configurations import CONTROL, DEFAULTS
 from adaptive_routing.settings.config_files import ConfigFileError, check_config_file
+from adaptive_routing.settings.left_over import left_over_sentence
 from adaptive_routing.settings.load import (
     imported_config,
     load_settings,
@@ -496,12 +497,15 @@ def say_what_is_asked():
 
 
 def print_answer():
-    """Print the report's main sentences and where it is, after a run to it."""
+    """Print the report's main sentences, what is no longer of the study, and where the report is."""
     summary = Path(results("bh_routing_summary.txt"))
     covered = any(job.rule.name == "write_report" for job in workflow.dag.jobs)
     if covered and summary.exists():
         sentences = summary.read_text(encoding="utf-8")
-        print_last(f"\n{sentences}\nReport: {results('bh_routing_report.html')}")
+        experiments = set(per_experiment("{config}_{dataset}"))
+        beside = left_over_sentence(RESULTS, experiments)
+        place = f"Report: {results('bh_routing_report.html')}"
+        print_last(f"\n{sentences}\n{f'{beside}\n' if beside else ''}{place}")
 
 
 def print_how_to_go_on():

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from adaptive_routing.analysis.tables import comparisons_table, experiments_tabl
 from adaptive_routing.compare import differences
 from adaptive_routing.compare.__main__ import compare, main
 from adaptive_routing.compare.differences import tensor_differences
+from adaptive_routing.compare.summary import paired_experiments
 from adaptive_routing.data.samples import prepared_to_json
 from adaptive_routing.evaluation.calibration import save_router_logits
 from adaptive_routing.null_distribution.check import check, save_check
@@ -432,6 +434,45 @@ def test_the_command_needs_no_torch(results, other):
     assert done.returncode == 1, done.stderr
     assert done.stdout.startswith("different: 1 experiment")
     assert done.stdout.endswith("False\n")
+
+
+def test_the_summary_shows_answers_and_paired_differences_on_one_screen(results, other, said):
+    (other / "bh_routing_summary.txt").write_text("BH does better.\n" + "Why: for a reason. " * 60)
+    status, text, _ = said(results, results, "--summary")
+    assert status == 0
+    assert re.search(r"wikitext perplexity +0 +0 +0 +2   \+0.0 %", text)
+    assert "no answers yet" in text
+    in_json(SUMMARY, "samples", value=lambda samples: [one | {"correct": False} for one in samples])(other)
+    path = f"logs/{BH}_wikitext.json"
+    worse = in_json(path, "samples", value=lambda ones: [one | {"loss": one["loss"] + 0.5} for one in ones])
+    worse(other)
+    (other / f"logs/{TOP_K}_lambada.json").unlink()
+    status, text, _ = said(results, other, "--summary")
+    assert status == 0 and len(text.splitlines()) <= 40
+    assert "  BH does better." in text and "[…]" in text
+    assert re.search(r"wikitext perplexity +0 +1 +0 +1   \+28.4 %", text)  # half of exp(0.5) in nats
+    assert re.search(r"worse +\+64.9 % \(.*\) +BH max_k 16, α 0.5 on wikitext", text)
+    assert "experiments not paired: 1 only in FIRST" in text
+    rename = in_json(path, "samples", value=lambda ones: [one | {"sample_id": f"no {one}"} for one in ones])
+    rename(other)
+    assert "1 only in FIRST, 1 without a shared sample" in said(results, other, "--summary")[1]
+
+
+def test_paired_differences_are_those_of_the_tests(results, other):
+    rng = np.random.default_rng(0)
+    path = f"logs/{BH}_wikitext.json"
+    noise = rng.normal(0.1, 0.05, size=len(read_json(other / path)["samples"]))
+    in_json(
+        path,
+        "samples",
+        value=lambda ones: [one | {"loss": one["loss"] + d} for one, d in zip(ones, noise, strict=True)],
+    )(other)
+    pairs, apart = paired_experiments(results, other, [f"{BH}_wikitext", f"{TOP_K}_lambada"])
+    changed, same = pairs
+    assert apart == [] and same.verdict == "identical" and same.paired.difference == 0
+    sizes = [one["num_predicted_tokens"] for one in read_json(other / path)["samples"]]
+    assert changed.paired.difference == pytest.approx(np.average(noise, weights=sizes))
+    assert changed.p_holm == min(1.0, 2 * changed.paired.p_value)
 
 
 def test_a_comparison_has_no_difference_with_itself(results):

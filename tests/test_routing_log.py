@@ -461,3 +461,17 @@ def test_text_that_is_shorter_than_noted_is_an_error(tmp_path):
         with pytest.raises(OSError, match="ends 11 bytes early"):
             _copy(source, target, 0, 20)
     assert (tmp_path / "target").read_bytes() == b"some text"
+
+
+def test_the_summary_beside_a_log_opens_it_and_another_file_says_which_does(tmp_path):
+    run = make_run(STRATEGIES["bh"]())
+    write(tmp_path, run)
+    path = tmp_path / "run_internal_routing.json"
+    summary = path.with_name(path.name.replace("_internal_routing", ""))
+    summary.write_text("{}")
+    with RoutingLog(summary) as log, RoutingLog(path) as expected:
+        assert log.path == expected.path and len(log) == len(run.samples)
+    other = tmp_path / "metrics.json"
+    other.write_text("{}")
+    with pytest.raises(InputError, match="metrics.json is no routing log.*_internal_routing.json"):
+        RoutingLog(other)

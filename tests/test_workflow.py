@@ -54,6 +54,11 @@ def test_a_run_to_the_report_ends_with_its_sentences(study, tmp_path):
     assert ending in study.printed
     assert ending not in study.ask("--dry-run", "--forcerun", "write_report").stdout
     assert ending in study.snakemake("--forcerun", "write_report").stdout
+    former = study.results("logs", "4experts_bh_a030_lambada.json")
+    former.touch()
+    said = study.snakemake("--forcerun", "write_report").stdout
+    former.unlink()
+    assert "1 file (0.0 GB) of 1 experiment that is no longer of this study" in said
     # A run to something else says nothing of the report, also where there is one.
     other = StudyFolder(tmp_path / "other")
     other.results().mkdir()

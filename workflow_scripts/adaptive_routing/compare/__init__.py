@@ -1,4 +1,4 @@
-"""Compares two results folders: `python -m adaptive_routing.compare RESULTS OTHER`.
+"""Compares two results folders, whole or on one screen: `python -m adaptive_routing.compare RESULTS OTHER`.
 
 Imports `analysis` and `system`.
 """

@@ -28,6 +28,7 @@ from adaptive_routing.compare.differences import (
     table_differences,
     tensor_differences,
 )
+from adaptive_routing.compare.summary import describe_summary
 from adaptive_routing.system.errors import InputError
 
 if TYPE_CHECKING:
@@ -372,9 +373,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "selected experts must be equal (default: 0)",
     )
     parser.add_argument("--timings", action="store_true", help="show timings too, though they do not count")
+    parser.add_argument(
+        "--summary",
+        action="store_true",
+        help="on one screen: both studies' answers, and how their experiments differ on the same samples; "
+        "the exit status is 0",
+    )
     parser.add_argument("--json", action="store_true", help="print everything that differs as JSON")
     options = parser.parse_args(arguments)
     try:
+        if options.summary:
+            folders = Path(options.first), Path(options.second)
+            print("\n".join(describe_summary(*folders, *map(experiments_of, folders))))
+            return 0
         found = compare(options.first, options.second)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

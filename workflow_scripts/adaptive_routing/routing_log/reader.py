@@ -42,7 +42,8 @@ class RoutingLog:
         [len(sample.token_ids) for sample in log]
 
     Args:
-        path: either file, `_internal_routing.json` or `_internal_routing.safetensors`.
+        path: either file, `_internal_routing.json` or `_internal_routing.safetensors`; the summary that lies
+            beside them stands for both.
         null_distribution: `NullDistribution` the run used; needed for p-values only, and read from the
             study's `calibration/` folder when not given.
 
@@ -51,7 +52,7 @@ class RoutingLog:
     """
 
     def __init__(self, path: Path | str, null_distribution: NullDistribution | None = None) -> None:
-        self.path = Path(path).with_suffix(".safetensors")
+        self.path = _tensors_of(Path(path))
         self.tensors = TensorFile(self.path)
         try:
             self.head: Head = self.tensors.metadata_json("head")
@@ -156,6 +157,22 @@ class RoutingLog:
     def router_rule(self) -> RouterRule:
         """What the model's router makes of its logits: scores that rank experts, and weights."""
         return RouterRule.from_log(self.head["routing"], self.tensors)
+
+
+def _tensors_of(path):
+    """The tensors of a log, from the path of either file or of the summary beside them."""
+    tensors = path.with_suffix(".safetensors")
+    if tensors.is_file() or path.stem.endswith("_internal_routing"):
+        return tensors
+    pair = path.with_name(f"{path.stem}_internal_routing.safetensors")
+    if pair.is_file():
+        return pair
+    if path.is_file():
+        raise InputError(
+            f"{path} is no routing log, and has none beside it; open logs/{{config}}_{{dataset}}"
+            "_internal_routing.json, or the .safetensors of the same name."
+        )
+    return tensors
 
 
 class SampleRouting:
