@@ -503,9 +503,9 @@ def print_answer():
     if covered and summary.exists():
         sentences = summary.read_text(encoding="utf-8")
         experiments = set(per_experiment("{config}_{dataset}"))
-        beside = left_over_sentence(RESULTS, experiments)
+        left_over = left_over_sentence(RESULTS, experiments)
         place = f"Report: {results('bh_routing_report.html')}"
-        print_last(f"\n{sentences}\n{f'{beside}\n' if beside else ''}{place}")
+        print_last("\n".join(["", sentences, *filter(None, [left_over]), place]))
 
 
 def print_how_to_go_on():
