@@ -39,6 +39,6 @@ def left_over_sentence(results: Path | str, experiments: Collection[str]) -> str
     noun = "experiment that is" if len(found) == 1 else "experiments that are"
     files = f"{len(paths)} file{'' if len(paths) == 1 else 's'} ({size:.1f} GB)"
     return (
-        f"{results} also holds {files} of {len(found)} {noun} no longer of this study and in no table, figure "
-        f"or report: {named}{more}. They are in {', '.join(FOLDERS)}."
+        f"{results} also holds {files} of {len(found)} {noun} no longer of this study and in no table, "
+        f"figure or report: {named}{more}. They are in {', '.join(FOLDERS)}."
     )
