@@ -63,7 +63,7 @@ STAGES = {
     "metrics": metrics_of(CONFIGURATIONS),
     "tables": study_tables(),
     "figures": study_figures(),
-    "report": [*rules.write_report.output],
+    "report": [*rules.write_report.output, *rules.draw_routing_atlas.output],
 }
 TARGETS = {
     **STAGES,

@@ -1156,7 +1156,9 @@ def test_from_logs_to_figure_and_report(tmp_path, run_script):
     images = tmp_path / "visualizations"
     panels = {s: [str(images / f"panel_{panel}.{s}") for panel in PANELS] for s in ("png", "svg")}
     page = {f"figure_{s}": str(images / f"page.{s}") for s in ("png", "svg")}
-    params = SimpleNamespace(baseline=study.baseline, settings=SETTINGS)
+    params = SimpleNamespace(
+        baseline=study.baseline, settings=SETTINGS, atlas=str(tmp_path / "routing_atlas.html")
+    )
 
     output = Files(*panels["svg"], **page, panels=panels["png"])
     run_script("plot_panels", input=Files(**csv), output=output, params=params, log=[tmp_path / "p.log"])
@@ -1167,7 +1169,6 @@ def test_from_logs_to_figure_and_report(tmp_path, run_script):
         summaries=list(map(str, study.summaries)),
         figure=page["figure_png"],
         panels=panels["png"],
-        atlas=str(tmp_path / "routing_atlas.html"),
     )
     output = Files(**{name: str(tmp_path / f"report.{name}") for name in ("markdown", "html", "summary")})
     run_script("write_report", input=inputs, output=output, params=params, log=[tmp_path / "r.log"])

@@ -38,7 +38,7 @@ with job(snakemake):
             inputs.panels,
             folder,
             difficulty,
-            inputs.atlas,
+            params.atlas,
             control_figures={
                 name: path
                 for name in ("same_compute", "decomposition", "where")
