@@ -473,5 +473,5 @@ def test_the_summary_beside_a_log_opens_it_and_another_file_says_which_does(tmp_
         assert log.path == expected.path and len(log) == len(run.samples)
     other = tmp_path / "metrics.json"
     other.write_text("{}")
-    with pytest.raises(InputError, match="metrics.json is no routing log.*_internal_routing.json"):
+    with pytest.raises(InputError, match=r"metrics\.json is no routing log.*_internal_routing\.json"):
         RoutingLog(other)
