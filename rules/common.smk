@@ -1,6 +1,7 @@
 # Settings, paths and the helper functions of all rules. No rules here.
 
 import hashlib
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -447,6 +448,18 @@ def report_on_difficulty():
 # What a run says
 
 
+def answers():
+    """The report's main sentences, as far as there are any, for the front page of Snakemake's report.
+
+    They are reStructuredText that shows them as they are.
+    """
+    summary = Path(results("bh_routing_summary.txt"))
+    if not summary.exists():
+        return []
+    sentences = summary.read_text(encoding="utf-8").splitlines()
+    return [re.sub(r"([^\w\s])", r"\\\1", sentence) for sentence in sentences]
+
+
 def say_what_is_asked():
     """Tell whatever shows the run how many of each rule's jobs were asked for, and how many are done."""
     asked, done = Counter(), Counter()
@@ -473,7 +486,7 @@ def print_answer():
         experiments = set(per_experiment("{config}_{dataset}"))
         beside = left_over_sentence(RESULTS, experiments)
         place = f"Report: {results('bh_routing_report.html')}"
-        print_last(f"\n{sentences}\n{f'{beside}\n' if beside else ''}{place}")
+        print_last("\n".join(["", sentences, *([beside] if beside else []), place]))
 
 
 def print_how_to_go_on():

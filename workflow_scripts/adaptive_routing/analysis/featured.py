@@ -26,9 +26,11 @@ def featured(study: Study, margins: QualityMargins) -> str | None:
     adaptive = study.adaptive["config"].tolist()
     if not rules.obstacle(study):
         quality, compute, speed = rules.decide(study, margins).choices
-        named = [choice.config for choice in (compute, quality, speed) if choice.reason == rules.SHOWN]
+        named: list[str | None] = [
+            choice.config for choice in (compute, quality, speed) if choice.reason == rules.SHOWN
+        ]
         named += [compute.candidate] * (compute.reason == rules.UNPROVEN)
         named += [quality.candidate] * (quality.reason == rules.CONFLICT)
         named += [rules.least_loss(study, margins)]
-        adaptive = [config for config in named if config in adaptive] + adaptive
+        adaptive = [config for config in named if config is not None and config in adaptive] + adaptive
     return next(iter(adaptive), None)

@@ -170,13 +170,15 @@ def other_colour(study: Study, name: str) -> tuple[float, float, float]:
     rules = list(dict.fromkeys(map(study.family, study.others)))
     family = study.family(name)
     turn, hue = divmod(rules.index(family), len(RULES))
-    # Rules beyond the last hue begin again, each turn darker, so that no two share a colour.
-    single, *ends = (tuple(0.75**turn * part for part in mpl.colors.to_rgb(c)) for c in RULES[hue])
+    single, *ends = map(mpl.colors.to_rgb, RULES[hue])
     own = [other for other in study.others if study.family(other) == family]
-    if len(own) == 1:
-        return single
-    place = own.index(name) / (len(own) - 1)
-    return tuple((1 - place) * first + place * last for first, last in zip(*ends, strict=True))
+    colour = single
+    if len(own) > 1:
+        place = own.index(name) / (len(own) - 1)
+        colour = tuple((1 - place) * first + place * last for first, last in zip(*ends, strict=True))
+    # Rules beyond the last hue begin again, each turn darker, so that no two share a colour.
+    red, green, blue = (0.75**turn * part for part in colour)
+    return red, green, blue
 
 
 def variant_colour(study: Study, one: float | str) -> tuple[float, float, float]:
