@@ -14,6 +14,8 @@ include: "rules/common.smk"
 
 if not IS_IMPORTED:  # an importing workflow's report begins with its own words
 
+    config = SETTINGS | {"answers": answers()}
+
     report: "report/workflow.rst"
 
 

@@ -1,6 +1,7 @@
 # Settings, paths and the helper functions of all rules. No rules here.
 
 import hashlib
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -477,6 +478,18 @@ def report_on_difficulty():
 
 
 # What a run says
+
+
+def answers():
+    """The report's main sentences, as far as there are any, for the front page of Snakemake's report.
+
+    They are reStructuredText that shows them as they are.
+    """
+    summary = Path(results("bh_routing_summary.txt"))
+    if not summary.exists():
+        return []
+    sentences = summary.read_text(encoding="utf-8").splitlines()
+    return [re.sub(r"([^\w\s])", r"\\\1", sentence) for sentence in sentences]
 
 
 def say_what_is_asked():

@@ -1060,6 +1060,40 @@ def test_html_needs_nothing_but_itself(images):
     assert "url(" not in page and "@import" not in page
 
 
+def test_only_sections_that_follow_each_other_stand_in_columns(images):
+    def section(name, *more):
+        return "\n\n".join([f"### {name}", "A text.", *more, "![a picture](visualizations/page.png)"])
+
+    text = "\n\n".join(
+        [
+            "# T",
+            section("alone"),
+            "## Two",
+            section("b"),
+            section("c"),
+            "After.",
+            section("d", "| x |\n| - |\n| 1 |"),
+        ]
+    )
+    page = to_html(text, images.parent)
+    (columns,) = re.findall(r'<div class="panels">(.*?)</div>', page, re.DOTALL)
+    assert re.findall(r"<h3[^>]*>(\w+)", columns) == ["b", "c"]
+    body = page.split("<main>")[1]
+    assert re.findall(r"<h[23][^>]*>(\w+)", body) == ["alone", "Two", "b", "c", "d"]
+
+
+def test_html_opens_with_answer_picture_and_costs(images):
+    page = to_html(report(study_of(WINS), images), images.parent)
+    first = page.split('<div class="first">')[1].split("</ol>\n</div>")[0].split('class="reasons"')[0]
+    places = [first.index(part) for part in ('<ol class="answer">', 'class="picture"', "What it costs")]
+    assert places == sorted(places)
+    assert 'start="2"' in page and page.count('<details class="picture">') == page.count("<img")
+    # A model that guesses has no advice, so no picture of one.
+    study, summaries = guessing(perplexity=1000.0)
+    warned = to_html(report(study, images, summaries), images.parent)
+    assert "The answer as a picture" not in warned
+
+
 def test_html_sets_apart_what_markdown_cannot(images):
     page = to_html(report(study_of(WINS), images), images.parent)
     rows = re.findall(r'<tr class="baseline">\s*<td>(.*?)</td>', page)

@@ -383,7 +383,10 @@ def test_snakemakes_own_report_holds_everything_and_asks_nobody(study, tmp_path)
     with Browser(tmp_path / "profile") as browser:
         browser.open(page)
         browser.wait_for("document.body?.innerText.includes('Routing atlas')")
-        assert "Does choosing experts token by token" in browser.run("document.body.innerText")
+        front = browser.run("document.body.innerText")
+        sentences = study.results("bh_routing_summary.txt").read_text().splitlines()
+        places = [front.index(sentence) for sentence in [*sentences, "The question: does choosing experts"]]
+        assert places == sorted(places)  # it opens with the answers
         assert [url for url in browser.requests if not url.startswith(("file:", "data:", "blob:"))] == []
         # Snakemake's page builds its style in the browser, and the style's library remarks on that.
         assert [one for one in browser.problems if "tailwindcss" not in str(one)] == []

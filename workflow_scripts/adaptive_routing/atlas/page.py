@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import importlib.resources
 import json
+import re
 import string
 import zlib
 from html import escape
@@ -30,6 +31,7 @@ from adaptive_routing.analysis.routing_summary import read_routing_summary
 from adaptive_routing.analysis.rule_names import label
 from adaptive_routing.atlas.tokens import token_texts
 from adaptive_routing.system.errors import InputError
+from adaptive_routing.system.text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -91,11 +93,13 @@ def make_page(
         "tokens": texts,
         "experiments": experiments,
     }
-    # Inside a script element, only "<" could end the element.
-    data = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    data = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    # Inside a script element, only "<" could end the element; a lone surrogate is no UTF-8.
+    data = re.sub("[<\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", data)
+    name = escape(visible(model["name"]))
     return string.Template(_resource("atlas.html")).substitute(
-        title=f"Routing atlas of {escape(model['name'])}",
-        heading=f"Routing atlas of {escape(model['name']).replace('/', '/<wbr>')}",
+        title=f"Routing atlas of {name}",
+        heading=f"Routing atlas of {name.replace('/', '/<wbr>')}",
         scope=_scope(content),
         style=_resource("atlas.css"),
         plotly=get_plotlyjs(),

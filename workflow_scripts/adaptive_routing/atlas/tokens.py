@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
+
+from adaptive_routing.system.text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,7 +40,7 @@ def _text(tokenizer, token_id):
     text = twice.removeprefix(once) if once and twice.startswith(once) else once
     if not text or _REPLACEMENT in text:
         return _bytes(piece)
-    return "".join(map(_visible, text))
+    return visible(text, kept=_SHOWN_BY_PAGE)
 
 
 def _bytes(piece):
@@ -50,12 +51,6 @@ def _bytes(piece):
         return f"⟨{' '.join(f'{_BYTE_OF[character]:02X}' for character in piece)}⟩"
     except KeyError:
         return piece
-
-
-def _visible(character):
-    if character not in _SHOWN_BY_PAGE and unicodedata.category(character) in ("Cc", "Cf", "Cn", "Co", "Cs"):
-        return f"⟨U+{ord(character):04X}⟩"
-    return character
 
 
 def _byte_alphabet():

@@ -207,26 +207,25 @@ def _style(table):
 
 
 def _set_panels_side_by_side(root):
-    """Lay out consecutive sections in columns where each is a heading, text and an image."""
-    groups, start = [], None
-    for i, child in enumerate(root):
-        if child.tag in (*HEADINGS, "h1"):
-            start = i if child.tag == "h3" else None
-        elif start is not None and _is_picture(child):
-            groups.append((start, i + 1))
-            start = None
-    sections = []
-    for start, stop in groups:
-        section = etree.Element("section")
-        section.extend(root[start:stop])
-        sections.append((section, root[start:stop]))
-    if len(sections) > 1:
+    """Lay out sections in columns where several follow each other that are a heading, a text and an image."""
+    children = list(root)
+    runs = []  # of the places where such sections begin
+    for i in range(len(children) - 2):
+        heading, text, picture = children[i : i + 3]
+        if heading.tag == "h3" and text.tag == "p" and _is_picture(picture):
+            if not runs or runs[-1][-1] != i - 3:
+                runs.append([])
+            runs[-1].append(i)
+    for starts in runs:
+        if len(starts) < 2:
+            continue
         box = etree.Element("div", {"class": "panels"})
-        root.insert(groups[0][0], box)
-        for section, children in sections:
-            box.append(section)
-            for child in children:
+        root.insert(list(root).index(children[starts[0]]), box)
+        for start in starts:
+            section = etree.SubElement(box, "section")
+            for child in children[start : start + 3]:
                 root.remove(child)
+                section.append(child)
 
 
 def _is_picture(element):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
@@ -112,7 +113,11 @@ def write_markdown(
         "## How to reproduce",
         *reproduction_section(settings),
     ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+    text = "\n\n".join(section for section in sections if section) + "\n"
+    for dataset in study.datasets:
+        if re.search(r"[^\w.-]", dataset):  # a name that Markdown would take for its own
+            text = text.replace(dataset, words.escaped(dataset))
+    return text
 
 
 def _tables(null_checks):

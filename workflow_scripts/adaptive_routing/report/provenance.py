@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import yaml
@@ -154,7 +155,9 @@ def reproduction_section(settings: Settings) -> Iterator[str]:
     yield "Save these settings as `study.yaml`, then run this in the project's root:"
     yield "```\nsnakemake --configfile study.yaml\n```"
     dumped = yaml.safe_dump(plain_settings(settings), sort_keys=False, allow_unicode=True)
-    yield words.folded("study.yaml", f"```yaml\n{dumped}```")
+    # A fence ends at as many backticks as began it.
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", dumped)), default=0))
+    yield words.folded("study.yaml", f"{fence}yaml\n{dumped}{fence}")
 
 
 def plain_settings(settings: Any) -> Any:

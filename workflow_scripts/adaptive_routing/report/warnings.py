@@ -20,7 +20,7 @@ def warning_section(study: Study, summaries: Sequence[Summary], note: str | None
 
     note: what the model's card says a report must tell (`model_card.report_note`).
     """
-    found = [*_warnings(study, summaries), *([f"About the model: {note}"] if note else [])]
+    found = [*_warnings(study, summaries), *([f"About the model: {words.escaped(note)}"] if note else [])]
     if found:
         yield "\n".join(f"- **Note.** {words.capitalized(sentence)}" for sentence in found)
 

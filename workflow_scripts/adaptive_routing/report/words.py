@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -33,6 +32,7 @@ from adaptive_routing.analysis.rule_names import (
 from adaptive_routing.analysis.rule_names import (
     strategy as strategy,
 )
+from adaptive_routing.system.text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -68,19 +68,12 @@ def p_value(value: float | None) -> str:
 
 def code(text: object) -> str:
     """A name as a Markdown code span that is also safe inside a table."""
-    return f"`{str(text).replace('`', chr(39)).replace('|', '∣')}`"
+    return f"`{visible(str(text)).replace('`', chr(39)).replace('|', '∣')}`"
 
 
 def escaped(text: object) -> str:
     """A text as Markdown that shows it as it is, whatever it holds, on one line and safe inside a table."""
-    plain = "".join(shown(character) for character in str(text))
-    return re.sub(r"[\\`*_{}\[\]()<>#+!|~&-]", lambda match: f"&#{ord(match[0])};", plain)
-
-
-def shown(character: str) -> str:
-    """A character that can be seen, or its code point as ⟨U+202E⟩."""
-    hidden = unicodedata.category(character) in ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp")
-    return f"⟨U+{ord(character):04X}⟩" if hidden else character
+    return re.sub(r"[\\`*_{}\[\]()<>#+!|~&:-]", lambda match: f"&#{ord(match[0])};", visible(str(text)))
 
 
 def both_names(config: str) -> str:

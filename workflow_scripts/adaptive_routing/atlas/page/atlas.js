@@ -129,8 +129,9 @@ function draw(id, traces, layout) {
     title: layout.title && { text: layout.title, x: 0, xref: "paper", font: { size: 14 } } }, CONFIG);
 }
 
-/** Shows a message instead of a plot. */
-function explain(id, text) {
+/** Shows a message instead of a plot, whatever names it holds: plotly takes text for markup. */
+function explain(id, message) {
+  const text = message.replace(/&/g, "&amp;").replace(/</g, "&lt;");
   return draw(id, [], { xaxis: { visible: false }, yaxis: { visible: false },
     annotations: [{ text, showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5, font: { color: "#555" } }] });
 }
