@@ -43,7 +43,7 @@ def jobs(*rules, experiments=(), metrics=(), datasets=()):
     if metrics:
         rules |= {"tabulate_results", "draw_routing_atlas"}
     if "tabulate_results" in rules:
-        rules |= {"plot_panels", "plot_routing_atlas"}
+        rules |= {"plot_panels", "plot_routing_atlas", "draw_routing_atlas"}
     if {"plot_panels", "plot_null_check"} & rules:
         rules |= {"write_report"}
     counts = {"prepare_dataset": datasets, "run_experiment": experiments, "compute_metrics": metrics}
@@ -58,22 +58,26 @@ TABLES, REPORT = jobs("tabulate_results"), jobs("write_report")
 PANELS_ALONE, FIGURES = jobs("plot_panels"), jobs("plot_panels", "plot_routing_atlas")
 LOOKS = jobs("plot_panels", "plot_routing_atlas", "plot_null_distribution", "plot_null_check")
 ATLAS_PAGE, ATLAS_PICTURES = jobs("draw_routing_atlas"), jobs("plot_routing_atlas")
+ATLAS = ATLAS_PAGE | ATLAS_PICTURES
 
 AFTER_EDIT = {
     "__init__": EVERYTHING,
     "analysis/__init__": jobs("plot_null_distribution", "plot_null_check", metrics=EXPERIMENTS),
-    "analysis/contrasts": REPORT,
-    "analysis/control_outcomes": REPORT,
+    "analysis/contrasts": REPORT | ATLAS,  # the atlas opens on the configuration that the report names
+    "analysis/control_outcomes": REPORT | ATLAS,
     "analysis/difficulty": REPORT,
+    "analysis/featured": ATLAS,
     "analysis/harness": METRICS,
     "analysis/metrics": METRICS,
-    "analysis/recommendations": REPORT,
-    "analysis/routing_curves": jobs("draw_routing_atlas", "plot_routing_atlas"),
+    "analysis/paired": TABLES,
+    "analysis/recommendations": REPORT | ATLAS,
+    "analysis/routing_curves": ATLAS,
     "analysis/routing_summary": METRICS,
-    "analysis/rule_names": LOOKS,
+    "analysis/rule_names": LOOKS | ATLAS,
     "analysis/same_compute": NOTHING,  # a study without controls
+    "analysis/setting_effects": TABLES,
     "analysis/statistics": TABLES,
-    "analysis/study": FIGURES,
+    "analysis/study": FIGURES | ATLAS,
     "analysis/tables": TABLES,
     "analysis/where": NOTHING,
     "atlas": ATLAS_PAGE,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,15 +18,6 @@ STRATEGIES = {
     "layerwise": "layer-wise k",
     "pooled": "pooled top-B",
 }
-
-
-def family(config: str) -> str:
-    """The rule that a configuration belongs to: its strategy, and what stands in its name beside numbers.
-
-    `bh` for `8experts_bh_a030`, `bh_ncentred` for `8experts_bh_a030_ncentred`, `minp` for
-    `16experts_minp_p010`, `hc_bauto` for `16experts_hc_bauto`.
-    """
-    return re.sub(r"_[a-z][0-9]+(?=_|$)", "", config.partition("experts_")[2] or config)
 
 
 def strategy(name: str) -> str:

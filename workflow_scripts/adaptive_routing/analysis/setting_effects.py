@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from adaptive_routing.analysis import statistics
-from adaptive_routing.analysis.rule_names import family
-from adaptive_routing.analysis.same_compute import LOSS, compare_pair, deciding_metric
+from adaptive_routing.analysis.paired import LOSS, compare_pair, deciding_metric
 from adaptive_routing.analysis.tables import paired_samples
+from adaptive_routing.settings.configurations import family
 
 if TYPE_CHECKING:
     from adaptive_routing.evaluation.experiment import Summary

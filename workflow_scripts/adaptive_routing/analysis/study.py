@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from adaptive_routing.analysis.metrics import CONFIGURATION_KEYS, HEAD
-from adaptive_routing.analysis.rule_names import family
 from adaptive_routing.analysis.tables import SCORE_PERPLEXITIES, averaged_datasets
+from adaptive_routing.settings.configurations import family
 from adaptive_routing.settings.load import is_upper_bound
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.files import MADE_ANEW
@@ -107,7 +107,7 @@ class Study:
         return self.adaptive[~self.adaptive["config"].isin(self.upper_bounds)]
 
     def family(self, config: str) -> str:
-        """The rule that a configuration belongs to: `rule_names.family`."""
+        """The rule that a configuration belongs to: `configurations.family`."""
         return family(config)
 
     @cached_property

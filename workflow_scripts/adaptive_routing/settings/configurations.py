@@ -13,6 +13,7 @@ out of how C distributes them (`CONTROLS`), so that their difference is what tha
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -122,3 +123,12 @@ def _refuse_duplicates(key, values):
             raise InputError(
                 f"{key}[{index}] is {value}, which the list already holds; values must be unique"
             )
+
+
+def family(config: str) -> str:
+    """The rule that a configuration belongs to: its strategy, and what stands in its name beside numbers.
+
+    `bh` for `8experts_bh_a030`, `bh_ncentred` for `8experts_bh_a030_ncentred`, `minp` for
+    `16experts_minp_p010`, `hc_bauto` for `16experts_hc_bauto`.
+    """
+    return re.sub(r"_[a-z][0-9]+(?=_|$)", "", config.partition("experts_")[2] or config)

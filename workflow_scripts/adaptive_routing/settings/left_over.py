@@ -37,7 +37,8 @@ def left_over_sentence(results: Path | str, experiments: Collection[str]) -> str
     named = ", ".join(list(found)[:MOST_NAMED])
     more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
     noun = "experiment that is" if len(found) == 1 else "experiments that are"
+    files = f"{len(paths)} file{'' if len(paths) == 1 else 's'} ({size:.1f} GB)"
     return (
-        f"{results} also holds {len(paths)} file{'' if len(paths) == 1 else 's'} ({size:.1f} GB) of "
-        f"{len(found)} {noun} no longer of this study and in no table, figure or report: {named}{more}. They are in {', '.join(FOLDERS)}."
+        f"{results} also holds {files} of {len(found)} {noun} no longer of this study and in no table, "
+        f"figure or report: {named}{more}. They are in {', '.join(FOLDERS)}."
     )
