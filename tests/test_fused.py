@@ -8,6 +8,7 @@ import copy
 import os
 import sys
 
+import adaptive_routing.model as model_package
 import pytest
 import torch
 import torch.nn.functional as F
@@ -237,6 +238,7 @@ def test_a_cpu_has_no_kernels():
 
 def test_without_triton_torch_computes_and_stderr_says_so_once(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "adaptive_routing.model.triton_kernels", None)  # raises ImportError
+    monkeypatch.delattr(model_package, "triton_kernels", raising=False)
     fused.kernels_for.cache_clear()
     try:
         device = torch.device("cuda", 0)

@@ -102,15 +102,15 @@ def _run_pairs(self, hidden_states, pair_token, pair_expert):
     by_expert, group_ends = _group_by_expert(pair_expert, self.num_experts)
     # `index_select` is several times faster on a CPU than indexing with brackets.
     inputs = hidden_states.index_select(0, pair_token.index_select(0, by_expert))  # (P, H)
-    outputs = _expert_outputs(self, inputs, pair_expert.index_select(0, by_expert), group_ends)
+    expert = pair_expert.index_select(0, by_expert) if self.has_bias else None
+    outputs = _expert_outputs(self, inputs, expert, group_ends)
     position = torch.empty_like(by_expert)
     position[by_expert] = torch.arange(len(by_expert), device=by_expert.device)
     return outputs, position
 
 
 def _expert_outputs(self, inputs, expert, group_ends):
-    """What experts give: (P, H). Inputs (P, H), each one's expert (P,), ascending, and where each's end."""
-    expert = expert.long() if self.has_bias else None
+    """What experts give for inputs (P, H) in their order: (P, H). Each one's expert is needed for biases."""
 
     # One call for all experts: on a CPU too, its loop over them is not Python's, so that other threads run.
     def product(inputs, name):
@@ -142,7 +142,7 @@ def _run_slots(self, kernels, hidden_states, top_k_index, top_k_weights, all_use
     group_ends = torch.searchsorted(expert, numbers, right=True, out_int32=True)
     pairs = len(keys) if all_used else int(group_ends[-1])
     inputs, position = kernels.gather_pairs(hidden_states, by_expert[:pairs], top_k_index.shape[1])
-    outputs = _expert_outputs(self, inputs, expert[:pairs], group_ends)
+    outputs = _expert_outputs(self, inputs, expert[:pairs].long() if self.has_bias else None, group_ends)
     weights = top_k_weights.to(hidden_states.dtype)
     return kernels.sum_slots(outputs, position, top_k_index, weights, self.num_experts, all_used)
 

@@ -9,6 +9,8 @@ The module cannot be imported where Triton is not installed: `fused` asks for it
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton  # ty: ignore[import-not-found]
 import triton.language as tl  # ty: ignore[import-not-found]
@@ -26,6 +28,7 @@ def _launch(kernel, programs, *arguments, **options):
             kernel[(programs,)](*arguments, **options)
 
 
+@functools.cache
 def _row_shape(width):
     """The block that holds a row of so many numbers, and how many warps compute it."""
     block = triton.next_power_of_2(width)
@@ -49,8 +52,8 @@ def rms_norm(values: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Te
     """weight · round(values / √(mean(values²) + eps)) of rows (..., H), with weights (H,) of their dtype."""
     values = values.contiguous()
     output, width = torch.empty_like(values), values.shape[-1]
-    options = _row_shape(width) | _ROUNDED
-    _launch(_rms_norm, values.numel() // width, values, weight, output, eps, **options)
+    rows = values.numel() // width
+    _launch(_rms_norm, rows, values, weight, output, eps, **_row_shape(width), **_ROUNDED)
     return output
 
 
@@ -114,8 +117,8 @@ def silu_gate(gate_up: torch.Tensor, scale: torch.Tensor | None = None) -> torch
     """silu(gate) · up of rows (P, 2F), gate first, times a number (P,) for each row: (P, F)."""
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     output = gate_up.new_empty(rows, width)
-    options = {"SCALED": scale is not None} | _row_shape(width) | _ROUNDED
-    _launch(_silu_gate, rows, gate_up, scale, output, **options)
+    is_scaled = scale is not None
+    _launch(_silu_gate, rows, gate_up, scale, output, SCALED=is_scaled, **_row_shape(width), **_ROUNDED)
     return output
 
 

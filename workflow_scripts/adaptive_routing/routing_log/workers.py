@@ -33,7 +33,7 @@ from adaptive_routing.system.cores import usable_cores
 from adaptive_routing.system.errors import HostError
 from adaptive_routing.system.processes import describe_end
 
-MOST_WORKERS = 4
+MOST_WORKERS = 8
 _CORES_FOR_OTHERS = 2  # the process with the model, and what Snakemake runs beside it
 
 
