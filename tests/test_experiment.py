@@ -9,6 +9,8 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from adaptive_routing.analysis.metrics import TIMING_METRICS, compute_metrics
+from adaptive_routing.analysis.routing_summary import summarize_routing
 from adaptive_routing.data.rows import load_rows
 from adaptive_routing.data.samples import prepare_samples, prepared_to_json, read_prepared
 from adaptive_routing.evaluation import scoring
@@ -34,7 +36,10 @@ def prepare(embedded, dataset):
     return prepare_samples(dataset, rows, embedded.tokenizer, SAMPLES[dataset], 96, 512)
 
 
-def run(folder, embedded, name, dataset, batch_tokens=2048, routing=ROUTING, prepared=None, **of_dataset):
+def run(
+    folder, embedded, name, dataset, batch_tokens=2048, routing=ROUTING, prepared=None, routing_log=None,
+    **of_dataset,
+):  # fmt: skip
     """Run one experiment, with further settings of the data set; returns (summary, its files)."""
     configuration = CONFIGURATIONS[name]
     null = embedded.null_distribution if configuration.strategy == "bh" else None
@@ -52,6 +57,7 @@ def run(folder, embedded, name, dataset, batch_tokens=2048, routing=ROUTING, pre
     summary = run_experiment(
         embedded.loaded, configuration, make_strategy(configuration, routing, null), dataset,
         prepared or prepare(embedded, dataset), batch_tokens, SECOND_PASS, settings, files,
+        routing_log=routing_log,
     )  # fmt: skip
     return summary, files
 
@@ -182,6 +188,50 @@ def test_results_do_not_depend_on_the_batches(tmp_path, embedded, name, dataset)
             one.read("selected_experts")[:repeated], one.read("second_pass_selected_experts")
         )
         np.testing.assert_array_equal(one.read("greedy_tokens"), one.read("second_pass_greedy_tokens"))
+
+
+@pytest.mark.parametrize(("name", "dataset"), CASES[:4])
+def test_results_do_not_depend_on_how_much_the_log_keeps(tmp_path, embedded, name, dataset):
+    def results(folder, **routing_log):
+        summary, files = run(tmp_path / folder, embedded, name, dataset, routing_log=routing_log or None)
+        validate("summary", read_json(files.summary))
+        kept = summary.pop("routing_log", None)
+        with TensorFile(files.tensors) as tensors:
+            read = {**summary, "routing_log": kept} if kept else summary
+            metrics, arrays = compute_metrics(read, tensors), summarize_routing(tensors, summary["samples"])
+            num_logits = len(tensors.read("router_logits"))
+        for timing in TIMING_METRICS:
+            metrics["metrics"].pop(timing)
+        del summary["timings"], summary["provenance"]["run"]
+        return kept, len(read_json(files.internal_routing)["samples"]), num_logits, summary, metrics, arrays
+
+    everything = results("whole")
+    samples, tokens = everything[1], everything[2]
+    assert everything[0] is None and samples == SAMPLES[dataset]
+    for routing_log in (
+        {"json_samples": 3, "router_logits": "all"},
+        {"json_samples": "all", "router_logits": 2},
+        {"json_samples": 0, "router_logits": 0},
+    ):
+        kept, num_json, num_logits, summary, metrics, (arrays, shown) = results("part", **routing_log)
+        assert kept == {key: samples if n == "all" else n for key, n in routing_log.items()}
+        assert num_json == kept["json_samples"]
+        first = summary["samples"][: kept["router_logits"]]
+        assert num_logits == sum(one["num_tokens"] for one in first) <= tokens
+        assert (summary, metrics, shown) == (everything[3], everything[4], everything[5][1])
+        for key, array in everything[5][0].items():
+            np.testing.assert_array_equal(arrays[key], array)
+
+
+def test_a_log_with_room_for_every_sample_is_the_whole_one(tmp_path, embedded):
+    generous = {"json_samples": 1000, "router_logits": SAMPLES["lambada"]}
+    files = [
+        run(tmp_path / part, embedded, "16experts_bh_a050", "lambada", routing_log=routing_log)[1]
+        for part, routing_log in (("a", None), ("b", generous))
+    ]
+    for name in ("internal_routing", "tensors"):
+        first, second = (Path(getattr(one, name)).read_bytes() for one in files)
+        assert first == second
 
 
 def test_the_same_run_twice_writes_the_same_routing(tmp_path, embedded):

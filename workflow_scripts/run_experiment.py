@@ -24,6 +24,7 @@ with job(snakemake):
         "prepared": inputs.dataset,
         "batch_tokens": config["evaluation"]["batch_tokens"],
         "second_pass_samples": params.second_pass_samples,
+        "routing_log": params.routing_log,
         "code_version": told("code_version"),
         "outputs": dict(snakemake.output.items()),
     }

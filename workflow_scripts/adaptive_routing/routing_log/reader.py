@@ -63,7 +63,7 @@ class RoutingLog:
         self._null_distribution = null_distribution
 
     def _offsets(self, name):
-        offsets, tokens = self.tensors.read(name), self.tensors.shape("router_logits")[0]
+        offsets, tokens = self.tensors.read(name), self.tensors.shape("expert_counts")[0]
         if not (len(offsets) and offsets[0] == 0 and offsets[-1] == tokens and (np.diff(offsets) >= 0).all()):
             raise InputError(f"{self.path}: {name} do not divide its {tokens} tokens; {MADE_ANEW}.")
         return offsets
@@ -98,13 +98,23 @@ class RoutingLog:
                 ends = list(itertools.accumulate(map(len, file)))
         except OSError as error:
             raise InputError(f"{path} cannot be read ({error.strerror}); {MADE_ANEW}.") from error
+        samples = self._kept("json_samples")
         # The head, a line a sample, and what follows the samples.
-        if len(ends) != len(self) + 2:
-            raise InputError(f"{path} does not hold the {len(self)} samples of its tensors; {MADE_ANEW}.")
+        if len(ends) != samples + 2:
+            raise InputError(f"{path} does not hold the {samples} samples of its tensors; {MADE_ANEW}.")
         return list(itertools.pairwise(ends))
+
+    @functools.cached_property
+    def _pair_offsets(self):
+        """(S + 1,): sample i has the pairs [offsets[i], offsets[i + 1]); None where the log holds no pairs."""
+        if "pair_experts" not in self.tensors:
+            return None
+        of_tokens = np.cumsum(self.tensors.read("expert_counts").sum(1, dtype=np.int64))
+        return np.concatenate([[0], of_tokens])[self.sample_offsets]
 
     def _entry_head(self, index):
         """What the JSON says of a sample beside its layers."""
+        self._expect_kept(index, "json_samples", ".json", "ids, texts and losses")
         start, stop = self._entry_places[index]
         path, head = self.path.with_suffix(".json"), b""
         with open(path, "rb") as file:
@@ -116,6 +126,17 @@ class RoutingLog:
             return orjson.loads(head.partition(b',"layers":')[0] + b"}")
         except ValueError as error:
             raise InputError(f"{path}: sample number {index} is no JSON ({error}); {MADE_ANEW}.") from error
+
+    def _kept(self, what):
+        """Of how many of the first samples the log holds something, by its name in `routing_log`."""
+        return self.head.get("routing_log", {}).get(what, len(self))
+
+    def _expect_kept(self, index, what, suffix, in_words):
+        if index >= self._kept(what):
+            raise InputError(
+                f"{self.path.with_suffix(suffix)} holds the {in_words} of the first {self._kept(what)} of its "
+                f"{len(self)} samples only, by the study's routing_log.{what}; asked for number {index}"
+            )
 
     @property
     def num_layers(self) -> int:
@@ -202,7 +223,8 @@ class SampleRouting:
         return self._read("expert_counts")
 
     def router_logits(self, layer: int) -> NDArray[np.float32]:
-        """(T, E) float32."""
+        """(T, E) float32; InputError where the log does not hold the sample's, as `p_values`."""
+        self.log._expect_kept(self.index, "router_logits", ".safetensors", "router logits")
         return self._read("router_logits")[:, layer].astype(np.float32, copy=False)
 
     def selected(self, layer: int) -> NDArray[np.bool_]:
@@ -219,10 +241,18 @@ class SampleRouting:
 
     def selected_experts(self, layer: int) -> list[NDArray[np.int64]]:
         """Expert indices per token, most significant first: list of T arrays."""
+        if self._pairs is not None:
+            experts, _, counts = self._pairs_of(layer)
+            return np.split(experts, np.cumsum(counts)[:-1])
         return [row[row < self.log.num_experts] for row in self._slots(layer)]
 
     def expert_weights(self, layer: int) -> NDArray[np.float32]:
         """(T, E) float32: each expert's weight as applied, 0 where it was not selected."""
+        if self._pairs is not None:
+            experts, weights, counts = self._pairs_of(layer)
+            by_expert = np.zeros((len(counts), self.log.num_experts), np.float32)
+            by_expert[np.repeat(np.arange(len(counts)), counts), experts] = weights
+            return by_expert
         slots = self._slots(layer)
         logits = torch.tensor(self.router_logits(layer))
         # In the slots of the run, so that renormalizing adds up in the same order.
@@ -231,6 +261,22 @@ class SampleRouting:
         by_expert = np.zeros((len(slots), self.log.num_experts + 1), np.float32)
         np.put_along_axis(by_expert, slots, weights, axis=-1)
         return by_expert[:, :-1]
+
+    @functools.cached_property
+    def _pairs(self):
+        """Experts and weights of all pairs of a token and an expert; None where the logits give them."""
+        tensors, bounds = self.log.tensors, self.log._pair_offsets
+        if bounds is None:
+            return None
+        start, stop = bounds[self.index : self.index + 2].tolist()
+        experts, weights = (tensors.read(f"pair_{name}", start, stop) for name in ("experts", "weights"))
+        return experts.astype(np.int64), weights.astype(np.float32, copy=False)
+
+    def _pairs_of(self, layer):
+        """(experts, weights, counts (T,)) of a layer's pairs, token after token."""
+        counts = self.expert_counts
+        of_layer = np.repeat(np.tile(np.arange(counts.shape[1]), len(counts)), counts.reshape(-1)) == layer
+        return *(column[of_layer] for column in self._pairs), counts[:, layer]
 
     def _slots(self, layer):
         """(T, K) as `Selection.experts`: most significant first, E in unused slots."""

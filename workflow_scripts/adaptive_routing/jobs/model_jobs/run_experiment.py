@@ -17,7 +17,7 @@ from adaptive_routing.system.tensor_files import TensorFile
 if TYPE_CHECKING:
     from adaptive_routing.jobs.model_jobs.cache import Cache
     from adaptive_routing.jobs.version import CodeVersion
-    from adaptive_routing.settings.load import RoutingSettings
+    from adaptive_routing.settings.load import RoutingLogSettings, RoutingSettings
 
 
 class ConfigurationRequest(TypedDict):
@@ -52,6 +52,7 @@ class ExperimentRequest(TypedDict):
     prepared: str
     batch_tokens: int
     second_pass_samples: int
+    routing_log: NotRequired[RoutingLogSettings]  # everything is kept unless set
     code_version: CodeVersion
     outputs: dict[str, str]  # of `ExperimentFiles`
 
@@ -92,6 +93,7 @@ def run(request: ExperimentRequest, cache: Cache) -> None:
         ExperimentFiles(**request["outputs"]),
         cache.log_workers,
         request.get("code_version"),
+        request.get("routing_log"),
     )
     scores = ", ".join(
         f"{name} {'too large' if value is None else f'{value:.4g}'}"
