@@ -109,13 +109,17 @@ def write(folder, run, order=None, second_pass_samples=2, fail_after=None, worke
         *paths, head_of(run) | ({"routing_log": kept} if kept else {}), run.lengths, run.strategy, LAYERS,
         run.num_experts, run.dtype, second_pass_samples, workers,
     )  # fmt: skip
+    indices_left = iter(order or range(len(run.samples)))
     with writer:
-        for done, indices in enumerate(itertools.batched(order or range(len(run.samples)), batch)):
+        for done in itertools.count():
+            indices = list(itertools.islice(indices_left, batch))
+            if not indices:
+                break
             if done == fail_after:
                 raise ArithmeticError("in the middle")
             batched = [run.samples[index] for index in indices]
             writer.write(
-                list(indices),
+                indices,
                 [LoggedSample(one.sample_id, one.text, one.loss, one.routing.lengths) for one in batched],
                 BatchRouting.joined(
                     [one.routing for one in batched], [n for one in batched for n in one.routing.lengths]
