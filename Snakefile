@@ -35,6 +35,7 @@ rule all:
 
 onstart:
     say_what_is_asked()
+    tell_what_is_planned()
 
 
 onsuccess:

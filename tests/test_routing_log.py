@@ -23,6 +23,7 @@ from adaptive_routing.routing_log.entries import LoggedRouting, LoggedSample, fi
 from adaptive_routing.routing_log.workers import LogWorkers
 from adaptive_routing.routing_log.writer import RoutingLogWriter, _copy, _portions
 from adaptive_routing.system.errors import InputError
+from adaptive_routing.system.json_files import write_json
 from conftest import ROOT, normal_null_distribution
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -336,6 +337,23 @@ def test_the_reader_finds_the_null_distribution_of_the_study(tmp_path):
     np.testing.assert_array_equal(
         RoutingLog(path).sample(1).p_values(2), run.strategy.p_values(logits, 2).numpy()
     )
+
+
+def test_sequences_and_texts_of_samples(tmp_path):
+    run = make_run(STRATEGIES["bh"]())
+    with RoutingLog(write(tmp_path / "logs", run)[1]) as log:
+        assert [tuple(sample.sequence_lengths) for sample in log] == run.lengths
+        with pytest.raises(InputError, match=r"datasets/lambada\.json cannot be read"):
+            _ = log.sample(0).text
+    for number in (3, 4):
+        texts = [{"text": one.text} for one in run.samples[:number]]
+        write_json(tmp_path / "datasets/lambada.json", {"samples": texts})
+        with RoutingLog(tmp_path / "logs/run_internal_routing.json") as log:
+            if number == 4:
+                assert [sample.text for sample in log] == [one.text for one in run.samples]
+                continue
+            with pytest.raises(InputError, match=r"holds 3 samples, but .*run_internal.* has 4; its data"):
+                _ = log.sample(0).text
 
 
 def test_the_reader_refuses_samples_that_are_not_there(tmp_path):

@@ -145,6 +145,7 @@ AFTER_EDIT = {
     "routing_log": PASS,
     "routing_log/arrays": jobs(experiments=EXPERIMENTS),
     "routing_log/reader": NOTHING,
+    "routing_log/size": NOTHING,
     "routing_log/writer": jobs(experiments=EXPERIMENTS),
     "settings": NOTHING,
     "settings/config_files": NOTHING,

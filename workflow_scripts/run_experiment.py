@@ -26,6 +26,7 @@ with job(snakemake):
         "second_pass_samples": params.second_pass_samples,
         "routing_log": params.routing_log,
         "code_version": told("code_version"),
+        "planned": told("planned"),
         "outputs": dict(snakemake.output.items()),
     }
     # As a module, a workflow may have a prefix, of which its settings do not know.

@@ -22,6 +22,7 @@ from adaptive_routing.routing.base import ExpertWeighting
 from adaptive_routing.routing.router_rule import RouterRule
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.files import MADE_ANEW
+from adaptive_routing.system.json_files import read_json
 from adaptive_routing.system.tensor_files import TensorFile
 
 if TYPE_CHECKING:
@@ -33,8 +34,9 @@ _HEAD_BYTES = 4096  # of a sample's line, which can be long, read at a time
 class RoutingLog:
     """Reads an experiment's routing lazily: any sample's and layer's as arrays; a context manager.
 
-    Arrays come from the tensors; a sample's id, text and loss from the JSON beside them, which is read only
-    when one of these is asked for.
+    Arrays come from the tensors; a sample's id, loss and the beginning of its text from the JSON beside them,
+    which is read only when one of these is asked for. A log may hold all this of its first samples only
+    (`routing_log` in the config file): what it does not hold is an InputError that says so.
 
     Example:
         log = RoutingLog("results/logs/16experts_bh_a030_lambada_internal_routing.json")
@@ -111,6 +113,17 @@ class RoutingLog:
             return None
         of_tokens = np.cumsum(self.tensors.read("expert_counts").sum(1, dtype=np.int64))
         return np.concatenate([[0], of_tokens])[self.sample_offsets]
+
+    @functools.cached_property
+    def _texts(self):
+        """Each sample's text."""
+        path = self.path.parent.parent / "datasets" / f"{self.head['dataset']}.json"
+        texts = [one["text"] for one in read_json(path)["samples"]]
+        if len(texts) != len(self):
+            raise InputError(
+                f"{path} holds {len(texts)} samples, but {self.path} has {len(self)}; its data set was another"
+            )
+        return texts
 
     def _entry_head(self, index):
         """What the JSON says of a sample beside its layers."""
@@ -203,9 +216,20 @@ class SampleRouting:
         return self._head["text_preview"]
 
     @property
+    def text(self) -> str:
+        """The whole text, from the study's `datasets/` folder; of prompts, without what was generated."""
+        return self.log._texts[self.index]
+
+    @property
     def loss(self) -> float | None:
         """The sample's loss; None where it has none."""
         return self._head["loss"]
+
+    @property
+    def sequence_lengths(self) -> list[int]:
+        """Tokens of each sequence; they sum to T."""
+        bounds = self.log.sequence_offsets
+        return np.diff(bounds[(bounds >= self.start) & (bounds <= self.stop)]).tolist()
 
     @property
     def token_ids(self) -> NDArray[np.int32]:
