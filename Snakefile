@@ -37,6 +37,7 @@ rule all:
 
 onstart:
     say_what_is_asked()
+    tell_what_is_planned()
 
 
 onsuccess:

@@ -43,7 +43,7 @@ if not FOLDER.samefile(WORKFLOW / "workflow_scripts"):
 keep_user_limit()
 # Jobs run the code that was read here, whatever else is installed under its name.
 children_import_from(WORKFLOW / "workflow_scripts")
-tell_jobs(identity(), code_version(WORKFLOW))
+tell_jobs(process=identity(), code_version=code_version(WORKFLOW))
 
 try:
     for config_file in () if IS_IMPORTED else workflow.configfiles:
@@ -507,6 +507,23 @@ def say_what_is_asked():
             "if_interrupted": how_to_go_on("Interrupted"),
         },
     )
+
+
+def tell_what_is_planned():
+    """Tell the jobs which experiments this run makes, and the fewest and most experts of each."""
+    planned = {}
+    for job in workflow.dag.jobs:
+        if job.rule.name == "run_experiment" and workflow.dag.needrun(job):
+            one = CONFIGURATIONS[job.wildcards.config]
+            fewest = one.max_experts
+            if one.is_adaptive or one.control_of is not None:
+                fewest = SETTINGS["routing"]["min_k"]
+            experts = planned.setdefault(
+                one.name, {"experts": (fewest, one.max_experts), "datasets": []}
+            )
+            experts["p_values"] = uses_null_distribution(one.name)
+            experts["datasets"].append(job.wildcards.dataset)
+    tell_jobs(planned=planned)
 
 
 def print_answer():

@@ -27,6 +27,7 @@ rule run_experiment:
         control=experiment_control,
         dtype=SETTINGS["model"]["dtype"],
         second_pass_samples=SETTINGS["evaluation"]["second_pass_samples"],
+        routing_log=SETTINGS["routing_log"],
         code=experiment_code,
     script:
         "../workflow_scripts/run_experiment.py"

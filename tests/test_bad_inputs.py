@@ -884,7 +884,7 @@ def test_a_damaged_routing_log_is_one_sentence(experiment_files):
         with pytest.raises(InputError, match=rf"tensors\.safetensors.*{sentence}{ANEW}"):
             RoutingLog(path)
     save_file({"sample_offsets": np.zeros(1, int)}, path, metadata={"head": head})
-    with pytest.raises(InputError, match=rf"has no tensor 'router_logits'; it has sample_offsets{ANEW}"):
+    with pytest.raises(InputError, match=rf"has no tensor 'expert_counts'; it has sample_offsets{ANEW}"):
         RoutingLog(path)
 
 

@@ -1,22 +1,31 @@
 """Whole experiments on the embedded model: three files that agree, whatever the batches."""
 
+import contextlib
 import copy
 import json
 import math
+import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import numpy as np
 import pytest
 import torch
+from adaptive_routing.analysis.metrics import TIMING_METRICS, compute_metrics
+from adaptive_routing.analysis.routing_summary import summarize_routing
 from adaptive_routing.data.rows import load_rows
 from adaptive_routing.data.samples import prepare_samples, prepared_to_json, read_prepared
 from adaptive_routing.evaluation import scoring
 from adaptive_routing.evaluation.experiment import ExperimentFiles, run_experiment
+from adaptive_routing.jobs.model_jobs import JOBS, Cache
 from adaptive_routing.model.patching import RouterPatcher
 from adaptive_routing.routing import make_strategy
 from adaptive_routing.routing_log import RoutingLog
+from adaptive_routing.routing_log.size import log_bytes
 from adaptive_routing.settings.configurations import grid
+from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.json_files import read_json, write_json
 from adaptive_routing.system.tensor_files import TensorFile
 from conftest import ROOT
@@ -34,7 +43,10 @@ def prepare(embedded, dataset):
     return prepare_samples(dataset, rows, embedded.tokenizer, SAMPLES[dataset], 96, 512)
 
 
-def run(folder, embedded, name, dataset, batch_tokens=2048, routing=ROUTING, prepared=None, **of_dataset):
+def run(
+    folder, embedded, name, dataset, batch_tokens=2048, routing=ROUTING, prepared=None, routing_log=None,
+    **of_dataset,
+):  # fmt: skip
     """Run one experiment, with further settings of the data set; returns (summary, its files)."""
     configuration = CONFIGURATIONS[name]
     null = embedded.null_distribution if configuration.strategy == "bh" else None
@@ -52,6 +64,7 @@ def run(folder, embedded, name, dataset, batch_tokens=2048, routing=ROUTING, pre
     summary = run_experiment(
         embedded.loaded, configuration, make_strategy(configuration, routing, null), dataset,
         prepared or prepare(embedded, dataset), batch_tokens, SECOND_PASS, settings, files,
+        routing_log=routing_log,
     )  # fmt: skip
     return summary, files
 
@@ -182,6 +195,124 @@ def test_results_do_not_depend_on_the_batches(tmp_path, embedded, name, dataset)
             one.read("selected_experts")[:repeated], one.read("second_pass_selected_experts")
         )
         np.testing.assert_array_equal(one.read("greedy_tokens"), one.read("second_pass_greedy_tokens"))
+
+
+@pytest.mark.parametrize(("name", "dataset"), CASES[:4])
+def test_results_do_not_depend_on_how_much_the_log_keeps(tmp_path, embedded, name, dataset):
+    def results(folder, **routing_log):
+        summary, files = run(tmp_path / folder, embedded, name, dataset, routing_log=routing_log or None)
+        validate("summary", read_json(files.summary))
+        kept = summary.pop("routing_log", None)
+        with TensorFile(files.tensors) as tensors:
+            read = {**summary, "routing_log": kept} if kept else summary
+            metrics, arrays = compute_metrics(read, tensors), summarize_routing(tensors, summary["samples"])
+            num_logits = len(tensors.read("router_logits"))
+        for timing in TIMING_METRICS:
+            metrics["metrics"].pop(timing)
+        del summary["timings"], summary["provenance"]["run"]
+        return kept, len(read_json(files.internal_routing)["samples"]), num_logits, summary, metrics, arrays
+
+    everything = results("whole")
+    samples, tokens = everything[1], everything[2]
+    assert everything[0] is None and samples == SAMPLES[dataset]
+    for routing_log in (
+        {"json_samples": 3, "router_logits": "all"},
+        {"json_samples": "all", "router_logits": 2},
+        {"json_samples": 0, "router_logits": 0},
+    ):
+        kept, num_json, num_logits, summary, metrics, (arrays, shown) = results("part", **routing_log)
+        assert kept == {key: samples if n == "all" else n for key, n in routing_log.items()}
+        assert num_json == kept["json_samples"]
+        first = summary["samples"][: kept["router_logits"]]
+        assert num_logits == sum(one["num_tokens"] for one in first) <= tokens
+        assert (summary, metrics, shown) == (everything[3], everything[4], everything[5][1])
+        for key, array in everything[5][0].items():
+            np.testing.assert_array_equal(arrays[key], array)
+
+
+@pytest.mark.parametrize("kept", [None, {"json_samples": 3, "router_logits": 2}])
+@pytest.mark.parametrize(("name", "dataset"), CASES[:4])
+def test_the_room_of_a_log_is_known_before(tmp_path, embedded, name, dataset, kept):
+    summary, files = run(tmp_path, embedded, name, dataset, routing_log=kept)
+    taken = sum(Path(path).stat().st_size for path in (files.internal_routing, files.tensors))
+    with TensorFile(files.tensors) as tensors:
+        experts = float(tensors.read("expert_counts").mean())
+    lengths = [one.num_inputs for one in prepare(embedded, dataset)]
+    shapes = summary["provenance"]["model"]["shapes"]
+    of_model = shapes["num_moe_layers"], shapes["num_experts"]
+    has_p_values = summary["strategy"] == "bh"
+    assert log_bytes(lengths, *of_model, experts, 4, has_p_values, **(kept or {})) == pytest.approx(
+        taken, rel=0.05
+    )
+
+
+def test_experiments_say_what_room_they_take_and_begin_only_where_it_is(
+    tmp_path, embedded, monkeypatch, capsys
+):
+    """On a disk that is pretended: what is free is what the test says."""
+    write_json(tmp_path / "model.json", embedded.loaded.info)
+    write_json(
+        tmp_path / "datasets/lambada.json",
+        prepared_to_json("lambada", prepare(embedded, "lambada"), {"max_samples": SAMPLES["lambada"]}),
+    )
+    planned = {
+        "8experts_topk_baseline": {
+            "experts": (8, 8),
+            "p_values": False,
+            "datasets": ["lambada", "hellaswag"],
+        },
+        "16experts_bh_a050": {"experts": (1, 16), "p_values": True, "datasets": ["lambada"]},
+    }
+    stem = f"{tmp_path}/logs/8experts_topk_baseline_lambada"
+    request = {
+        "model": f"{tmp_path}/model.json", "dtype": "float32", "device": "cpu", "routing": ROUTING,
+        "configuration": {
+            "name": "8experts_topk_baseline", "strategy": "topk", "max_experts": 8, "parameters": {"k": 8},
+            "control_of": None,
+        },
+        "null_distribution": None, "dataset": "lambada", "prepared": f"{tmp_path}/datasets/lambada.json",
+        "batch_tokens": 512, "second_pass_samples": 1, "planned": planned,
+        "outputs": {
+            "summary": f"{stem}.json", "internal_routing": f"{stem}_internal_routing.json",
+            "tensors": f"{stem}_internal_routing.safetensors",
+        },
+    }  # fmt: skip
+    free = SimpleNamespace(free=1_500_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with contextlib.closing(Cache()) as cache:
+        with pytest.raises(InputError) as error:
+            JOBS["run_experiment"](request, cache)
+        assert re.fullmatch(
+            r"writing the routing logs of 2 experiments needs \d\.\d MB, but \S+/logs has 1\.5 MB free; free "
+            r"some, or keep less of large data sets: routing_log in the config file",
+            str(error.value),
+        )
+        assert not Path(request["outputs"]["summary"]).exists()
+        # With a bound it fits.
+        JOBS["run_experiment"](request | {"routing_log": {"json_samples": 0, "router_logits": 1}}, cache)
+        said = capsys.readouterr().err
+        assert re.search(
+            r"^writing the routing logs of 2 experiments takes about \d+ kB to .*; 1\.5 MB are free$",
+            said,
+            re.M,
+        )
+        # What is there needs no room any more, and it is said once.
+        free.free = 0
+        JOBS["run_experiment"](
+            request | {"planned": {"8experts_topk_baseline": planned["8experts_topk_baseline"]}}, cache
+        )
+        assert "takes about" not in capsys.readouterr().err
+
+
+def test_a_log_with_room_for_every_sample_is_the_whole_one(tmp_path, embedded):
+    generous = {"json_samples": 1000, "router_logits": SAMPLES["lambada"]}
+    files = [
+        run(tmp_path / part, embedded, "16experts_bh_a050", "lambada", routing_log=routing_log)[1]
+        for part, routing_log in (("a", None), ("b", generous))
+    ]
+    for name in ("internal_routing", "tensors"):
+        first, second = (Path(getattr(one, name)).read_bytes() for one in files)
+        assert first == second
 
 
 def test_the_same_run_twice_writes_the_same_routing(tmp_path, embedded):

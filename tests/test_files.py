@@ -158,7 +158,7 @@ def start_job(tmp_path, workflow):
         from adaptive_routing.system.files import atomic_path
         from adaptive_routing.jobs.script import job, tell_jobs
 
-        tell_jobs({identity(workflow)}, None)
+        tell_jobs(process={identity(workflow)})
         with job(SimpleNamespace(log=[{str(tmp_path / "job.log")!r}])):
             with atomic_path({str(tmp_path / "out" / "result")!r}) as temporary:
                 temporary.write_text("half")

@@ -1,12 +1,15 @@
 """The patcher on tiny models: native routing to the bit, independent forward passes, restoring, logging."""
 
 import math
+import re
 
 import jsonschema
 import numpy as np
 import orjson
 import pytest
 import torch
+from adaptive_routing.data.rows import load_rows
+from adaptive_routing.data.samples import prepare_samples
 from adaptive_routing.model.patching import RouterPatcher
 from adaptive_routing.model.routers import find_routers, find_rule
 from adaptive_routing.model.sample_logger import SampleLogger
@@ -15,6 +18,7 @@ from adaptive_routing.routing.base import ExpertWeighting
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.json_files import read_json, to_json
 from conftest import ROOT, VOCABULARY, normal_null_distribution, spread_routers, tiny_olmoe
+from harness import make_task
 from scipy.stats import false_discovery_control
 from transformers import (
     LlamaConfig,
@@ -525,6 +529,60 @@ def test_padding_is_neither_logged_nor_counted(restored, side, strategy):
     samples, aggregate = schema_of_samples()
     jsonschema.validate(orjson.loads(to_json([entry])), samples)
     jsonschema.validate(orjson.loads(to_json(statistics)), aggregate)
+
+
+def test_padding_without_a_mask_is_told_by_its_token(restored):
+    input_ids = tokens(4, 9)
+    input_ids[input_ids == 0] = 1
+    input_ids[0, 4:] = input_ids[2] = 0
+    input_ids[1, 3] = input_ids[3, 0] = 0  # no padding
+    with RouterPatcher(restored, bh_strategy(), pad_token_id=0) as patcher:
+        logits_of(restored, input_ids)
+        assert patcher.take_batch().lengths == (4, 9, 1, 9)
+        logits_of(restored, input_ids, attention_mask=torch.ones_like(input_ids))  # which knows better
+        assert patcher.take_batch().lengths == (9, 9, 9, 9)
+    with RouterPatcher(restored, bh_strategy()) as patcher:
+        logits_of(restored, input_ids)
+        assert patcher.take_batch().lengths == (9, 9, 9, 9)
+
+
+@pytest.fixture(scope="module")
+def example_of_hflm(embedded, tmp_path_factory):
+    """The example in docs/scoring.md, run on rows that are here: what each batch size logs."""
+    pytest.importorskip("lm_eval")
+    folder = tmp_path_factory.mktemp("harness")
+    (folder / "resources").symlink_to(ROOT / "resources")
+    embedded.null_distribution.save(folder / "results/calibration/null_distribution.safetensors")
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/scoring.md").read_text("utf-8"), re.DOTALL)
+    assert code.count('tasks=["lambada_openai"], limit=100') == code.count("batch_size=16") == 1
+    code = code.replace('tasks=["lambada_openai"], limit=100', "tasks=[task], limit=12, bootstrap_iters=0")
+
+    def run(batch_size):
+        task = make_task("lambada", ROOT / "resources/datasets/lambada.jsonl", folder / "cache")
+        names = {"task": task}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            exec(code.replace("batch_size=16", f"batch_size={batch_size}"), names)
+        (entry,) = names["logger"].get_internal_logs()
+        return entry, names["logger"].get_aggregate_stats(), names["results"]["results"]
+
+    return run(1), run(5)
+
+
+def test_the_harness_s_model_is_logged_without_its_padding(example_of_hflm, embedded):
+    rows = load_rows(str(ROOT / "resources/datasets/lambada.jsonl"))
+    prepared = prepare_samples("lambada", rows, embedded.tokenizer, 12, 512, 512)
+    lengths = sorted(len(one.sequences[0].token_ids) - 1 for one in prepared)  # the last is only predicted
+    (alone, stats, scores), (entry, batched_stats, batched_scores) = example_of_hflm
+    assert len(set(lengths)) > 3  # so that there is padding
+    for one, statistics in ((alone, stats), (entry, batched_stats)):
+        assert sorted(one["sequence_lengths"]) == lengths
+        assert one["num_tokens"] == statistics["num_tokens"] == sum(lengths)
+        assert all(len(layer["expert_counts"]) == sum(lengths) for layer in one["layers"])
+    # Rounding may decide single selections.
+    np.testing.assert_allclose(batched_stats["avg_experts"], stats["avg_experts"], rtol=0.02)
+    (of_task,), (batched_of_task,) = scores.values(), batched_scores.values()
+    assert of_task["acc,none"] == batched_of_task["acc,none"]
 
 
 def test_logs_accumulate_over_samples_and_are_cleared(restored):

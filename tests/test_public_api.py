@@ -11,11 +11,11 @@ import pytest
 import torch
 from adaptive_routing import BH, NullDistribution, RouterPatcher, RoutingLog, SampleLogger, TopK
 from adaptive_routing.data.rows import load_rows
-from adaptive_routing.data.samples import prepare_samples
+from adaptive_routing.data.samples import prepare_samples, prepared_to_json
 from adaptive_routing.evaluation.experiment import ExperimentFiles, run_experiment
 from adaptive_routing.settings.configurations import Configuration
 from adaptive_routing.system.errors import InputError
-from adaptive_routing.system.json_files import read_json
+from adaptive_routing.system.json_files import read_json, write_json
 from conftest import ROOT, tiny_olmoe
 
 CONFIGURATION = Configuration("16experts_bh_a030", "bh", 16, {"max_k": 16, "alpha": 0.3})
@@ -30,6 +30,7 @@ def results(tmp_path_factory, embedded):
     embedded.null_distribution.save(folder / "results/calibration/null_distribution.safetensors")
     rows = load_rows(str(ROOT / "resources/datasets/lambada.jsonl"))
     samples = prepare_samples("lambada", rows, embedded.tokenizer, 5, None, 512)
+    write_json(folder / "results/datasets/lambada.json", prepared_to_json("lambada", samples, {}))
     stem = f"{folder}/results/logs/16experts_bh_a030_lambada"
     suffixes = (".json", "_internal_routing.json", "_internal_routing.safetensors")
     strategy = BH(alpha=0.3, max_k=16, null_distribution=embedded.null_distribution)
@@ -119,12 +120,17 @@ def test_a_null_distribution_needs_text_and_a_mixture_of_experts(embedded):
 def test_a_log_opens_by_either_file_and_gives_its_samples(results, embedded):
     stem = results / "results/logs/16experts_bh_a030_lambada_internal_routing"
     entries = read_json(f"{stem}.json")["samples"]
+    rows = load_rows(str(ROOT / "resources/datasets/lambada.jsonl"))
+    texts = [row["text"] for row, _ in zip(rows, entries, strict=False)]
     for suffix in (".json", ".safetensors"):
         with RoutingLog(f"{stem}{suffix}") as log:
             assert len(list(log)) == len(log) == len(entries)
             for sample, entry in zip(log, entries, strict=True):
                 assert sample.sample_id == entry["sample_id"] and sample.loss == entry["loss"]
                 assert sample.text_preview == entry["text_preview"]
+                assert sample.text == texts[sample.index]
+                assert embedded.tokenizer.decode(sample.token_ids) in sample.text
+                assert sample.sequence_lengths == [entry["num_tokens"]]
                 assert len(sample.token_ids) == entry["num_tokens"]
                 for layer, logged in enumerate(entry["layers"]):
                     selected = [row.tolist() for row in sample.selected_experts(layer)]

@@ -23,6 +23,7 @@ from adaptive_routing.routing_log.entries import LoggedRouting, LoggedSample, fi
 from adaptive_routing.routing_log.workers import LogWorkers
 from adaptive_routing.routing_log.writer import RoutingLogWriter, _copy, _portions
 from adaptive_routing.system.errors import InputError
+from adaptive_routing.system.json_files import write_json
 from conftest import ROOT, normal_null_distribution
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -102,24 +103,30 @@ def head_of(run):
     }
 
 
-def write(folder, run, order=None, second_pass_samples=2, fail_after=None, workers=None):
-    """Write a run's files, samples in the given order."""
+def write(folder, run, order=None, second_pass_samples=2, fail_after=None, workers=None, kept=None, batch=1):
+    """Write a run's files, samples in the given order, so many at once."""
     paths = folder / "run_internal_routing.json", folder / "run_internal_routing.safetensors"
     writer = RoutingLogWriter(
-        *paths, head_of(run), run.lengths, run.strategy, LAYERS, run.num_experts, run.dtype,
-        second_pass_samples, workers,
+        *paths, head_of(run) | ({"routing_log": kept} if kept else {}), run.lengths, run.strategy, LAYERS,
+        run.num_experts, run.dtype, second_pass_samples, workers,
     )  # fmt: skip
+    indices_left = iter(order or range(len(run.samples)))
     with writer:
-        for done, index in enumerate(order or range(len(run.samples))):
+        for done in itertools.count():
+            indices = list(itertools.islice(indices_left, batch))
+            if not indices:
+                break
             if done == fail_after:
                 raise ArithmeticError("in the middle")
-            one = run.samples[index]
+            batched = [run.samples[index] for index in indices]
             writer.write(
-                [index],
-                [LoggedSample(one.sample_id, one.text, one.loss, one.routing.lengths)],
-                one.routing,
-                torch.from_numpy(one.token_ids),
-                torch.from_numpy(one.token_losses),
+                indices,
+                [LoggedSample(one.sample_id, one.text, one.loss, one.routing.lengths) for one in batched],
+                BatchRouting.joined(
+                    [one.routing for one in batched], [n for one in batched for n in one.routing.lengths]
+                ),
+                torch.cat([torch.from_numpy(one.token_ids) for one in batched]),
+                torch.cat([torch.from_numpy(one.token_losses) for one in batched]),
             )
         writer.end_of_samples()
         for index in range(second_pass_samples):
@@ -127,6 +134,12 @@ def write(folder, run, order=None, second_pass_samples=2, fail_after=None, worke
             packed = pack_selection(one.routing.experts.flip(0), run.num_experts)
             writer.write_second_pass(index, *one.greedy, packed)
     return paths
+
+
+@pytest.fixture(scope="module")
+def workers():
+    with LogWorkers(2) as pool:
+        yield pool
 
 
 def validator():
@@ -326,6 +339,23 @@ def test_the_reader_finds_the_null_distribution_of_the_study(tmp_path):
     )
 
 
+def test_sequences_and_texts_of_samples(tmp_path):
+    run = make_run(STRATEGIES["bh"]())
+    with RoutingLog(write(tmp_path / "logs", run)[1]) as log:
+        assert [tuple(sample.sequence_lengths) for sample in log] == run.lengths
+        with pytest.raises(InputError, match=r"datasets/lambada\.json cannot be read"):
+            _ = log.sample(0).text
+    for number in (3, 4):
+        texts = [{"text": one.text} for one in run.samples[:number]]
+        write_json(tmp_path / "datasets/lambada.json", {"samples": texts})
+        with RoutingLog(tmp_path / "logs/run_internal_routing.json") as log:
+            if number == 4:
+                assert [sample.text for sample in log] == [one.text for one in run.samples]
+                continue
+            with pytest.raises(InputError, match=r"holds 3 samples, but .*run_internal.* has 4; its data"):
+                _ = log.sample(0).text
+
+
 def test_the_reader_refuses_samples_that_are_not_there(tmp_path):
     log = RoutingLog(write(tmp_path, make_run(STRATEGIES["topk"]()))[1])
     for index in (-1, 4):
@@ -367,15 +397,81 @@ def test_entries_hold_any_selection(data):
         start += length
 
 
+# Logs that keep everything of the first samples only
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("kept", [(0, 0), (1, 2), (3, 1), (2, 4), (4, 3)])
+def test_a_log_of_the_first_samples_holds_what_the_whole_one_does(tmp_path, name, dtype, kept):
+    run = make_run(STRATEGIES[name](), dtype)
+    whole_json, whole_tensors = write(tmp_path / "whole", run)
+    json_samples, router_logits = kept
+    head = {"json_samples": json_samples, "router_logits": router_logits}
+    json_path, tensors_path = write(tmp_path / "part", run, [2, 0, 3, 1], kept=head, batch=3)
+    content, whole = (orjson.loads(path.read_bytes()) for path in (json_path, whole_json))
+    validator().validate(content)
+    assert content == whole | {"routing_log": head, "samples": whole["samples"][:json_samples]}
+    with safe_open(tensors_path, framework="pt") as part, safe_open(whole_tensors, framework="pt") as full:
+        for key in set(full.keys()) - {"router_logits"}:
+            assert part.get_tensor(key).equal(full.get_tensor(key)) or key == "token_losses"
+        logits = full.get_tensor("router_logits")
+        tokens = [0, 7, 21, 22, 52][router_logits]
+        assert part.get_tensor("router_logits").equal(logits[:tokens])
+        if router_logits < 4:
+            native = np.packbits(
+                [[row.argsort(stable=True, descending=True).argsort() < 4 for row in token] for token in logits],
+                axis=-1, bitorder="little",
+            )  # fmt: skip
+            assert np.array_equal(part.get_tensor("native_experts"), native)
+    null = normal_null_distribution(LAYERS)
+    with RoutingLog(tensors_path, null) as part, RoutingLog(whole_tensors, null) as full:
+        for one, other in zip(part, full, strict=True):
+            np.testing.assert_array_equal(one.token_losses, other.token_losses)
+            for layer in range(LAYERS):
+                for row, expected in zip(
+                    one.selected_experts(layer), other.selected_experts(layer), strict=True
+                ):
+                    assert row.tolist() == expected.tolist()
+                assert np.array_equal(one.expert_weights(layer), other.expert_weights(layer))
+                assert np.array_equal(one.selected(layer), other.selected(layer))
+            if one.index < router_logits:
+                assert np.array_equal(one.router_logits(1), other.router_logits(1))
+                assert np.array_equal(one.p_values(1), other.p_values(1))
+            else:
+                sentence = rf"holds the router logits of the first {router_logits} of its 4 samples only, by "
+                with pytest.raises(InputError, match=sentence):
+                    one.p_values(1) if part.has_p_values else one.router_logits(1)
+            if one.index < json_samples:
+                assert (one.sample_id, one.loss) == (other.sample_id, other.loss)
+            else:
+                sentence = rf"\.json holds the ids, texts and losses of the first {json_samples} of its 4 "
+                with pytest.raises(InputError, match=sentence):
+                    _ = one.loss
+
+
+def test_a_log_of_the_first_samples_is_the_same_however_it_is_written(tmp_path, workers):
+    run, kept = make_run(STRATEGIES["bh"]()), {"json_samples": 2, "router_logits": 1}
+    contents = {
+        tuple(path.read_bytes() for path in write(tmp_path, run, order, workers=pool, kept=kept, batch=batch))
+        for order in itertools.permutations(range(4))
+        for batch in (1, 3, 4)
+        for pool in (None, workers)
+    }
+    assert len(contents) == 1
+
+
+def test_pairs_whose_gaps_are_larger_than_what_is_moved_at_once(tmp_path, monkeypatch):
+    run = make_run(STRATEGIES["bh"](), torch.bfloat16)
+    kept = {"json_samples": 4, "router_logits": 0}
+    before = write(tmp_path, run, kept=kept)[1].read_bytes()
+    monkeypatch.setattr("adaptive_routing.routing_log.writer._MOVED_BYTES", 5)
+    assert write(tmp_path, run, kept=kept)[1].read_bytes() == before
+
+
 # Workers
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "workflow_scripts")}
-
-
-@pytest.fixture(scope="module")
-def workers():
-    with LogWorkers(2) as pool:
-        yield pool
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

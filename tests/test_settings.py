@@ -435,6 +435,16 @@ WRONG = [
     ),
     ({"evaluation": {"max_samples": 0}}, "evaluation.max_samples", "is 0,"),
     ({"evaluation": {"second_pass_samples": -1}}, "evaluation.second_pass_samples", "is -1,"),
+    (
+        {"routing_log": {"json_samples": "first"}},
+        "routing_log.json_samples",
+        "is 'first', but must be an integer from 0 up or all",
+    ),
+    (
+        {"routing_log": {"router_logits": -1}},
+        "routing_log.router_logits",
+        "is -1, but must be an integer from 0 up or all",
+    ),
     ({"datasets": {"wikitext": {"max_samples": 0}}}, "datasets.wikitext.max_samples", "is 0,"),
     ({"seed": 0}, "seed", "is not a known key"),
     ({"results": ""}, "results", "is '',"),

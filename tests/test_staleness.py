@@ -149,6 +149,7 @@ AFTER_EDIT = {
     "routing_log": PASS,
     "routing_log/arrays": jobs(experiments=EXPERIMENTS),
     "routing_log/reader": NOTHING,
+    "routing_log/size": NOTHING,
     "routing_log/writer": jobs(experiments=EXPERIMENTS),
     "settings": NOTHING,
     "settings/config_files": NOTHING,
@@ -311,6 +312,8 @@ def test_comments_and_docstrings_change_nothing(study):
         ({"null_distribution": {"kernel": "tophat"}}, jobs("fit_null_distribution")),
         ({"null_distribution": {"calibration": {"max_tokens": 900}}}, jobs("collect_router_logits")),
         ({"evaluation": {"batch_tokens": 1024}}, REPORT),  # decides how, and the report states it
+        ({"routing_log": {"json_samples": 5}}, jobs(experiments=of())),
+        ({"routing_log": {"router_logits": 5}}, jobs(experiments=of())),
         ({"execution": "process"}, REPORT),
         ({"report": {"accuracy_margin": 0.01}}, REPORT),
         ({"baseline": "8experts_bh_a030"}, jobs("tabulate_results", "draw_routing_atlas")),

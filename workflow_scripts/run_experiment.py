@@ -24,7 +24,9 @@ with job(snakemake):
         "prepared": inputs.dataset,
         "batch_tokens": config["evaluation"]["batch_tokens"],
         "second_pass_samples": params.second_pass_samples,
+        "routing_log": params.routing_log,
         "code_version": told("code_version"),
+        "planned": told("planned"),
         "outputs": dict(snakemake.output.items()),
     }
     # As a module, a workflow may have a prefix, of which its settings do not know.

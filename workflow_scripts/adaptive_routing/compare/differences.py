@@ -18,7 +18,7 @@ from adaptive_routing.system.tensor_files import TensorFile
 
 MISSING = "missing"
 # Tensors that hold expert sets: a row of bytes is one token's selection in one layer.
-SELECTIONS = ("selected_experts", "second_pass_selected_experts")
+SELECTIONS = ("selected_experts", "native_experts", "second_pass_selected_experts")
 # Columns that identify a row of a table; each table has some of them.
 _ROW_NAMES = ("config", "dataset", "metric", "layer", "difficulty")
 _ROW_NAMES_OF_CHECKS = ("layer", "alpha")  # of null distributions

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from adaptive_routing.routing.base import RoutingStrategy
     from adaptive_routing.routing_log.workers import LogWorkers
     from adaptive_routing.settings.configurations import Configuration
+    from adaptive_routing.settings.load import RoutingLogSettings
 
 
 _known_shapes = weakref.WeakKeyDictionary()  # model: the single samples' that it has computed
@@ -91,6 +92,7 @@ def run_experiment(
     files: ExperimentFiles,
     log_workers: LogWorkers | None = None,
     code_version: Mapping[str, Any] | None = None,
+    routing_log: RoutingLogSettings | None = None,
 ) -> Summary:
     """Score every sample of a data set under a routing strategy, and log every routing decision.
 
@@ -107,6 +109,7 @@ def run_experiment(
         files: `ExperimentFiles`.
         log_workers: `LogWorkers` that encode the routing log's text; by default this process does.
         code_version: `version.code_version`'s result, recorded in the summary.
+        routing_log: how much the log keeps; everything unless given.
 
     Returns:
         The summary, as written.
@@ -117,7 +120,7 @@ def run_experiment(
     run = _run(model, batch_tokens, code_version)
     second_pass_samples = min(second_pass_samples, len(prepared))
     patcher = RouterPatcher(model, strategy)
-    head = _head(loaded, configuration, patcher, dataset, settings)
+    head = _head(loaded, configuration, patcher, dataset, settings) | _kept(routing_log, len(prepared))
     outcomes: list[Any] = [None] * len(prepared)
     forward_seconds = 0.0
     with patcher:
@@ -231,6 +234,15 @@ def _head(loaded, configuration, patcher, dataset, settings):
             "settings": settings,
         },
     }
+
+
+def _kept(routing_log, num_samples):
+    """`routing_log` of the head; nothing for a log that keeps everything."""
+    numbers = {
+        key: num_samples if value == "all" else min(value, num_samples)
+        for key, value in (routing_log or {}).items()
+    }
+    return {"routing_log": numbers} if set(numbers.values()) - {num_samples} else {}
 
 
 def _sample_record(one, outcome, result):

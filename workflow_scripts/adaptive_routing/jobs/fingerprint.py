@@ -25,6 +25,7 @@ NOT_DECIDING = tuple(
     for name in (
         "jobs.host",
         "jobs.script",
+        "routing_log.size",
         "settings.load",
         "settings.schema",
         "system.disk",

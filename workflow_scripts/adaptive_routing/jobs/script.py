@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,18 +15,25 @@ from adaptive_routing.system.errors import HostError, InputError, OutputError, l
 from adaptive_routing.system.processes import ending_with
 
 WORKFLOW_VARIABLE = "ADAPTIVE_ROUTING_WORKFLOW"
+_MOST_CHARACTERS = 100_000  # Linux takes 128 KiB
 
 
-def tell_jobs(process: tuple[int, str], code_version: Mapping[str, Any]) -> None:
+def tell_jobs(**facts: Any) -> None:
     """In the workflow's own process: tell the jobs that it starts which workflow they belong to.
 
     It differs from run to run, so it goes through the environment: Snakemake's `config` holds settings alone.
 
+    Called again, it adds to what it told before, unless that becomes too long for the environment.
+
     Args:
         process: the workflow's, as `processes.identity` gives it.
         code_version: as `version.code_version` gives it.
+        planned: the experiments that this run makes, as `PlannedExperiments` of the job `run_experiment`.
     """
-    os.environ[WORKFLOW_VARIABLE] = json.dumps({"process": process, "code_version": code_version})
+    told_before = {} if "process" in facts else json.loads(os.environ[WORKFLOW_VARIABLE])
+    told_now = json.dumps(told_before | facts)
+    if len(told_now) < _MOST_CHARACTERS:
+        os.environ[WORKFLOW_VARIABLE] = told_now
 
 
 def told(key: str) -> Any:

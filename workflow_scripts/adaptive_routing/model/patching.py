@@ -86,6 +86,9 @@ class RouterPatcher:
         model: a `PreTrainedModel` with (logits, weights, indices) routers.
         strategy: a routing strategy (`routing.make_strategy`). One with `needs_layers` is prepared for the
             model here; one with `needs_lengths` is told the lengths of sequences.
+        pad_token_id: where the model is called without an attention mask, as lm-evaluation-harness's `HFLM`
+            does (with 0), this token at a sequence's end counts as padding: it is not logged. A sequence whose
+            own last tokens are this one loses them in the logs, all but its first token.
 
     Attributes:
         after_pass: functions that are called after each forward pass, with its `BatchRouting` and whether it
@@ -94,8 +97,10 @@ class RouterPatcher:
 
     _sample: Any  # the open one, or None
 
-    def __init__(self, model: PreTrainedModel, strategy: RoutingStrategy) -> None:
-        self.model = model
+    def __init__(
+        self, model: PreTrainedModel, strategy: RoutingStrategy, pad_token_id: int | None = None
+    ) -> None:
+        self.model, self.pad_token_id = model, pad_token_id
         self.routers = find_routers(model)
         check_experts(model, len(self.routers))
         self.num_layers = len(self.routers)
@@ -194,6 +199,10 @@ class RouterPatcher:
         if mask is not None and mask.dim() != 2:
             raise ValueError(f"attention_mask must be (batch, tokens), not {tuple(mask.shape)}")
         own, packing = self._pass, current_packing()
+        cache = arguments.get("past_key_values")
+        own.continues = cache is not None and cache.get_seq_length() > 0
+        if mask is None and self.pad_token_id is not None and inputs.dim() == 2 and not own.continues:
+            mask = _mask_of_padded(inputs, self.pad_token_id)
         if packing is not None and current_sequence() is None:
             own.lengths, own.real_tokens = packing.lengths, None  # ty: ignore[invalid-assignment]
         # With a key-value cache the mask covers the past too; the tokens of this pass are its last columns.
@@ -203,8 +212,6 @@ class RouterPatcher:
             mask = mask[:, -length:].bool()
             own.lengths = mask.sum(-1).tolist()
             own.real_tokens = mask.reshape(-1).nonzero().squeeze(-1)
-        cache = arguments.get("past_key_values")
-        own.continues = cache is not None and cache.get_seq_length() > 0
         own.columns, own.batch = [], None
         if self.strategy.needs_rows:
             own.rows = self._rows_read(own, inputs.device)
@@ -302,6 +309,13 @@ class RouterPatcher:
         logger = importlib.import_module("adaptive_routing.model.sample_logger").SampleLogger(self)
         self.__dict__ |= {method: getattr(logger, method) for method in _OF_SAMPLE_LOGGER}
         return self.__dict__[name]
+
+
+def _mask_of_padded(input_ids, pad_token_id):
+    """The attention mask (B, T) of sequences that are padded at their ends; each has one token at least."""
+    is_real = (input_ids != pad_token_id).flip(-1).cumsum(-1).flip(-1) > 0
+    is_real[:, 0] = True
+    return is_real
 
 
 def _native_selection(router_logits, experts, weights):

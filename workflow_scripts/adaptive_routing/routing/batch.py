@@ -38,8 +38,8 @@ class BatchRouting:
         """The same batch with other tensors, such as copies on the CPU."""
         return BatchRouting(*tensors, self.lengths)
 
-    def tokens(self, tokens: slice, lengths: Iterable[int]) -> BatchRouting:
-        """The routing of a slice of the tokens: the sequences of the given lengths."""
+    def tokens(self, tokens: slice | torch.Tensor, lengths: Iterable[int]) -> BatchRouting:
+        """The routing of some tokens, a slice or indices: the sequences of the given lengths."""
         return BatchRouting(*(tensor[tokens] for tensor in self.tensors()), tuple(lengths))
 
     @classmethod

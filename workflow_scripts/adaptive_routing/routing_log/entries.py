@@ -45,6 +45,13 @@ class Provenance(TypedDict):
     run: NotRequired[dict[str, Any]]
 
 
+class KeptSamples(TypedDict):
+    """Of how many of the first samples a log holds everything: `routing_log` of the head."""
+
+    json_samples: int  # samples in the JSON
+    router_logits: int  # samples whose router logits are in the tensors
+
+
 class Head(TypedDict):
     """What stands first in every log file of an experiment."""
 
@@ -60,6 +67,7 @@ class Head(TypedDict):
     dataset: str
     routing: RoutingHead
     provenance: Provenance
+    routing_log: NotRequired[KeptSamples]  # where a log leaves samples out
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from adaptive_routing.routing.base import ExpertWeighting
 from adaptive_routing.routing.router_rule import RouterRule
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.files import MADE_ANEW
+from adaptive_routing.system.json_files import read_json
 from adaptive_routing.system.tensor_files import TensorFile
 
 if TYPE_CHECKING:
@@ -33,8 +34,9 @@ _HEAD_BYTES = 4096  # of a sample's line, which can be long, read at a time
 class RoutingLog:
     """Reads an experiment's routing lazily: any sample's and layer's as arrays; a context manager.
 
-    Arrays come from the tensors; a sample's id, text and loss from the JSON beside them, which is read only
-    when one of these is asked for.
+    Arrays come from the tensors; a sample's id, loss and the beginning of its text from the JSON beside them,
+    which is read only when one of these is asked for. A log may hold all this of its first samples only
+    (`routing_log` in the config file): what it does not hold is an InputError that says so.
 
     Example:
         log = RoutingLog("results/logs/16experts_bh_a030_lambada_internal_routing.json")
@@ -64,7 +66,7 @@ class RoutingLog:
         self._null_distribution = null_distribution
 
     def _offsets(self, name):
-        offsets, tokens = self.tensors.read(name), self.tensors.shape("router_logits")[0]
+        offsets, tokens = self.tensors.read(name), self.tensors.shape("expert_counts")[0]
         if not (len(offsets) and offsets[0] == 0 and offsets[-1] == tokens and (np.diff(offsets) >= 0).all()):
             raise InputError(f"{self.path}: {name} do not divide its {tokens} tokens; {MADE_ANEW}.")
         return offsets
@@ -99,13 +101,34 @@ class RoutingLog:
                 ends = list(itertools.accumulate(map(len, file)))
         except OSError as error:
             raise InputError(f"{path} cannot be read ({error.strerror}); {MADE_ANEW}.") from error
+        samples = self._kept("json_samples")
         # The head, a line a sample, and what follows the samples.
-        if len(ends) != len(self) + 2:
-            raise InputError(f"{path} does not hold the {len(self)} samples of its tensors; {MADE_ANEW}.")
+        if len(ends) != samples + 2:
+            raise InputError(f"{path} does not hold the {samples} samples of its tensors; {MADE_ANEW}.")
         return list(itertools.pairwise(ends))
+
+    @functools.cached_property
+    def _pair_offsets(self):
+        """(S + 1,): sample i has the pairs [offsets[i], offsets[i + 1]); None where the log holds no pairs."""
+        if "pair_experts" not in self.tensors:
+            return None
+        of_tokens = np.cumsum(self.tensors.read("expert_counts").sum(1, dtype=np.int64))
+        return np.concatenate([[0], of_tokens])[self.sample_offsets]
+
+    @functools.cached_property
+    def _texts(self):
+        """Each sample's text."""
+        path = self.path.parent.parent / "datasets" / f"{self.head['dataset']}.json"
+        texts = [one["text"] for one in read_json(path)["samples"]]
+        if len(texts) != len(self):
+            raise InputError(
+                f"{path} holds {len(texts)} samples, but {self.path} has {len(self)}; its data set was another"
+            )
+        return texts
 
     def _entry_head(self, index):
         """What the JSON says of a sample beside its layers."""
+        self._expect_kept(index, "json_samples", ".json", "ids, texts and losses")
         start, stop = self._entry_places[index]
         path, head = self.path.with_suffix(".json"), b""
         with open(path, "rb") as file:
@@ -117,6 +140,17 @@ class RoutingLog:
             return orjson.loads(head.partition(b',"layers":')[0] + b"}")
         except ValueError as error:
             raise InputError(f"{path}: sample number {index} is no JSON ({error}); {MADE_ANEW}.") from error
+
+    def _kept(self, what):
+        """Of how many of the first samples the log holds something, by its name in `routing_log`."""
+        return self.head.get("routing_log", {}).get(what, len(self))
+
+    def _expect_kept(self, index, what, suffix, in_words):
+        if index >= self._kept(what):
+            raise InputError(
+                f"{self.path.with_suffix(suffix)} holds the {in_words} of the first {self._kept(what)} of its "
+                f"{len(self)} samples only, by the study's routing_log.{what}; asked for number {index}"
+            )
 
     @property
     def num_layers(self) -> int:
@@ -199,9 +233,20 @@ class SampleRouting:
         return self._head["text_preview"]
 
     @property
+    def text(self) -> str:
+        """The whole text, from the study's `datasets/` folder; of prompts, without what was generated."""
+        return self.log._texts[self.index]
+
+    @property
     def loss(self) -> float | None:
         """The sample's loss; None where it has none."""
         return self._head["loss"]
+
+    @property
+    def sequence_lengths(self) -> list[int]:
+        """Tokens of each sequence; they sum to T."""
+        bounds = self.log.sequence_offsets
+        return np.diff(bounds[(bounds >= self.start) & (bounds <= self.stop)]).tolist()
 
     @property
     def token_ids(self) -> NDArray[np.int32]:
@@ -219,7 +264,8 @@ class SampleRouting:
         return self._read("expert_counts")
 
     def router_logits(self, layer: int) -> NDArray[np.float32]:
-        """(T, E) float32."""
+        """(T, E) float32; InputError where the log does not hold the sample's, as `p_values`."""
+        self.log._expect_kept(self.index, "router_logits", ".safetensors", "router logits")
         return self._read("router_logits")[:, layer].astype(np.float32, copy=False)
 
     def selected(self, layer: int) -> NDArray[np.bool_]:
@@ -236,10 +282,18 @@ class SampleRouting:
 
     def selected_experts(self, layer: int) -> list[NDArray[np.int64]]:
         """Expert indices per token, most significant first: list of T arrays."""
+        if self._pairs is not None:
+            experts, _, counts = self._pairs_of(layer)
+            return np.split(experts, np.cumsum(counts)[:-1])
         return [row[row < self.log.num_experts] for row in self._slots(layer)]
 
     def expert_weights(self, layer: int) -> NDArray[np.float32]:
         """(T, E) float32: each expert's weight as applied, 0 where it was not selected."""
+        if self._pairs is not None:
+            experts, weights, counts = self._pairs_of(layer)
+            by_expert = np.zeros((len(counts), self.log.num_experts), np.float32)
+            by_expert[np.repeat(np.arange(len(counts)), counts), experts] = weights
+            return by_expert
         slots = self._slots(layer)
         logits = torch.tensor(self.router_logits(layer))
         # In the slots of the run, so that renormalizing adds up in the same order.
@@ -248,6 +302,22 @@ class SampleRouting:
         by_expert = np.zeros((len(slots), self.log.num_experts + 1), np.float32)
         np.put_along_axis(by_expert, slots, weights, axis=-1)
         return by_expert[:, :-1]
+
+    @functools.cached_property
+    def _pairs(self):
+        """Experts and weights of all pairs of a token and an expert; None where the logits give them."""
+        tensors, bounds = self.log.tensors, self.log._pair_offsets
+        if bounds is None:
+            return None
+        start, stop = bounds[self.index : self.index + 2].tolist()
+        experts, weights = (tensors.read(f"pair_{name}", start, stop) for name in ("experts", "weights"))
+        return experts.astype(np.int64), weights.astype(np.float32, copy=False)
+
+    def _pairs_of(self, layer):
+        """(experts, weights, counts (T,)) of a layer's pairs, token after token."""
+        counts = self.expert_counts
+        of_layer = np.repeat(np.tile(np.arange(counts.shape[1]), len(counts)), counts.reshape(-1)) == layer
+        return *(column[of_layer] for column in self._pairs), counts[:, layer]
 
     def _slots(self, layer):
         """(T, K) as `Selection.experts`: most significant first, E in unused slots."""

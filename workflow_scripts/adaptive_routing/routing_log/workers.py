@@ -55,6 +55,7 @@ class Portion:
         tensors: arrays (N, ...) for the tensors file, by name, as they stand there.
         places: by the same names, the byte in the file where the tensor starts, and the bytes of a token.
         first_tokens: of each sample, its first token among all the run's.
+        has_entries: whether the JSON holds the samples.
     """
 
     samples: list[LoggedSample]
@@ -63,12 +64,13 @@ class Portion:
     tensors: dict[str, NDArray[Any]]
     places: dict[str, tuple[int, int]]
     first_tokens: list[int]
+    has_entries: bool
 
 
 def write_portion(portion: Portion, text: BinaryIO, tensors: OpenFile) -> tuple[list[int], RoutingStatistics]:
     """Append a portion's JSON entries to one open file and put its tensors in their place in another.
 
-    Returns (bytes of each entry, `RoutingStatistics` of the tokens).
+    Returns (bytes of each entry, 0 where the JSON holds none, `RoutingStatistics` of the tokens).
     """
     start = 0
     for one, first in zip(portion.samples, portion.first_tokens, strict=True):
@@ -77,8 +79,11 @@ def write_portion(portion: Portion, text: BinaryIO, tensors: OpenFile) -> tuple[
             offset, size = portion.places[name]
             write_at(tensors.fileno(), array[start:stop], offset + first * size)
         start = stop
-    entries = format_samples(portion.samples, portion.routing, *portion.limits)
-    lengths = [text.write(entry) for entry in entries]
+    if portion.has_entries:
+        entries = format_samples(portion.samples, portion.routing, *portion.limits)
+        lengths = [text.write(entry) for entry in entries]
+    else:
+        lengths = [0] * len(portion.samples)
     text.flush()
     statistics = RoutingStatistics(*portion.routing.first_logits.shape[1:])
     statistics.add(portion.routing.experts, portion.routing.counts)
@@ -191,6 +196,7 @@ def _write_request(file, portion):
         "limits": portion.limits,
         "places": portion.places,
         "first_tokens": portion.first_tokens,
+        "has_entries": portion.has_entries,
         "arrays": {name: (array.dtype.str, array.shape) for name, array in arrays.items()},
     }
     encoded = json.dumps(header).encode()
@@ -212,8 +218,8 @@ def _read_request(memory):
         arrays[kind][name] = array
         offset += array.nbytes + -array.nbytes % 8
     routing = LoggedRouting(**arrays["routing"])  # ty: ignore[invalid-argument-type]
-    places, first_tokens = header["places"], header["first_tokens"]
-    return Portion(samples, routing, header["limits"], arrays["tensors"], places, first_tokens)  # ty: ignore[invalid-argument-type]
+    rest = header["places"], header["first_tokens"], header["has_entries"]
+    return Portion(samples, routing, header["limits"], arrays["tensors"], *rest)  # ty: ignore[invalid-argument-type]
 
 
 def _serve(connection):

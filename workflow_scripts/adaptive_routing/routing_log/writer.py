@@ -24,6 +24,8 @@ import orjson
 import torch
 from numpy.typing import NDArray
 
+from adaptive_routing.routing.base import order_by_logit
+from adaptive_routing.routing.batch import pack_selection
 from adaptive_routing.routing_log.arrays import logged_routing, raw_array
 from adaptive_routing.routing_log.entries import RoutingStatistics
 from adaptive_routing.routing_log.workers import LogWorkers, Portion, memory_file, write_at
@@ -40,6 +42,8 @@ _PORTION_TOKENS = 4096
 
 # Until it is put in order; the text of 200 samples with up to 16 of 64 experts in 16 layers fits.
 _TEXT_BYTES_IN_MEMORY = 1 << 28
+
+_MOVED_BYTES = 1 << 22  # within the tensors file, at a time
 
 _SAFETENSORS_DTYPES = {
     torch.float32: "F32",
@@ -59,7 +63,8 @@ class RoutingLogWriter:
 
     Args:
         json_path, tensors_path: the two files.
-        head: the experiment's head (config, strategy, …), first in the JSON and the tensors' metadata.
+        head: the experiment's head (config, strategy, …), first in the JSON and the tensors' metadata. Its
+            `routing_log`, where there is one, says of how many of the first samples everything is kept.
         sequence_lengths: per sample, the lengths of its sequences in tokens.
         strategy: the routing strategy in force.
         num_layers, num_experts, dtype: of the router logits.
@@ -87,12 +92,15 @@ class RoutingLogWriter:
         self.sample_offsets = np.concatenate([[0], np.cumsum(sample_lengths)]).astype(np.int64)
         all_lengths = [length for lengths in sequence_lengths for length in lengths]
         self.sequence_offsets = np.concatenate([[0], np.cumsum(all_lengths)]).astype(np.int64)
+        self._kept = head.get("routing_log") or dict.fromkeys(
+            ("json_samples", "router_logits"), len(sample_lengths)
+        )
         tokens = int(self.sample_offsets[-1])
         second_tokens = int(self.sample_offsets[second_pass_samples])
         packed = -(-num_experts // 8)
         count_dtype = torch.uint8 if num_experts <= 255 else torch.int16
         self._layout = {
-            "router_logits": ((tokens, num_layers, num_experts), dtype),
+            "router_logits": ((self._tokens_with_logits, num_layers, num_experts), dtype),
             "expert_counts": ((tokens, num_layers), count_dtype),
             "selected_experts": ((tokens, num_layers, packed), torch.uint8),
             "token_ids": ((tokens,), torch.int32),
@@ -107,6 +115,13 @@ class RoutingLogWriter:
         self._choice_bias = None if bias is None else bias.float().cpu().numpy()
         if bias is not None:
             self._layout["choice_bias"] = (tuple(bias.shape), torch.float32)
+        if self._tokens_with_logits < tokens:
+            # What else would come from the logits. There is room for the most pairs of a token and an expert.
+            pairs = tokens * num_layers * strategy.max_experts
+            self._layout["native_experts"] = ((tokens, num_layers, packed), torch.uint8)
+            self._layout["pair_experts"] = ((pairs,), count_dtype)
+            self._layout["pair_weights"] = ((pairs,), getattr(torch, head["routing"]["dtype"]))
+        self._pairs = [(0, 0)] * len(sample_lengths)  # of each sample, the rows that hold some
         self._entries: list[Any] = [None] * len(sample_lengths)  # (file, start, stop) of each
         self._workers = workers or LogWorkers(0)
         self._num_threads = max(1, self._workers.count)
@@ -117,6 +132,10 @@ class RoutingLogWriter:
         self._disk_files = set()
         self._under_way = deque()
         self._is_assembled = self._is_abandoned = False
+
+    @property
+    def _tokens_with_logits(self):
+        return int(self.sample_offsets[self._kept["router_logits"]])
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -141,6 +160,8 @@ class RoutingLogWriter:
                 if not self._is_assembled:
                     self.end_of_samples()
                 self._wait()
+                if "pair_experts" in self._layout:
+                    self._tensors.keep_rows(dict.fromkeys(("pair_experts", "pair_weights"), self._pairs))
             finally:
                 self._is_abandoned = True
                 self._threads.shutdown(cancel_futures=True)
@@ -173,10 +194,26 @@ class RoutingLogWriter:
         """
         while len(self._under_way) > self._num_threads:
             self._under_way.popleft().result()
-        for own, tokens in _portions(samples):
-            lengths = [length for one in samples[own] for length in one.lengths]
-            portion = routing.tokens(tokens, lengths), token_ids[tokens], token_losses[tokens]
-            self._begin(self._write, indices[own], samples[own], *portion)
+        for has_entries, chosen, of_chosen in self._with_entries_or_without(indices, samples):
+            own_indices, own_samples = ([every[one] for one in chosen] for every in (indices, samples))
+            for own, tokens in _portions(own_samples):
+                lengths = [length for one in own_samples[own] for length in one.lengths]
+                tokens = tokens if of_chosen is None else of_chosen[tokens]
+                portion = routing.tokens(tokens, lengths), token_ids[tokens], token_losses[tokens]
+                self._begin(self._write, has_entries, own_indices[own], own_samples[own], *portion)
+
+    def _with_entries_or_without(self, indices, samples):
+        """Yield (whether the JSON holds them, places of samples, their tokens: None for all) of a batch."""
+        chosen = {True: [], False: []}
+        for place, index in enumerate(indices):
+            chosen[index < self._kept["json_samples"]].append(place)
+        if not all(chosen.values()):
+            yield bool(chosen[True]), range(len(indices)), None
+            return
+        lengths = [sum(one.lengths) for one in samples]
+        of_sample = torch.arange(sum(lengths)).split(lengths)
+        for has_entries, places in chosen.items():
+            yield has_entries, places, torch.cat([of_sample[place] for place in places])
 
     def _begin(self, work, *arguments):
         self._under_way.append(self._threads.submit(work, *arguments))
@@ -186,14 +223,18 @@ class RoutingLogWriter:
         while self._under_way:
             self._under_way.popleft().result()
 
-    def _write(self, indices, samples, routing, token_ids, token_losses):
+    def _write(self, has_entries, indices, samples, routing, token_ids, token_losses):
         tensors = {
-            "router_logits": raw_array(routing.router_logits),
             "expert_counts": routing.counts.numpy(),
             "selected_experts": routing.packed.numpy(),
             "token_ids": token_ids.numpy(),
             "token_losses": token_losses.numpy(),
         }
+        if "pair_experts" in self._layout:
+            tensors["native_experts"] = self._native_experts(routing.router_logits)
+            self._write_pairs_and_logits(indices, samples, routing)
+        else:
+            tensors["router_logits"] = raw_array(routing.router_logits)
         portion = Portion(
             samples,
             logged_routing(samples, routing, self.strategy),
@@ -201,6 +242,7 @@ class RoutingLogWriter:
             {name: self._tensors.as_stored(name, values) for name, values in tensors.items()},
             {name: self._tensors.place(name) for name in tensors},
             self.sample_offsets[indices].tolist(),
+            has_entries,
         )
         text = self._text_files.get()
         try:
@@ -213,6 +255,34 @@ class RoutingLogWriter:
             start += length
         with self._lock:
             self.statistics.merge(statistics)
+
+    def _native_experts(self, router_logits):
+        """The model's own selection, packed as the run's; it and its ties are those of `native_similarity`."""
+        rule, native = self.strategy.weighting.rule, self.head["routing"]["native_top_k"]
+        order = [
+            order_by_logit(rule.choice(logits, layer))[1][:, :native]
+            for layer, logits in enumerate(router_logits.unbind(1))
+        ]
+        return pack_selection(torch.stack(order, 1), router_logits.shape[-1]).numpy()
+
+    def _write_pairs_and_logits(self, indices, samples, routing):
+        """Write each sample's selected experts with their weights, and the logits of those that keep them.
+
+        A sample's pairs begin where they would if all before it had the most; `keep_rows` closes the gaps.
+        """
+        most_pairs = routing.counts.shape[1] * self.strategy.max_experts
+        stop = 0
+        for index, one in zip(indices, samples, strict=True):
+            own = slice(stop, stop := stop + sum(one.lengths))
+            experts = routing.experts[own].numpy()
+            used = np.arange(experts.shape[-1]) < routing.counts[own].numpy()[..., None]
+            first_token = int(self.sample_offsets[index])
+            row = first_token * most_pairs
+            self._tensors.write("pair_experts", row, experts[used])
+            self._tensors.write("pair_weights", row, raw_array(routing.weights[own])[used])
+            self._pairs[index] = row, row + int(used.sum())
+            if index < self._kept["router_logits"]:
+                self._tensors.write("router_logits", first_token, raw_array(routing.router_logits[own]))
 
     def _with_room(self, text):
         """The file that the next portion's text goes to: this one, or one on the disk when this one is full.
@@ -250,7 +320,7 @@ class RoutingLogWriter:
             raise RuntimeError(f"{self.json_path.name}: {missing} samples were never written")
         with open(self._json, "wb") as output:
             output.write(orjson.dumps(self.head)[:-1] + b',"samples":[')
-            for number, (file, start, stop) in enumerate(self._entries):
+            for number, (file, start, stop) in enumerate(self._entries[: self._kept["json_samples"]]):
                 if self._is_abandoned:
                     return
                 output.write(b",\n" if number else b"\n")
@@ -297,28 +367,60 @@ class _SafetensorsFile:
     """
 
     def __init__(self, path, layout, head):
-        header: dict[str, Any] = {"__metadata__": {"head": json.dumps(head)}}
-        end = 0
         # Wide types first keeps every tensor aligned.
-        for name, (shape, dtype) in sorted(layout.items(), key=lambda item: -item[1][1].itemsize):
-            size = int(np.prod(shape)) * dtype.itemsize
-            header[name] = {
-                "dtype": _SAFETENSORS_DTYPES[dtype],
-                "shape": [int(length) for length in shape],
-                "data_offsets": [end, end + size],
-            }
-            end += size
-        encoded = json.dumps(header).encode()
+        self._layout = dict(sorted(layout.items(), key=lambda item: -item[1][1].itemsize))
+        self._head = json.dumps(head)
+        encoded, offsets = self._header()
         encoded += b" " * (-len(encoded) % 8)
-        start = 8 + len(encoded)
+        self._start = 8 + len(encoded)
         self._places = {}  # offset, bytes of a row, dtype
         for name, (shape, dtype) in layout.items():
             row = int(np.prod(shape[1:])) * dtype.itemsize
             numpy_dtype = np.uint16 if dtype == torch.bfloat16 else torch.empty(0, dtype=dtype).numpy().dtype
-            self._places[name] = start + header[name]["data_offsets"][0], row, numpy_dtype
+            self._places[name] = self._start + offsets[name][0], row, numpy_dtype
         self._file = open(path, "r+b", buffering=0)  # noqa: SIM115 -- closed by `__exit__`
         self._file.write(len(encoded).to_bytes(8, "little") + encoded)
-        self._file.truncate(start + end)
+        self._file.truncate(self._start + max(stop for _, stop in offsets.values()))
+
+    def _header(self):
+        """The header as JSON, and where each tensor begins and ends in the data."""
+        header: dict[str, Any] = {"__metadata__": {"head": self._head}}
+        offsets, end = {}, 0
+        for name, (shape, dtype) in self._layout.items():
+            size = int(np.prod(shape)) * dtype.itemsize
+            offsets[name] = [end, end + size]
+            header[name] = {
+                "dtype": _SAFETENSORS_DTYPES[dtype],
+                "shape": [int(length) for length in shape],
+                "data_offsets": offsets[name],
+            }
+            end += size
+        return json.dumps(header).encode(), offsets
+
+    def keep_rows(self, rows):
+        """Leave out all but some rows of tensors, in place; nothing can be written afterwards.
+
+        rows: by the tensors' names, (start, stop) of the rows that stay, ascending.
+        """
+        end = self._start
+        for name, (shape, dtype) in self._layout.items():
+            offset, row_bytes = self.place(name)
+            spans = rows.get(name, [(0, shape[0])])
+            for start, stop in spans:
+                end = self._move(offset + start * row_bytes, end, (stop - start) * row_bytes)
+            self._layout[name] = (sum(stop - start for start, stop in spans), *shape[1:]), dtype
+        encoded, _ = self._header()
+        # Shorter numbers: it still fits in front of the data.
+        os.pwrite(self.fileno(), encoded.ljust(self._start - 8), 8)
+        self._file.truncate(end)
+
+    def _move(self, source, target, size):
+        """Move bytes towards the file's beginning; returns the byte after them."""
+        while size and source != target:
+            data = os.pread(self.fileno(), min(size, _MOVED_BYTES), source)
+            write_at(self.fileno(), np.frombuffer(data, np.uint8), target)
+            source, target, size = source + len(data), target + len(data), size - len(data)
+        return target + size
 
     def place(self, name):
         """The byte where a tensor starts, and the bytes of a row."""

@@ -135,6 +135,13 @@ class EvaluationSettings(TypedDict):
     second_pass_samples: int
 
 
+class RoutingLogSettings(TypedDict):
+    """Of how many of the first samples the log keeps everything: the section `routing_log`."""
+
+    json_samples: int | Literal["all"]
+    router_logits: int | Literal["all"]
+
+
 class RoutingSettings(TypedDict):
     """The section `routing`."""
 
@@ -164,6 +171,7 @@ class Settings(TypedDict):
     controls: ControlSettings
     null_distribution: NullDistributionSettings
     null_distributions: dict[str, NullDistributionVariant]
+    routing_log: RoutingLogSettings
     execution: Literal["host", "process"]
     configurations: list[Configuration]
 

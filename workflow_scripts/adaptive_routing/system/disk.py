@@ -33,10 +33,15 @@ def check_room(folder: Path, needed: int, work: str, remedy: str) -> None:
         folder: it, or the nearest one above it, exists.
         work: what needs them, the beginning of the sentence; `remedy` is the end of it.
     """
-    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free
+    free = free_bytes(folder)
     if needed > free:
         raise InputError(f"{work} needs {in_words(needed)}, but {folder} has {in_words(free)} free; {remedy}")
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes free on the disk of a folder, which need not exist yet; one above it does."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(place).free
 
 
 def in_words(number: float) -> str:

@@ -102,9 +102,9 @@ def metrics_schema() -> dict[str, Any]:
 
 
 def _check_same_run(summary, tensors):
-    head, shape = tensors.metadata_json("head"), tensors.shape("router_logits")
-    provenance = head.pop("provenance", {})
-    stated = head | provenance | {"total_tokens": shape[0], "num_experts": shape[2]}
+    head, num_experts = tensors.metadata_json("head"), tensors.shape("router_logits")[2]
+    provenance, num_tokens = head.pop("provenance", {}), tensors.shape("expert_counts")[0]
+    stated = head | provenance | {"total_tokens": num_tokens, "num_experts": num_experts}
     # The summary's provenance holds more than the tensors': when, where and by which code it was made.
     expected = summary | summary["provenance"] | {"total_tokens": summary["summary"]["total_tokens"]}
     for key, value in stated.items():

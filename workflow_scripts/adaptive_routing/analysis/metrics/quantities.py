@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptive_routing.analysis.metrics.behaviour import native_similarity
-from adaptive_routing.analysis.metrics.selections import expert_usage
+from adaptive_routing.analysis.metrics.selections import expert_usage, jaccard_similarity
 
 if TYPE_CHECKING:
     from adaptive_routing.evaluation.experiment import Summary
@@ -96,10 +96,10 @@ class Quantities:
     @cached_property
     def _usage_and_native_overlap(self):
         """Both from one reading of the large tensors, in blocks of tokens."""
-        num_tokens, num_layers, _ = self.tensors.shape("router_logits")
+        num_tokens, num_layers, _ = self.tensors.shape("selected_experts")
         num_experts = self.num_experts
         chunk, block = (max(1, n // (num_layers * num_experts)) for n in (CHUNK_ELEMENTS, BLOCK_ELEMENTS))
-        usage, scores_of = np.zeros((num_layers, num_experts), dtype=np.int64), self._ranking_scores()
+        usage, similarity_of = np.zeros((num_layers, num_experts), np.int64), self._native_similarity()
         overlap = 0.0
         for start in range(0, num_tokens, chunk):
             stop = min(start + chunk, num_tokens)
@@ -108,12 +108,20 @@ class Quantities:
                 last = min(first + block, stop)
                 selected = self.tensors.read("selected_experts", first, last)
                 usage += expert_usage(selected, num_experts)
-                scores = scores_of(first, last)
-                similarity[first - start : last - start] = native_similarity(
-                    scores, selected, self.native_top_k
-                )
+                similarity[first - start : last - start] = similarity_of(first, last, selected)
             overlap += float(np.mean(similarity)) * (stop - start) / num_tokens
         return usage, overlap
+
+    def _native_similarity(self):
+        """A function from tokens [start, stop) and their selection to `native_similarity`."""
+        if "native_experts" in self.tensors:  # of a log without all router logits
+            return lambda start, stop, selected: jaccard_similarity(
+                selected, self.tensors.read("native_experts", start, stop)
+            )
+        scores_of = self._ranking_scores()
+        return lambda start, stop, selected: native_similarity(
+            scores_of(start, stop), selected, self.native_top_k
+        )
 
     def _ranking_scores(self):
         """A function from tokens [start, stop) to what ranks their experts, (T, L, E), or its order."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from adaptive_routing.data.samples import check_vocabulary, read_prepared
@@ -10,14 +11,19 @@ from adaptive_routing.evaluation.experiment import ExperimentFiles, run_experime
 from adaptive_routing.model.description import read_model_info
 from adaptive_routing.null_distribution import NullDistribution
 from adaptive_routing.routing import control_counts, make_control, make_strategy
+from adaptive_routing.routing_log.size import log_bytes
 from adaptive_routing.settings.configurations import Configuration
+from adaptive_routing.system.disk import check_room, free_bytes, in_words
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.tensor_files import TensorFile
 
 if TYPE_CHECKING:
     from adaptive_routing.jobs.model_jobs.cache import Cache
     from adaptive_routing.jobs.version import CodeVersion
-    from adaptive_routing.settings.load import RoutingSettings
+    from adaptive_routing.settings.load import RoutingLogSettings, RoutingSettings
+
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a number
 
 
 class ConfigurationRequest(TypedDict):
@@ -37,6 +43,14 @@ class ControlRequest(TypedDict):
     seed: int
 
 
+class PlannedExperiments(TypedDict):
+    """A configuration's experiments that a run makes."""
+
+    experts: tuple[int, int]  # the fewest and the most of a token
+    p_values: bool
+    datasets: list[str]
+
+
 class ExperimentRequest(TypedDict):
     """The request of this job; files by their paths."""
 
@@ -52,7 +66,9 @@ class ExperimentRequest(TypedDict):
     prepared: str
     batch_tokens: int
     second_pass_samples: int
+    routing_log: NotRequired[RoutingLogSettings]  # everything is kept unless set
     code_version: CodeVersion
+    planned: NotRequired[dict[str, PlannedExperiments] | None]  # by configuration; None where nobody knows
     outputs: dict[str, str]  # of `ExperimentFiles`
 
 
@@ -66,6 +82,8 @@ def run(request: ExperimentRequest, cache: Cache) -> None:
         null_distribution.expect_model(info, request["null_distribution"])
     dataset_settings, prepared = cache.read(read_prepared, request["prepared"])
     check_vocabulary(prepared, info["shapes"]["vocab_size"], request["prepared"])
+    if request.get("planned"):
+        _check_room(request, info, cache)
     control = request.get("control")
     if control:
         counts = _control_counts(control, configuration, prepared)
@@ -92,6 +110,7 @@ def run(request: ExperimentRequest, cache: Cache) -> None:
         ExperimentFiles(**request["outputs"]),
         cache.log_workers,
         request.get("code_version"),
+        request.get("routing_log"),
     )
     scores = ", ".join(
         f"{name} {'too large' if value is None else f'{value:.4g}'}"
@@ -100,6 +119,40 @@ def run(request: ExperimentRequest, cache: Cache) -> None:
     )
     speed = summary["summary"]["total_tokens"] / summary["timings"]["forward_seconds"]
     print(f"{configuration.name} on {request['dataset']}: {scores}; {speed:,.0f} tokens/s", file=sys.stderr)
+
+
+def _check_room(request, info, cache):
+    """Say, once, how much room the run's logs take that are not there yet; InputError where there is too little.
+
+    Of data sets that are prepared: the first experiment may begin before the last of these is.
+    """
+    logs, shapes = Path(request["outputs"]["tensors"]).parent, info["shapes"]
+    kept = {key: None if n == "all" else n for key, n in (request.get("routing_log") or {}).items()}
+    number, least, most = 0, 0.0, 0.0
+    for name, planned in request["planned"].items():
+        for dataset in planned["datasets"]:
+            prepared = Path(request["prepared"]).with_name(f"{dataset}.json")
+            log = logs / f"{name}_{dataset}_internal_routing.safetensors"
+            if log.exists() or not prepared.exists():
+                continue
+            settings, samples = cache.read(read_prepared, str(prepared))
+            lengths = [one.num_inputs + settings.get("max_new_tokens", 0) for one in samples]
+            of_model = shapes["num_moe_layers"], shapes["num_experts"]
+            number += 1
+            least, most = (
+                total
+                + log_bytes(
+                    lengths, *of_model, experts, _BYTES[request["dtype"]], planned["p_values"], **kept
+                )
+                for total, experts in zip((least, most), planned["experts"], strict=True)
+            )
+    work = f"writing the routing logs of {number} experiments"
+    check_room(
+        logs, int(least), work, "free some, or keep less of large data sets: routing_log in the config file"
+    )
+    if cache.is_first("room"):
+        room = in_words(least) if least == most else f"{in_words(least)} to {in_words(most)}"
+        print(f"{work} takes about {room}; {in_words(free_bytes(logs))} are free", file=sys.stderr)
 
 
 def _control_counts(control, configuration, prepared):
