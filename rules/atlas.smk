@@ -5,6 +5,7 @@ rule draw_routing_atlas:
     input:
         **STUDY_TABLES,
         **CONTROL_TABLES,
+        **atlas_of_fixed_controls(),
         atlas=per_experiment(rules.compute_metrics.output.atlas, IN_ATLAS),
         model=rules.inspect_model.output[0],
     output:

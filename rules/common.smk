@@ -366,6 +366,17 @@ def per_controlled_experiment(path, instead=lambda name: name):
 # Controls route as their configurations do, but for the numbers of experts.
 IN_ATLAS = [name for name, one in CONFIGURATIONS.items() if one.control_of is None]
 
+
+
+def atlas_of_fixed_controls():
+    """What the atlas says on which tokens adapting gains by; nothing in a study without such controls."""
+    if not HAS_FIXED_CONTROLS:
+        return {}
+    path = results("atlas/{config}_{dataset}.safetensors")
+    fixed = lambda name: CONFIGURATIONS[name].control("fixed").name
+    return {"fixed": per_controlled_experiment(path, fixed)}
+
+
 ATLAS_FIGURES = {
     "counts": "How many experts, layer by layer",
     "usage": "Which experts",

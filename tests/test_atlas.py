@@ -611,6 +611,45 @@ def test_the_text_is_shaded_and_read_with_the_keyboard(browser, page, made_up):
     assert_quiet(browser)
 
 
+def test_the_text_is_shaded_by_who_was_better(browser, odd_paths, odd_model, tmp_path):
+    config, dataset = "16experts_bh_a030", "hellaswag"
+    (path,) = [path for path in odd_paths if path.stem == f"{config}_{dataset}"]
+    head, arrays, sample_ids = routing_summary.read_routing_summary(path)
+    gains = np.resize([0.5, -0.25, 0.0], len(arrays["token_losses"])).astype(np.float32)
+    control = arrays | {"token_losses": arrays["token_losses"] + gains}
+    fixed = tmp_path / "fixed.safetensors"
+    head = head | {"config": f"{config}_fixed", "control": "fixed", "control_of": config}
+    routing_summary.write_routing_summary(fixed, head, control, sample_ids)
+    page = tmp_path / "atlas.html"
+    page.write_text(make_page(odd_paths, odd_model, BASELINE, config, [fixed]), encoding="utf-8")
+
+    shown(browser, page, dataset=dataset, sample=3, shade="gain")
+    start, stop = arrays["sample_offsets"][3:5]
+    looks = browser.run(
+        "[...document.querySelectorAll('#text-b .token')].map((one) => "
+        "one.classList.contains('unscored') ? null : one.style.backgroundColor)"
+    )
+    expected = [
+        None if np.isnan(loss) else {0.5: "rgb(0, 114, 178)", 0.0: "rgb(255, 255, 255)"}.get(gain, "orange")
+        for loss, gain in zip(arrays["token_losses"][start:stop], gains[start:stop].tolist(), strict=True)
+    ]
+    for look, wanted in zip(looks, expected, strict=True):
+        if wanted == "orange":
+            red, _, blue = map(int, look[4:-1].split(", "))
+            assert red > blue
+        else:
+            assert look == wanted
+    assert "blue: better than its fixed control" in text_of(browser, "#scale")
+    first = next(i for i, wanted in enumerate(expected) if wanted == "orange")
+    browser.run("document.querySelector('#text-b .text').focus()")
+    for _ in range(first):
+        browser.press("ArrowRight")
+    assert "(0.25 worse than fixed)" in text_of(browser, "#token")
+    choose(browser, "b", "none")
+    assert text_of(browser, "#scale").startswith("Neither configuration has a fixed control here.")
+    assert_quiet(browser)
+
+
 def test_a_click_on_a_layer_chooses_it_and_the_address_keeps_it(browser, page):
     browser.size(1400, 1000)
     shown(browser, page, dataset="hellaswag", b="16experts_bh_a030")

@@ -12,6 +12,7 @@ with job(snakemake):
     inputs, params = snakemake.input, snakemake.params
     study = read_study_inputs(inputs, params.baseline)
     first = featured(study, QualityMargins.from_settings(params.margins))
-    page = make_page(inputs.atlas, read_json(inputs.model), params.baseline, first)
+    fixed = getattr(inputs, "fixed", ())
+    page = make_page(inputs.atlas, read_json(inputs.model), params.baseline, first, fixed)
     with atomic_path(snakemake.output[0]) as temporary:
         temporary.write_text(page, encoding="utf-8")

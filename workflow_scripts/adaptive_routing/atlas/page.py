@@ -48,10 +48,15 @@ MOST_PAIRS = 8_000_000
 NEVER, NEUTRAL_LIFT, LIFT_STEPS = 1, 128, 10  # codes of lift; steps per octave
 LOSS_UNITS = 1000  # per nat
 NOT_SCORED = 65535
+NO_GAIN = 32767  # the largest difference of losses; one less than its negative: not scored
 
 
 def make_page(
-    paths: Iterable[Path | str], model: ModelDescription, baseline: str, featured: str | None = None
+    paths: Iterable[Path | str],
+    model: ModelDescription,
+    baseline: str,
+    featured: str | None = None,
+    fixed: Iterable[Path | str] = (),
 ) -> str:
     """Make the page of the experiments whose summaries are in `paths`.
 
@@ -59,6 +64,8 @@ def make_page(
         model: content of model.json.
         baseline: the configuration that is shown first.
         featured: the one beside it; by default that of `chosen_first`.
+        fixed: summaries of `fixed` controls, for whose configurations the text shows on which tokens adapting
+            gains and loses.
 
     Returns:
         the page as an HTML string.
@@ -67,12 +74,18 @@ def make_page(
     paths = list(paths)
     if not paths:
         raise InputError("the routing atlas has nothing to show: there is no summary of an experiment.")
+    controls = {}
+    for path in fixed:
+        head, arrays, _ = read_routing_summary(path)
+        controls[head["control_of"], head["dataset"]] = arrays["token_losses"]
     for path in paths:
         head, arrays, sample_ids = read_routing_summary(path)
         num_layers, num_experts, _ = arrays["co_selection"].shape
         with_pairs = len(paths) * num_layers * num_experts * (num_experts - 1) // 2 <= MOST_PAIRS
         data = page_data(arrays, with_pairs)
         used_tokens.update(np.unique(data["token_ids"]).tolist(), np.unique(data["type_ids"]).tolist())
+        if (of_control := controls.get((head["config"], head["dataset"]))) is not None:
+            data["token_gains"] = _gain_units(of_control - arrays["token_losses"])
         experiments.setdefault(head["config"], {})[head["dataset"]] = _pack(data, sample_ids)
         heads[head["config"]] = head
         means.setdefault(head["config"], []).append(float(mean_count(arrays["count_histogram"].sum(axis=0))))
@@ -221,6 +234,12 @@ def _loss_units(losses):
     """Losses in thousandths of a nat as uint16; the largest value means "not scored"."""
     units = np.clip(np.rint(LOSS_UNITS * np.nan_to_num(losses)), 0, NOT_SCORED - 1)
     return np.where(np.isfinite(losses), units, NOT_SCORED).astype(np.uint16)
+
+
+def _gain_units(gains):
+    """Differences of losses in thousandths of a nat as int16; the smallest value means "not scored"."""
+    units = np.clip(np.rint(LOSS_UNITS * np.nan_to_num(gains)), -NO_GAIN, NO_GAIN)
+    return np.where(np.isfinite(gains), units, -NO_GAIN - 1).astype(np.int16)
 
 
 def _pack(data, sample_ids):

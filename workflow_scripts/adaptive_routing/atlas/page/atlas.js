@@ -6,7 +6,7 @@
 const atlas = JSON.parse(document.getElementById("atlas").textContent);
 const ALL = "all", NONE = "none";
 const FEWEST = 10; // tokens needed for a mean to be drawn
-const NOT_SCORED = 65535, LOSS_UNITS = 1000; // of losses, see page.py
+const NOT_SCORED = 65535, NO_GAIN = -32768, LOSS_UNITS = 1000; // of losses, see page.py
 const NEVER = 1, NEUTRAL_LIFT = 128, LIFT_STEPS = 10; // codes of lift, see page.py
 const FEWEST_EXPECTED = 5; // tokens that a pair of independent experts would share, to be listed
 const COLOURS = { a: "#0b4f8a", b: "#c2560a" };
@@ -15,6 +15,7 @@ const DASHES = { a: "solid", b: "dash" }, SYMBOLS = { a: "circle", b: "diamond" 
 const VIRIDIS = ["#fde725", "#b5de2b", "#6ece58", "#35b779", "#1f9e89", "#26828e", "#31688e", "#3e4989",
   "#482878", "#440154"];
 const MORE = VIRIDIS.map((colour, i) => [i / (VIRIDIS.length - 1), colour]);
+const GAINS = ["#d55e00", "#fdc899", "#ffffff", "#9ecae1", "#0072b2"]; // orange: a loss, blue: a gain
 const DIVERGING = [[0, "#5e3c99"], [0.25, "#b2abd2"], [0.5, "#f7f7f7"], [0.75, "#fdb863"], [1, "#b35806"]];
 
 const element = (id) => document.getElementById(id);
@@ -476,17 +477,23 @@ function sampleTokens({ data }) {
   const starts = new Set(data.sequence_starts.data);
   return range(stop - start, start).map((i) => {
     const counts = Array.from(row(data.expert_counts, i)), loss = data.token_losses.data[i];
+    const gain = data.token_gains ? data.token_gains.data[i] : NO_GAIN;
     return { text: atlas.tokens[data.token_ids.data[i]], counts, loss: loss === NOT_SCORED ? null : loss / LOSS_UNITS,
+      gain: gain === NO_GAIN ? null : gain / LOSS_UNITS,
       experts: state.layer === ALL ? sum(counts) / counts.length : counts[state.layer], first: i !== start && starts.has(i) };
   });
 }
 
+const palette = () => (state.shade === "gain" ? GAINS : VIRIDIS);
+
 function shade(value, [low, high]) {
-  const place = high > low ? ((value - low) / (high - low)) * (VIRIDIS.length - 1) : 0;
-  const i = Math.min(Math.floor(place), VIRIDIS.length - 2);
+  const colours = palette(), share = Math.min(Math.max((value - low) / (high - low), 0), 1);
+  const place = high > low ? share * (colours.length - 1) : 0;
+  const i = Math.min(Math.floor(place), colours.length - 2);
   const channels = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
-  const [from, to] = [channels(VIRIDIS[i]), channels(VIRIDIS[i + 1])];
-  return { background: `rgb(${from.map((c, k) => Math.round(c + (place - i) * (to[k] - c)))})`, dark: place > 4.5 };
+  const [from, to] = [channels(colours[i]), channels(colours[i + 1])];
+  const mixed = from.map((c, k) => Math.round(c + (place - i) * (to[k] - c)));
+  return { background: `rgb(${mixed})`, dark: 0.299 * mixed[0] + 0.587 * mixed[1] + 0.114 * mixed[2] < 128 };
 }
 
 function textBlock(side, tokens, limits, select) {
@@ -522,6 +529,14 @@ function textBlock(side, tokens, limits, select) {
 
 let currentToken = 0;
 
+/** The ends of the shading; of gains as far from 0 on both sides, and few tokens beyond. */
+function limitsOf(values) {
+  if (!values.length) return [0, 1];
+  if (state.shade !== "gain") return [Math.min(...values), Math.max(...values)];
+  const sizes = values.map(Math.abs).sort((a, b) => a - b), reach = sizes[Math.floor(0.95 * (sizes.length - 1))];
+  return [-(reach || sizes.at(-1)), reach || sizes.at(-1)];
+}
+
 function drawText(sides) {
   const present = sides.filter((side) => side.data);
   for (const side of sides) element(`text-${side.key}`).replaceChildren(...(side.data ? [] : [missing(side)]));
@@ -532,7 +547,7 @@ function drawText(sides) {
   fill(controls.sample, sampleIds.map((id, i) => [String(i), id]), state.sample);
   const texts = present.map(sampleTokens);
   const values = texts.flat().map((token) => token[state.shade]).filter((value) => value !== null);
-  const limits = values.length ? [Math.min(...values), Math.max(...values)] : [0, 1];
+  const limits = limitsOf(values);
   const select = (i) => {
     currentToken = i;
     for (const side of present) {
@@ -548,14 +563,15 @@ function drawText(sides) {
 }
 
 function drawScale(data, tokens, [low, high], scored) {
-  const unit = state.shade === "loss" ? "nats" : `experts per token, ${state.layer === ALL ? "mean over layers" : layerName()}`;
+  const unit = state.shade === "loss" ? "nats" : state.shade === "gain" ? "nats (blue: better than its fixed control)" : `experts per token, ${state.layer === ALL ? "mean over layers" : layerName()}`;
   const gradient = build("span", { className: "bar" });
-  gradient.style.background = `linear-gradient(to right, ${VIRIDIS.join(", ")})`;
+  gradient.style.background = `linear-gradient(to right, ${palette().join(", ")})`;
   const size = data.sample_sizes.data[state.sample];
   const cut = size > tokens.length ? `The first ${tokens.length} of ${size.toLocaleString("en")} tokens.` : "";
-  const legend = !scored ? ["No token of it has a loss."]
+  const nothing = state.shade === "gain" ? "Neither configuration has a fixed control here." : "No token of it has a loss.";
+  const legend = !scored ? [nothing]
     : high > low ? [`${number(low, 1)}`, gradient, `${number(high, 1)} ${unit}`] : [`All alike: ${number(low, 1)} ${unit}.`];
-  if (state.shade === "loss" && scored < tokens.length) legend.push("Hatched: not scored.");
+  if (state.shade !== "experts" && scored && scored < tokens.length) legend.push("Hatched: not scored.");
   element("scale").replaceChildren(...legend.map((one) => (typeof one === "string" ? build("span", { textContent: one }) : one)), cut);
 }
 
@@ -563,7 +579,8 @@ function drawToken(present, texts, i) {
   const said = present.map((side, s) => {
     const token = texts[s][i];
     if (!token) return `${side.key.toUpperCase()}: no such token`; // generated texts differ in length
-    return `${side.key.toUpperCase()}: ${number(token.experts)} experts` + (token.loss === null ? "" : `, loss ${number(token.loss)} nats`);
+    return `${side.key.toUpperCase()}: ${number(token.experts)} experts` + (token.loss === null ? "" : `, loss ${number(token.loss)} nats`)
+      + (token.gain === null ? "" : ` (${number(Math.abs(token.gain))} ${token.gain < 0 ? "worse" : "better"} than fixed)`);
   });
   element("token").textContent = `Token ${i + 1}, “${visible(texts[0][i]?.text ?? texts[1][i].text)}”, ${layerName()}. ${said.join(". ")}.`;
   const traces = present.map((side, s) => ({ type: "scatter", mode: "lines+markers", name: title(side),
