@@ -367,7 +367,6 @@ def per_controlled_experiment(path, instead=lambda name: name):
 IN_ATLAS = [name for name, one in CONFIGURATIONS.items() if one.control_of is None]
 
 
-
 def atlas_of_fixed_controls():
     """What the atlas says on which tokens adapting gains by; nothing in a study without such controls."""
     if not HAS_FIXED_CONTROLS:
