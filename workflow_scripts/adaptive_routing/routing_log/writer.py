@@ -257,7 +257,7 @@ class RoutingLogWriter:
             self.statistics.merge(statistics)
 
     def _native_experts(self, router_logits):
-        """The model's own selection, packed as the run's; it and its ties are those of `native_similarity`."""
+        """The model's own selection, packed as the run's; ties go to the lower index."""
         rule, native = self.strategy.weighting.rule, self.head["routing"]["native_top_k"]
         order = [
             order_by_logit(rule.choice(logits, layer))[1][:, :native]
