@@ -29,11 +29,11 @@ rule prepare_dataset:
         model=rules.inspect_model.output[0],
     output:
         results("datasets/{dataset}.json"),
-    priority: 1  # so that faults of data sets, and the room that logs take, are known before experiments begin
     log:
         job_log("prepare_dataset/{dataset}"),
     benchmark:
         job_benchmark("prepare_dataset/{dataset}")
+    priority: 1  # so that faults of data sets, and the room that logs take, are known before experiments begin
     conda:
         "../envs/adaptive_routing.yaml"
     resources:
