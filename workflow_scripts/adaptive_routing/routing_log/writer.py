@@ -260,7 +260,7 @@ class RoutingLogWriter:
         """The model's own selection, packed as the run's; ties go to the lower index."""
         rule, native = self.strategy.weighting.rule, self.head["routing"]["native_top_k"]
         order = [
-            order_by_logit(rule.choice(logits, layer))[1][:, :native]
+            order_by_logit(rule.choice(logits.float(), layer))[1][:, :native]
             for layer, logits in enumerate(router_logits.unbind(1))
         ]
         return pack_selection(torch.stack(order, 1), router_logits.shape[-1]).numpy()
