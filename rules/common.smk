@@ -528,11 +528,14 @@ def tell_what_is_planned():
             fewest = one.max_experts
             if one.is_adaptive or one.control_of is not None:
                 fewest = SETTINGS["routing"]["min_k"]
-            experts = planned.setdefault(
-                one.name, {"experts": (fewest, one.max_experts), "datasets": []}
+            of_configuration = {
+                "experts": (fewest, one.max_experts),
+                "p_values": uses_null_distribution(one.name),
+                "datasets": [],
+            }
+            planned.setdefault(one.name, of_configuration)["datasets"].append(
+                job.wildcards.dataset
             )
-            experts["p_values"] = uses_null_distribution(one.name)
-            experts["datasets"].append(job.wildcards.dataset)
     tell_jobs(planned=planned)
 
 

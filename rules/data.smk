@@ -33,6 +33,7 @@ rule prepare_dataset:
         job_log("prepare_dataset/{dataset}"),
     benchmark:
         job_benchmark("prepare_dataset/{dataset}")
+    priority: 1  # so that faults of data sets, and the room that logs take, are known before experiments begin
     conda:
         "../envs/adaptive_routing.yaml"
     resources:

@@ -87,8 +87,8 @@ class RouterPatcher:
         strategy: a routing strategy (`routing.make_strategy`). One with `needs_layers` is prepared for the
             model here; one with `needs_lengths` is told the lengths of sequences.
         pad_token_id: where the model is called without an attention mask, as lm-evaluation-harness's `HFLM`
-            does (with 0), this token at a sequence's end counts as padding: it is not logged. A sequence whose
-            own last tokens are this one loses them in the logs, all but its first token.
+            does (with 0), this token at a sequence's end counts as padding, which is not logged. Sequences
+            that end in this token themselves lose it in the logs.
 
     Attributes:
         after_pass: functions that are called after each forward pass, with its `BatchRouting` and whether it

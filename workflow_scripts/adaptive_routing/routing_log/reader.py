@@ -109,7 +109,7 @@ class RoutingLog:
 
     @functools.cached_property
     def _pair_offsets(self):
-        """(S + 1,): sample i has the pairs [offsets[i], offsets[i + 1]); None where the log holds no pairs."""
+        """(S + 1,): sample i has pairs [offsets[i], offsets[i + 1]); None where the log holds none."""
         if "pair_experts" not in self.tensors:
             return None
         of_tokens = np.cumsum(self.tensors.read("expert_counts").sum(1, dtype=np.int64))
@@ -122,7 +122,7 @@ class RoutingLog:
         texts = [one["text"] for one in read_json(path)["samples"]]
         if len(texts) != len(self):
             raise InputError(
-                f"{path} holds {len(texts)} samples, but {self.path} has {len(self)}; its data set was another"
+                f"{path} holds {len(texts)} samples, but {self.path} has {len(self)}; they are of two studies"
             )
         return texts
 
@@ -148,8 +148,8 @@ class RoutingLog:
     def _expect_kept(self, index, what, suffix, in_words):
         if index >= self._kept(what):
             raise InputError(
-                f"{self.path.with_suffix(suffix)} holds the {in_words} of the first {self._kept(what)} of its "
-                f"{len(self)} samples only, by the study's routing_log.{what}; asked for number {index}"
+                f"{self.path.with_suffix(suffix)} holds the {in_words} of the first {self._kept(what)} of "
+                f"its {len(self)} samples only, by the study's routing_log.{what}; asked for number {index}"
             )
 
     @property

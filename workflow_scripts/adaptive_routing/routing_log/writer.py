@@ -257,10 +257,10 @@ class RoutingLogWriter:
             self.statistics.merge(statistics)
 
     def _native_experts(self, router_logits):
-        """The model's own selection, packed as the run's; it and its ties are those of `native_similarity`."""
+        """The model's own selection, packed as the run's; ties go to the lower index."""
         rule, native = self.strategy.weighting.rule, self.head["routing"]["native_top_k"]
         order = [
-            order_by_logit(rule.choice(logits, layer))[1][:, :native]
+            order_by_logit(rule.choice(logits.float(), layer))[1][:, :native]
             for layer, logits in enumerate(router_logits.unbind(1))
         ]
         return pack_selection(torch.stack(order, 1), router_logits.shape[-1]).numpy()

@@ -28,18 +28,16 @@ class Cache:
 
     Args:
         before_batch: called before every forward pass; what it raises ends the job.
+
+    Attributes:
+        done: what jobs do once.
     """
 
     def __init__(self, before_batch: Callable[[], None] | None = None) -> None:
-        self._before_batch, self._asked = before_batch, set()
+        self._before_batch = before_batch
+        self.done: set[str] = set()
         self._model = functools.lru_cache(maxsize=1)(self._load_model)
         self._read = functools.lru_cache(maxsize=8)(lambda reader, path, *_: reader(path))
-
-    def is_first(self, what: str) -> bool:
-        """Whether nobody asked this before: what is said once."""
-        is_first = what not in self._asked
-        self._asked.add(what)
-        return is_first
 
     @functools.cached_property
     def log_workers(self) -> LogWorkers:

@@ -122,37 +122,40 @@ def run(request: ExperimentRequest, cache: Cache) -> None:
 
 
 def _check_room(request, info, cache):
-    """Say, once, how much room the run's logs take that are not there yet; InputError where there is too little.
+    """Say how much room the logs to come take; InputError where there is too little.
 
-    Of data sets that are prepared: the first experiment may begin before the last of these is.
+    They are those of the data sets prepared by now. It is done once, and again when further ones are.
     """
-    logs, shapes = Path(request["outputs"]["tensors"]).parent, info["shapes"]
+    planned, prepared = request["planned"].items(), Path(request["prepared"])
+    files = {
+        dataset: prepared.with_name(f"{dataset}.json") for _, one in planned for dataset in one["datasets"]
+    }
+    files = {dataset: path for dataset, path in sorted(files.items()) if path.exists()}
+    if (checked := f"room for {list(files)}") in cache.done:
+        return
+    lengths = {}
+    for dataset, path in files.items():
+        settings, samples = cache.read(read_prepared, str(path))
+        new_tokens = settings.get("max_new_tokens", 0)
+        lengths[dataset] = [one.num_inputs + new_tokens for one in samples]
     kept = {key: None if n == "all" else n for key, n in (request.get("routing_log") or {}).items()}
-    number, least, most = 0, 0.0, 0.0
-    for name, planned in request["planned"].items():
-        for dataset in planned["datasets"]:
-            prepared = Path(request["prepared"]).with_name(f"{dataset}.json")
-            log = logs / f"{name}_{dataset}_internal_routing.safetensors"
-            if log.exists() or not prepared.exists():
+    of_model = info["shapes"]["num_moe_layers"], info["shapes"]["num_experts"]
+    logs, number, least, most = Path(request["outputs"]["tensors"]).parent, 0, 0.0, 0.0
+    for name, one in planned:
+        for dataset in files.keys() & one["datasets"]:
+            if (logs / f"{name}_{dataset}_internal_routing.safetensors").exists():
                 continue
-            settings, samples = cache.read(read_prepared, str(prepared))
-            lengths = [one.num_inputs + settings.get("max_new_tokens", 0) for one in samples]
-            of_model = shapes["num_moe_layers"], shapes["num_experts"]
-            number += 1
-            least, most = (
-                total
-                + log_bytes(
-                    lengths, *of_model, experts, _BYTES[request["dtype"]], planned["p_values"], **kept
-                )
-                for total, experts in zip((least, most), planned["experts"], strict=True)
+            fewest_bytes, most_bytes = (
+                log_bytes(lengths[dataset], *of_model, n, _BYTES[request["dtype"]], one["p_values"], **kept)
+                for n in one["experts"]
             )
+            number, least, most = number + 1, least + fewest_bytes, most + most_bytes
     work = f"writing the routing logs of {number} experiments"
-    check_room(
-        logs, int(least), work, "free some, or keep less of large data sets: routing_log in the config file"
-    )
-    if cache.is_first("room"):
-        room = in_words(least) if least == most else f"{in_words(least)} to {in_words(most)}"
-        print(f"{work} takes about {room}; {in_words(free_bytes(logs))} are free", file=sys.stderr)
+    remedy = "free some, or keep less of large data sets: routing_log in the config file"
+    check_room(logs, int(least), work, remedy)
+    room = in_words(least) if least == most else f"{in_words(least)} to {in_words(most)}"
+    print(f"{work} takes about {room}; {in_words(free_bytes(logs))} are free", file=sys.stderr)
+    cache.done.add(checked)
 
 
 def _control_counts(control, configuration, prepared):
