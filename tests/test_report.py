@@ -200,7 +200,7 @@ def test_a_tie_inside_the_noise_supports_no_claim_of_equality():
     assert "show no significant difference, but a loss beyond the margin" in verdict
     assert "no configuration with fewer experts is confirmed to be within the margin" in use
     assert price.startswith(
-        "The cheapest configuration whose measured loss is within the margin and not significant, "
+        "The cheapest configuration whose measured loss is within the margin, "
         "`8experts_bh_a030`, runs 4.08 experts"
     )
     assert price.endswith("no difference is significant on any data set.")
@@ -239,6 +239,22 @@ def test_of_unproven_configurations_one_with_a_small_measured_loss_is_named():
     assert (
         "The cheapest configuration without a significant loss, `8experts_bh_a030`," in sentences_of(lossy)[2]
     )
+
+
+def test_a_significant_loss_smaller_than_the_margin_is_no_reason_against_a_configuration():
+    def effect(config, dataset):
+        if dataset == "wikitext":
+            return (0.05, 0.02, 0.001) if config == "8experts_bh_a060" else (3.0, 0.5, 0.001)
+        return 0.0, 0.1, 0.9
+
+    study = results_tables.study(effect=effect)
+    choice = decision_of(study).compute
+    assert (choice.reason, choice.candidate) == (rules.UNPROVEN, "8experts_bh_a060")
+    cost = sentences_of(study)[2]
+    assert cost.startswith(
+        "The cheapest configuration whose measured loss is within the margin, `8experts_bh_a060`,"
+    )
+    assert cost.endswith("; it is significantly worse on wikitext, but by less than the margin.")
 
 
 def test_accuracy_against_perplexity_is_a_conflict():

@@ -47,7 +47,7 @@ UNMEASURED = "unmeasured"  # the baseline's speed is unknown
 UNREPEATED = "unrepeated"  # speeds were measured once: no difference between them can be told from noise
 UNTESTED = "untested"  # no candidate was compared on every data set
 CONFLICT = "conflict"  # significantly better on one data set, significantly worse on another
-UNPROVEN = "unproven"  # a candidate is not worse, but neither better nor within the margin
+UNPROVEN = "unproven"  # a candidate loses less than the margin where it is worse, and elsewhere may lose more
 LOSES = "loses"  # every candidate is significantly worse on a data set
 
 
@@ -167,7 +167,7 @@ def _at_same_quality(study, margins, aim, candidates, column, ascending):
     same = [config for config in ordered if within_margin(study, config, margins)]
     if same:
         return Choice(aim, same[0], SHOWN)
-    not_worse = [config for config in ordered if not worse_on(study, config)]
+    not_worse = [config for config in ordered if not _loses(study, config, margins)]
     if not_worse:
         close = [config for config in not_worse if measured_within_margin(study, config, margins)]
         return Choice(aim, study.baseline, UNPROVEN, (close or not_worse)[0])
@@ -267,6 +267,11 @@ def within_margin(study: Study, config: str, margins: QualityMargins) -> bool:
         study.verdict(config, d) and excludes_loss(study.comparison(config, d), margins)  # ty: ignore[invalid-argument-type]
         for d in study.scored_datasets
     )
+
+
+def _loses(study, config, margins):
+    """Whether a configuration is significantly worse on a data set, by what may be more than the margin."""
+    return any(not excludes_loss(study.comparison(config, d), margins) for d in worse_on(study, config))
 
 
 def measured_within_margin(study: Study, config: str, margins: QualityMargins) -> bool:

@@ -53,7 +53,7 @@ def draw_same_compute(study: Study) -> Figure:
         datasets = list(dict.fromkeys(rows["dataset"]))
         curve = len(study.topk) >= FEWEST_ON_CURVE
         legend = [*style.legend_handles(study)[: 2 if study.variants else 1]]
-        marks = [_mark("black", "significant"), _mark("white", "not significant")]
+        marks = [_mark("black", "significant", "s"), _mark("white", "not significant", "s")]
         marks += [Line2D([], [], label="top-k", **style.TOPK)] if curve else []
         marks += [_cross("fixed control")] if curve else []
         figure, cells = _cells(len(datasets), 2 if curve else 1, [*legend, marks])

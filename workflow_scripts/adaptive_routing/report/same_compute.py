@@ -47,7 +47,10 @@ def same_compute_sentences(study: Study, margins: QualityMargins) -> list[str]:
     outcomes = controls.by_rule(study, ANSWER)
     bounds = [one for one in outcomes if upper_bound(one)]
     outcomes = [one for one in outcomes if not upper_bound(one)] or outcomes
-    sentence = _of_one_rule(study, outcomes[0]) if len(outcomes) == 1 else _of_many_rules(outcomes)
+    if len(outcomes) == 1:
+        sentence = _of_one_rule(study, outcomes[0])
+    else:
+        sentence = _of_many_rules(outcomes, "no rule that can generate text" if bounds else "no rule")
     parts = [sentence, *_of_bounds(bounds, outcomes), _best(study, outcomes, margins)]
     return [f"At the same compute, {' '.join(parts)}"]
 
@@ -113,7 +116,7 @@ def _rest(same, unclear):
     return f"; {' and '.join(parts)}" if parts else ""
 
 
-def _of_many_rules(outcomes):
+def _of_many_rules(outcomes, none):
     """What each rule does, grouped by verdict: min-p does better (3 of 4 configurations), BH does worse …"""
     if {outcome.verdict for outcome in outcomes} == {OPEN}:
         names = words.joined(words.rule(outcome.family) for outcome in outcomes)
@@ -130,7 +133,7 @@ def _of_many_rules(outcomes):
     if any(outcome.verdict == BETTER for outcome in outcomes):
         text = text.replace(" better", f" better than {FIXED}", 1)
     else:
-        text = f"no rule is shown to do better than {FIXED}: {text}"
+        text = f"{none} is shown to do better than {FIXED}: {text}"
     # The first count says of what.
     text = re.sub(r"(\d+ of \d+)\)", r"\1 configurations)", text, count=1)
     return text.replace("of 1 configurations", "of 1 configuration") + "."

@@ -55,7 +55,7 @@ KEPT = {
     rules.SPEED: {
         rules.NO_CANDIDATE: "no configuration was faster on every data set",
         rules.UNMEASURED: "the baseline's speed was not measured",
-        rules.UNREPEATED: "speeds were measured once, which shows no difference between them",
+        rules.UNREPEATED: "speeds were measured once, which is too little to rank them",
         rules.UNTESTED: "no faster configuration was compared on every data set",
         rules.UNPROVEN: f"no faster configuration is confirmed to be within the margin{MARGIN}",
         rules.LOSES: (
@@ -271,9 +271,7 @@ def subject(study: Study, decision: Decision, margins: QualityMargins) -> tuple[
     if compute.reason == rules.UNPROVEN and compute.candidate:
         name = words.code(compute.candidate)
         close = rules.measured_within_margin(study, compute.candidate, margins)
-        which = f"whose measured loss is within the margin{MARGIN} and not significant"
-        if not close:
-            which = "without a significant loss"
+        which = f"whose measured loss is within the margin{MARGIN}" if close else "without a significant loss"
         return compute.candidate, f"The cheapest configuration {which}, {name},"
     if quality.reason == rules.CONFLICT:
         return quality.candidate, words.code(quality.candidate)
@@ -302,7 +300,7 @@ def _cost(study, decision, margins):
         if significant
         else "no difference is significant on any data set"
     )
-    if worse and rules.within_margin(study, config, margins):
+    if worse and all(rules.excludes_loss(study.comparison(config, d), margins) for d in worse):
         verdict += ", but by less than the margin"
     runs = compute_against_baseline(study, config)
     return f"{opening} {runs} and changes {changes(study, config)}; {verdict}."
