@@ -184,7 +184,7 @@ def test_the_new_panel_and_the_new_strategy_are_in_the_report(study):
     assert "router probability of the selected experts" in report.split("## Method")[1]
     assert study.results("bh_routing_report.html").read_text().count("<img") == 12
     picture = study.results("visualizations/bh_comprehensive_comparison.svg").read_text()
-    assert "threshold_t005" in picture and "10  Router probability" in picture
+    assert "threshold t 0.05" in picture and "10  Router probability" in picture
     assert THRESHOLD in study.results("routing_atlas.html").read_text()
     own = study.folder / "snakemake_report.html"
     study.snakemake("--report", own)

@@ -125,6 +125,7 @@ def test_a_configuration_has_one_name_for_people(strategy, lists, expected):
 def test_a_name_that_is_none_of_the_workflow_stays():
     assert label("my model") == "my model"
     assert label("16experts_bh_a030_shuffled") == "BH max_k 16, α 0.3, shuffled"
+    assert label("16experts_threshold_t005") == "threshold max_k 16, t 0.05"  # a strategy of one's own
 
 
 def test_no_two_variants_share_a_colour_however_many_rules_there_are():

@@ -90,7 +90,7 @@ def _setting(name, text):
     letter, value = text[0], text[1:]
     if letter == "b" and name in ("layerwise", "pooled"):
         return f"budget {value}" if len(value) < 3 or name == "layerwise" else text
-    if letter in "apb" and value.isdigit():
+    if value.isdigit() and (letter in "apb" or value[0] == "0"):
         value = f"{float(f'{value[0]}.{value[1:]}'):.4g}"  # of 1 at most, with two decimals or more
     elif letter not in "bnw" and not value.isdigit():
         return text  # no grid list: `shuffled`, the end of a control's name
