@@ -14,7 +14,9 @@ include: "rules/common.smk"
 
 if not IS_IMPORTED:  # an importing workflow's report begins with its own words
 
-    config = SETTINGS | {"answers": answers()}
+    if any(word.startswith("--report") for word in sys.argv):  # its front page
+
+        config = SETTINGS | {"answers": answers()}
 
     report: "report/workflow.rst"
 

@@ -95,7 +95,7 @@ def test_comparisons_are_paired_over_samples_and_clusters(study):
 
 def test_the_report_names_them(study):
     text = study.results("bh_routing_report.md").read_text()
-    assert "- **letters** (as wikitext): each row with text" in text
+    assert "- **letters** (as wikitext): token perplexity is exp of" in text
     assert "- **bought**: lm-evaluation-harness's `own_weighted` with 1 example in the context" in text
     assert "bought accuracy" in text and "questions accuracy" in text
     assert "wikitext and letters" in text  # the mean perplexity of panel 1

@@ -66,7 +66,7 @@ AFTER_EDIT = {
     "analysis/contrasts": REPORT | ATLAS,  # the atlas opens on the configuration that the report names
     "analysis/control_outcomes": REPORT | ATLAS,
     "analysis/difficulty": REPORT,
-    "analysis/featured": ATLAS,
+    "analysis/featured": REPORT | ATLAS,
     "analysis/harness": METRICS,
     "analysis/metrics": METRICS,
     "analysis/paired": TABLES,
@@ -166,6 +166,7 @@ AFTER_EDIT = {
     "system/hub_faults": NOTHING,
     "system/json_files": EVERYTHING,
     "system/processes": NOTHING,
+    "system/text": REPORT | ATLAS_PAGE,
     "system/tensor_files": jobs("collect_router_logits", experiments=EXPERIMENTS),
 }  # a folder stands for its modules; the longest name that fits applies
 
@@ -315,7 +316,7 @@ def test_comments_and_docstrings_change_nothing(study):
         ({"routing_log": {"json_samples": 5}}, jobs(experiments=of())),
         ({"routing_log": {"router_logits": 5}}, jobs(experiments=of())),
         ({"execution": "process"}, REPORT),
-        ({"report": {"accuracy_margin": 0.01}}, REPORT),
+        ({"report": {"accuracy_margin": 0.01}}, REPORT | ATLAS),
         ({"baseline": "8experts_bh_a030"}, jobs("tabulate_results", "draw_routing_atlas")),
     ],
 )  # fmt: skip

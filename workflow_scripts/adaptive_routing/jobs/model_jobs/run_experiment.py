@@ -150,7 +150,7 @@ def _check_room(request, info, cache):
                 for n in one["experts"]
             )
             number, least, most = number + 1, least + fewest_bytes, most + most_bytes
-    work = f"writing the routing logs of {number} experiments"
+    work = f"writing the routing logs of {number} experiment{'' if number == 1 else 's'}"
     remedy = "free some, or keep less of large data sets: routing_log in the config file"
     check_room(logs, int(least), work, remedy)
     room = in_words(least) if least == most else f"{in_words(least)} to {in_words(most)}"
