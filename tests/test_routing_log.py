@@ -19,6 +19,7 @@ from adaptive_routing.routing import bh, topk
 from adaptive_routing.routing.base import ExpertWeighting
 from adaptive_routing.routing.batch import BatchRouting, pack_selection
 from adaptive_routing.routing_log import RoutingLog
+from adaptive_routing.routing_log.arrays import logged_routing
 from adaptive_routing.routing_log.entries import LoggedRouting, LoggedSample, first_tokens, format_samples
 from adaptive_routing.routing_log.workers import LogWorkers
 from adaptive_routing.routing_log.writer import RoutingLogWriter, _copy, _portions
@@ -469,6 +470,20 @@ def test_pairs_whose_gaps_are_larger_than_what_is_moved_at_once(tmp_path, monkey
     before = write(tmp_path, run, kept=kept)[1].read_bytes()
     monkeypatch.setattr("adaptive_routing.routing_log.writer._MOVED_BYTES", 5)
     assert write(tmp_path, run, kept=kept)[1].read_bytes() == before
+
+
+@pytest.mark.parametrize("counts", [(3, 3, 3), (1, 3, 2), (0, 0, 0)])
+def test_slots_that_no_token_uses_are_not_handed_on_and_change_no_text(counts):
+    counts = torch.tensor(counts, dtype=torch.int16)[:, None].expand(-1, LAYERS)
+    used = torch.arange(12) < counts[..., None]
+    experts = torch.where(used, torch.arange(12), 16).to(torch.int16)
+    logits, weights = torch.zeros(3, LAYERS, 16), torch.rand(3, LAYERS, 12) * used
+    routing = BatchRouting(logits, experts, weights, counts, pack_selection(experts, 16), (3,))
+    samples = [LoggedSample("s", "t", None, (3,))]
+    logged = logged_routing(samples, routing, STRATEGIES["topk"]())
+    assert logged.experts.shape[-1] == logged.weights.shape[-1] == max(1, counts.max())
+    whole = LoggedRouting(experts.numpy(), weights.numpy(), counts.numpy(), logged.first_logits, None)
+    assert list(format_samples(samples, logged, 0, 12)) == list(format_samples(samples, whole, 0, 12))
 
 
 # Workers

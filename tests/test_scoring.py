@@ -1,6 +1,7 @@
 """Scores against one plain forward pass a sequence; batches and order change nothing."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from adaptive_routing.data.samples import PreparedSample
 from adaptive_routing.data.tasks import Request
 from adaptive_routing.data.tokens import EncodedSequence, encode_request
-from adaptive_routing.evaluation.batches import make_batches
+from adaptive_routing.evaluation.batches import BatchQueue, make_batches
 from adaptive_routing.evaluation.scoring import score_batch, score_patched_batch
 from adaptive_routing.model.patching import RouterPatcher
 from adaptive_routing.routing import bh
@@ -159,6 +160,19 @@ def test_batches_hold_every_sample_once_within_the_limit(batch_tokens):
         widths.append(max(lengths))
     assert widths == sorted(widths, reverse=True)
     assert make_batches(samples, batch_tokens) == batches
+
+
+@pytest.mark.parametrize(("device", "multiple"), [("cuda", 1), ("cpu", 2)])
+def test_batches_of_a_data_set_are_of_similar_size(device, multiple):
+    """No small one is left over at the end; on a CPU there are as many for each of two workers."""
+    samples = make_samples(3, 60)
+    total = sum(one.num_inputs for one in samples)
+    largest = max(one.num_inputs for one in samples)
+    for limit in (total, total - 1, total // 3 + largest):
+        queue = BatchQueue(SimpleNamespace(device=torch.device(device)), samples, limit, "", workers=1)
+        sizes = [sum(samples[index].num_inputs for index in batch) for batch, _ in queue.results(len)]
+        assert len(sizes) == multiple * -(-total // (multiple * limit)) and max(sizes) <= limit
+        assert max(sizes) - min(sizes) <= len(sizes) * largest
 
 
 class Characters:
