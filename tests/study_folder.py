@@ -68,7 +68,7 @@ class StudyFolder:
         """
         environment = self._environment() | variables
         return subprocess.Popen(
-            [sys.executable, "-m", "snakemake", *self._command_line(arguments)],
+            [sys.executable, "-m", "snakemake", *self.command_line(arguments)],
             cwd=self.folder,
             env={name: value for name, value in environment.items() if value is not None},
             umask=umask,
@@ -78,7 +78,8 @@ class StudyFolder:
             process_group=0,
         )
 
-    def _command_line(self, arguments):
+    def command_line(self, arguments):
+        """Snakemake's arguments for this study, after some of one's own."""
         # Targets come first: --resources and --configfile take all words that follow them.
         options = ["--cores", "2", "--resources", "gpu=2", "--configfile", "study.yaml"]
         return [*map(str, arguments), "--snakefile", str(self.project / "Snakefile"), *options]
@@ -89,7 +90,7 @@ class StudyFolder:
 
     def ask(self, *arguments):
         """What `snakemake` does with these arguments, without a start of Python: for all that runs no job."""
-        return SERVER.run(self._command_line(arguments), self.folder, self._environment())
+        return SERVER.run(self.command_line(arguments), self.folder, self._environment())
 
     def snakemake(self, *arguments, check=True):
         """Run Snakemake; returns the completed process."""

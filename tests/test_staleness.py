@@ -155,6 +155,7 @@ AFTER_EDIT = {
     "settings/config_files": NOTHING,
     "settings/__init__": jobs(experiments=EXPERIMENTS),
     "settings/configurations": jobs(experiments=EXPERIMENTS),
+    "settings/left_over": REPORT,
     "system/__init__": EVERYTHING,
     "system/content": NOTHING,
     "system/cores": NOTHING,
