@@ -16,7 +16,7 @@ if not IS_IMPORTED:  # an importing workflow's report begins with its own words
 
     if any(word.startswith("--report") for word in sys.argv):  # its front page
 
-        config = SETTINGS | {"answers": answers()}
+        config = SETTINGS | front_page()
 
     report: "report/workflow.rst"
 

@@ -34,6 +34,7 @@ from adaptive_routing.settings.load import (
 from adaptive_routing.data.tasks import task_module
 from adaptive_routing.system.content import content_fingerprint
 from adaptive_routing.system.cores import keep_user_limit
+from adaptive_routing.system.text import visible
 
 if not FOLDER.samefile(WORKFLOW / "workflow_scripts"):
     sys.exit(
@@ -490,16 +491,20 @@ def report_on_difficulty():
 # What a run says
 
 
-def answers():
-    """The report's main sentences, as far as there are any, for the front page of Snakemake's report.
+def front_page():
+    """What the front page of Snakemake's report shows: the report's main sentences, if any, and the model's name.
 
     They are reStructuredText that shows them as they are.
     """
     summary = Path(results("bh_routing_summary.txt"))
-    if not summary.exists():
-        return []
-    sentences = summary.read_text(encoding="utf-8").splitlines()
-    return [re.sub(r"([^\w\s])", r"\\\1", sentence) for sentence in sentences]
+    sentences = (
+        summary.read_text(encoding="utf-8").splitlines() if summary.exists() else []
+    )
+    escaped = lambda text: re.sub(r"([^\w\s]|_)", r"\\\1", visible(text))
+    return {
+        "answers": list(map(escaped, sentences)),
+        "model_name": escaped(SETTINGS["model"]["name"]),
+    }
 
 
 def say_what_is_asked():

@@ -639,12 +639,18 @@ def test_the_text_is_shaded_by_who_was_better(browser, odd_paths, odd_model, tmp
             assert red > blue
         else:
             assert look == wanted
-    assert "blue: better than its fixed control" in text_of(browser, "#scale")
+    scale = text_of(browser, "#scale")
+    assert "blue: better than its fixed control, orange: worse" in scale
+    assert "Hatched: not scored, or without a fixed control." in scale  # as all tokens of A
     first = next(i for i, wanted in enumerate(expected) if wanted == "orange")
     browser.run("document.querySelector('#text-b .text').focus()")
     for _ in range(first):
         browser.press("ArrowRight")
     assert "(0.25 worse than fixed)" in text_of(browser, "#token")
+    tooltips = browser.run("[...document.querySelectorAll('#text-b .token')].map((one) => one.title)")
+    for tooltip, wanted, gain in zip(tooltips, expected, gains[start:stop].tolist(), strict=True):
+        said = f"({abs(gain):.2f} {'worse' if gain < 0 else 'better'} than fixed)"
+        assert tooltip.endswith(said) == (wanted is not None)
     choose(browser, "b", "none")
     assert text_of(browser, "#scale").startswith("Neither configuration has a fixed control here.")
     assert_quiet(browser)

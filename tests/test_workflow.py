@@ -412,6 +412,11 @@ def test_snakemakes_own_report_holds_everything_and_asks_nobody(study, tmp_path)
         sentences = study.results("bh_routing_summary.txt").read_text().splitlines()
         places = [front.index(sentence) for sentence in [*sentences, "The question: does choosing experts"]]
         assert places == sorted(places)  # it opens with the answers
+        links = "document.querySelectorAll('a[href^=\"javascript:app.showCategory\"]')"
+        shown = ["Report", "Comparison", "Panels", "Routing atlas", "Calibration", "Tables"]
+        assert browser.run(f"[...{links}].map((one) => one.textContent)") == shown
+        browser.run(f"[...{links}].find((one) => one.textContent === 'Routing atlas').click()")
+        browser.wait_for("app.state.category === 'Routing atlas'")
         assert [url for url in browser.requests if not url.startswith(("file:", "data:", "blob:"))] == []
         # Snakemake's page builds its style in the browser, and the style's library remarks on that.
         assert [one for one in browser.problems if "tailwindcss" not in str(one)] == []

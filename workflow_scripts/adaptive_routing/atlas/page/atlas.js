@@ -508,7 +508,7 @@ function textBlock(side, tokens, limits, select) {
       paragraph = block.appendChild(build("p"));
       paragraph.dataset.part = `sequence ${++part}: `;
     }
-    const span = build("span", { className: "token", textContent: token.text.replace(/\n/g, "↵\n") });
+    const span = build("span", { className: "token", textContent: token.text.replace(/\n/g, "↵\n"), title: numbersOf(token) });
     const value = token[state.shade];
     if (value === null) span.classList.add("unscored");
     else {
@@ -558,29 +558,34 @@ function drawText(sides) {
     drawToken(present, texts, i);
   };
   present.forEach((side, s) => element(`text-${side.key}`).replaceChildren(...textBlock(side, texts[s], limits, select)));
-  drawScale(present[0].data, texts[0], limits, values.length);
+  drawScale(present[0].data, texts, limits, values.length);
   select(Math.min(currentToken, texts[0].length - 1));
 }
 
-function drawScale(data, tokens, [low, high], scored) {
-  const unit = state.shade === "loss" ? "nats" : state.shade === "gain" ? "nats (blue: better than its fixed control)" : `experts per token, ${state.layer === ALL ? "mean over layers" : layerName()}`;
+function drawScale(data, texts, [low, high], scored) {
+  const unit = { loss: "nats", gain: "nats (blue: better than its fixed control, orange: worse)",
+    experts: `experts per token, ${state.layer === ALL ? "mean over layers" : layerName()}` }[state.shade];
   const gradient = build("span", { className: "bar" });
   gradient.style.background = `linear-gradient(to right, ${palette().join(", ")})`;
   const size = data.sample_sizes.data[state.sample];
-  const cut = size > tokens.length ? `The first ${tokens.length} of ${size.toLocaleString("en")} tokens.` : "";
+  const cut = size > texts[0].length ? `The first ${texts[0].length} of ${size.toLocaleString("en")} tokens.` : "";
   const nothing = state.shade === "gain" ? "Neither configuration has a fixed control here." : "No token of it has a loss.";
   const legend = !scored ? [nothing]
     : high > low ? [`${number(low, 1)}`, gradient, `${number(high, 1)} ${unit}`] : [`All alike: ${number(low, 1)} ${unit}.`];
-  if (state.shade !== "experts" && scored && scored < tokens.length) legend.push("Hatched: not scored.");
+  const hatched = state.shade === "gain" ? "Hatched: not scored, or without a fixed control." : "Hatched: not scored.";
+  if (scored && scored < texts.flat().length) legend.push(hatched);
   element("scale").replaceChildren(...legend.map((one) => (typeof one === "string" ? build("span", { textContent: one }) : one)), cut);
 }
 
+/** A token's numbers in words. */
+function numbersOf({ experts, loss, gain }) {
+  return `${number(experts)} experts` + (loss === null ? "" : `, loss ${number(loss)} nats`)
+    + (gain === null ? "" : ` (${number(Math.abs(gain))} ${gain < 0 ? "worse" : "better"} than fixed)`);
+}
+
 function drawToken(present, texts, i) {
-  const said = present.map((side, s) => {
-    const token = texts[s][i];
-    if (!token) return `${side.key.toUpperCase()}: no such token`; // generated texts differ in length
-    return `${side.key.toUpperCase()}: ${number(token.experts)} experts` + (token.loss === null ? "" : `, loss ${number(token.loss)} nats`)
-      + (token.gain === null ? "" : ` (${number(Math.abs(token.gain))} ${token.gain < 0 ? "worse" : "better"} than fixed)`);
+  const said = present.map((side, s) => { // generated texts differ in length
+    return `${side.key.toUpperCase()}: ${texts[s][i] ? numbersOf(texts[s][i]) : "no such token"}`;
   });
   element("token").textContent = `Token ${i + 1}, “${visible(texts[0][i]?.text ?? texts[1][i].text)}”, ${layerName()}. ${said.join(". ")}.`;
   const traces = present.map((side, s) => ({ type: "scatter", mode: "lines+markers", name: title(side),
