@@ -1,5 +1,7 @@
 """Names and texts that are markup, in the pages: shown as they are, and never obeyed."""
 
+import json
+
 import pytest
 import results_tables
 import synthetic
@@ -12,12 +14,15 @@ from adaptive_routing.figures.panels import PANELS
 from adaptive_routing.report import words
 from adaptive_routing.report.html import to_html
 from adaptive_routing.report.markdown import write_markdown
+from adaptive_routing.routing_log import RoutingLog
 from adaptive_routing.system.json_files import read_json
 from adaptive_routing.system.tensor_files import TensorFile
 from browser import Browser, find_chromium
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from study_folder import StudyFolder
 
 SCRIPT = "<script>document.title = 'obeyed'</script>"
 MARKUP = f"</code></script>{SCRIPT}![i](http://a.invalid/i.png)[l](javascript:alert(1))`x`|**b** &amp;"
@@ -130,3 +135,45 @@ def test_escaped_text_is_read_back_from_the_page(text):
     )
     assert page.count("<tr>") == 2 and page.count("<p>") == 1
     page.encode("utf-8")
+
+
+def test_a_whole_study_of_markup_is_shown_as_text(browser, tmp_path):
+    """A model's folder and rows, from the settings to the three pages."""
+    name = f"models/m</script>{SCRIPT}[l](javascript:alert(3))**b**\x07"
+    folder = tmp_path / "study"
+    model = folder / name
+    model.parent.mkdir(parents=True)
+    model.symlink_to(ROOT / "resources/embedded_model")
+    row = f"{MARKUP} <img src=x onerror=\"document.title = 'obeyed'\">\x07\u202e and at last the"
+    rows = "".join(json.dumps({"text": f"{row} {word}"}) + "\n" for word in ("spade", "ring", "</script>"))
+    (folder / "rows.jsonl").write_text(rows)
+    study = StudyFolder(
+        folder,
+        model={"name": name},
+        datasets={"wikitext": None, "hellaswag": None, "lambada": {"source": "rows.jsonl"}},
+        strategies={"topk": {"k": [8]}, "bh": {"max_k": [8], "alpha": [0.3]}},
+    )
+    study.snakemake()
+    study.snakemake("--report", "own.html")
+    log = RoutingLog(study.results("logs/8experts_bh_a030_lambada_internal_routing.json"))
+    assert log.sample(0).text_preview.startswith(MARKUP)
+
+    opened(browser, study.results("bh_routing_report.html"))
+    assert_obeyed_nothing(browser)
+    assert browser.run("document.querySelectorAll('script').length") == 0
+    assert f"Model {name[:-1]}⟨U+0007⟩" in browser.run("document.body.textContent")
+
+    opened(browser, study.results("routing_atlas.html"))
+    browser.wait_for("document.body?.dataset.shown")
+    assert_obeyed_nothing(browser)
+    shown = browser.run("document.querySelector('#text-a .text').textContent")
+    assert MARKUP in shown and "⟨U+0007⟩⟨U+202E⟩" in shown
+    assert browser.run("document.querySelectorAll('.text :not(p, span)').length") == 0
+
+    opened(browser, folder / "own.html")
+    browser.wait_for("document.body?.innerText.includes('Where to find what')")
+    assert f"of the model {name[:-1]}⟨U+0007⟩;" in browser.run("document.body.innerText")
+    assert browser.run("document.title").startswith("Snakemake")
+    remote = "document.querySelectorAll('a[href*=\"alert(\"], img[src^=http]').length"
+    assert browser.run(remote) == 0
+    assert {url.partition(":")[0] for url in browser.requests} <= {"file", "data", "blob"}
