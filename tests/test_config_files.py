@@ -115,6 +115,13 @@ def test_whole_numbers_too_large_for_anything(tmp_path, key, change):
     assert str(error.value).startswith(f"{key} is ") and "must be at most 2147483647" in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["m\ud800", "\udc80"])  # the second as Python reads a name that is no UTF-8
+def test_text_that_no_file_can_hold(tmp_path, name):
+    with pytest.raises(InputError) as error:
+        load_settings(merged({"model": {"name": name}}), tmp_path)
+    assert str(error.value) == f"model.name is {name!r}, but must hold no half of a character"
+
+
 @pytest.mark.parametrize(
     ("written", "meant"),
     [

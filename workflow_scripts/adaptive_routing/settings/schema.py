@@ -8,6 +8,7 @@ import difflib
 import functools
 import json
 import math
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -32,7 +33,7 @@ def validated(config: Mapping[str, Any], command_line: Mapping[str, Any] | None 
     config = _with_text_keys(config)
     of_study = _with_own_datasets(config)
     config = _typed(config, of_study, _with_text_keys(command_line or {}))
-    _refuse_huge_numbers(config, ())
+    _refuse_unwritable(config, ())
     error = min(
         Validator(of_study).iter_errors(config),
         # A misspelt key explains the missing one beside it.
@@ -177,14 +178,16 @@ def _typed_leaf(value, types):
         return value
 
 
-def _refuse_huge_numbers(value, path):
-    """Raise InputError where a whole number is larger than any setting can use."""
+def _refuse_unwritable(value, path):
+    """Raise InputError where a whole number is larger than any setting can use, or a text is no UTF-8."""
     if isinstance(value, Mapping):
         for key, child in value.items():
-            _refuse_huge_numbers(child, (*path, key))
+            _refuse_unwritable(child, (*path, key))
     elif isinstance(value, list):
         for index, child in enumerate(value):
-            _refuse_huge_numbers(child, (*path, index))
+            _refuse_unwritable(child, (*path, index))
+    elif isinstance(value, str) and any(unicodedata.category(character) == "Cs" for character in value):
+        raise InputError(f"{_dotted(path)} is {shown(value)}, but must hold no half of a character")
     elif isinstance(value, int) and abs(value) > LARGEST:
         try:
             found = shown(value)
