@@ -140,12 +140,13 @@ def test_escaped_text_is_read_back_from_the_page(text):
 def test_a_whole_study_of_markup_is_shown_as_text(browser, tmp_path):
     """A model's folder and rows, from the settings to the three pages."""
     # Snakemake's page breaks at "</script>" in a rule's input, so the folder's name has another element.
-    name = "models/m<img src=x onerror=document.title='obeyed'>[l](javascript:alert(3))**b**\x07"
+    image = "<img src=x onerror=\"document.title = 'obeyed'\">"
+    name = f"models/m{image}[l](javascript:alert(3))**b**\x07"
     folder = tmp_path / "study"
     model = folder / name
     model.parent.mkdir(parents=True)
     model.symlink_to(ROOT / "resources/embedded_model")
-    row = f"{MARKUP} <img src=x onerror=\"document.title = 'obeyed'\">\x07\u202e and at last the"
+    row = f"{MARKUP} {image}\x07\u202e and at last the"
     rows = "".join(json.dumps({"text": f"{row} {word}"}) + "\n" for word in ("spade", "ring", "</script>"))
     (folder / "rows.jsonl").write_text(rows)
     study = StudyFolder(
