@@ -14,7 +14,6 @@ from adaptive_routing.report.html import to_html
 from adaptive_routing.report.markdown import write_markdown
 from adaptive_routing.system.json_files import read_json
 from adaptive_routing.system.tensor_files import TensorFile
-from browser import Browser, find_chromium
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
@@ -22,14 +21,6 @@ from matplotlib.figure import Figure
 SCRIPT = "<script>document.title = 'obeyed'</script>"
 MARKUP = f"</code></script>{SCRIPT}![i](http://a.invalid/i.png)[l](javascript:alert(1))`x`|**b** &amp;"
 HIDDEN = "\x07\u202e\ud800"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if find_chromium() is None:
-        pytest.skip("no Chromium is installed (apt-get install chromium)")
-    with Browser(tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
 
 
 def opened(browser, path):

@@ -2,13 +2,8 @@
 
 import unicodedata
 
-HIDDEN = (
-    "Cc",
-    "Cf",
-    "Cn",
-    "Co",
-    "Cs",
-)  # Unicode categories: control characters, lone surrogates and the like
+# Unicode categories: control characters, lone surrogates and the like.
+HIDDEN = ("Cc", "Cf", "Cn", "Co", "Cs")
 
 
 def visible(text: str, kept: str = "") -> str:

@@ -558,11 +558,12 @@ function drawText(sides) {
     drawToken(present, texts, i);
   };
   present.forEach((side, s) => element(`text-${side.key}`).replaceChildren(...textBlock(side, texts[s], limits, select)));
-  drawScale(present[0].data, texts[0], limits, values.length);
+  drawScale(present[0].data, texts, limits, values.length);
   select(Math.min(currentToken, texts[0].length - 1));
 }
 
-function drawScale(data, tokens, [low, high], scored) {
+function drawScale(data, texts, [low, high], scored) {
+  const [tokens] = texts;
   const unit = state.shade === "loss" ? "nats" : state.shade === "gain" ? "nats (blue: better than its fixed control)" : `experts per token, ${state.layer === ALL ? "mean over layers" : layerName()}`;
   const gradient = build("span", { className: "bar" });
   gradient.style.background = `linear-gradient(to right, ${palette().join(", ")})`;
@@ -571,7 +572,7 @@ function drawScale(data, tokens, [low, high], scored) {
   const nothing = state.shade === "gain" ? "Neither configuration has a fixed control here." : "No token of it has a loss.";
   const legend = !scored ? [nothing]
     : high > low ? [`${number(low, 1)}`, gradient, `${number(high, 1)} ${unit}`] : [`All alike: ${number(low, 1)} ${unit}.`];
-  if (state.shade !== "experts" && scored && scored < tokens.length) legend.push("Hatched: not scored.");
+  if (state.shade !== "experts" && scored && scored < texts.flat().length) legend.push("Hatched: not scored.");
   element("scale").replaceChildren(...legend.map((one) => (typeof one === "string" ? build("span", { textContent: one }) : one)), cut);
 }
 
