@@ -17,7 +17,7 @@ from adaptive_routing.model.routers import find_routers
 from adaptive_routing.model.tokenizer import load_tokenizer
 from adaptive_routing.null_distribution import NullDistribution
 from adaptive_routing.null_distribution.estimate import fit_null_distribution
-from browser import find_chromium
+from browser import Browser, find_chromium
 from scipy.stats import norm
 from study_folder import StudyFolder
 from transformers import OlmoeConfig, OlmoeForCausalLM
@@ -48,6 +48,14 @@ def pytest_terminal_summary(terminalreporter):
             f"{len(skipped)} tests were skipped: they need Chromium, which is not installed.\n"
             "To run them: apt-get install chromium"
         )
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if find_chromium() is None:
+        pytest.skip("no Chromium is installed (apt-get install chromium)")
+    with Browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
 
 
 def normal_null_distribution(num_layers, points=4001):

@@ -30,7 +30,6 @@ from adaptive_routing.routing_log import RoutingLog
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.json_files import read_json
 from adaptive_routing.system.tensor_files import TensorFile
-from browser import Browser, find_chromium
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -384,14 +383,6 @@ def odd_paths(made_up, tmp_path_factory):
             arrays["token_ids"][start : start + len(ODD_TOKENS)] = range(len(ODD_TOKENS))
         routing_summary.write_routing_summary(folder / path.name, head, arrays, sample_ids)
     return [folder / path.name for path in made_up[1]]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if find_chromium() is None:
-        pytest.skip("no Chromium is installed (apt-get install chromium)")
-    with Browser(tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

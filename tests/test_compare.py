@@ -440,7 +440,7 @@ def test_the_summary_shows_answers_and_paired_differences_on_one_screen(results,
     (other / "bh_routing_summary.txt").write_text("BH does better.\n" + "Why: for a reason. " * 60)
     status, text, _ = said(results, results, "--summary")
     assert status == 0
-    assert re.search(r"wikitext perplexity +0 +0 +0 +2   \+0.0 %", text)
+    assert re.search(r"wikitext token perplexity +0 +0 +0 +2   \+0.0 %", text)
     assert "no answers yet" in text
     in_json(SUMMARY, "samples", value=lambda samples: [one | {"correct": False} for one in samples])(other)
     path = f"logs/{BH}_wikitext.json"
@@ -450,7 +450,7 @@ def test_the_summary_shows_answers_and_paired_differences_on_one_screen(results,
     status, text, _ = said(results, other, "--summary")
     assert status == 0 and len(text.splitlines()) <= 40
     assert "  BH does better." in text and "[…]" in text
-    assert re.search(r"wikitext perplexity +0 +1 +0 +1   \+28.4 %", text)  # half of exp(0.5) in nats
+    assert re.search(r"wikitext token perplexity +0 +1 +0 +1   \+28.4 %", text)  # half of exp(0.5) in nats
     assert re.search(r"worse +\+64.9 % \(.*\) +BH max_k 16, α 0.5 on wikitext", text)
     assert "experiments not paired: 1 only in FIRST" in text
     rename = in_json(path, "samples", value=lambda ones: [one | {"sample_id": f"no {one}"} for one in ones])

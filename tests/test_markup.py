@@ -17,7 +17,6 @@ from adaptive_routing.report.markdown import write_markdown
 from adaptive_routing.routing_log import RoutingLog
 from adaptive_routing.system.json_files import read_json
 from adaptive_routing.system.tensor_files import TensorFile
-from browser import Browser, find_chromium
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,14 +26,6 @@ from study_folder import StudyFolder
 SCRIPT = "<script>document.title = 'obeyed'</script>"
 MARKUP = f"</code></script>{SCRIPT}![i](http://a.invalid/i.png)[l](javascript:alert(1))`x`|**b** &amp;"
 HIDDEN = "\x07\u202e\ud800"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if find_chromium() is None:
-        pytest.skip("no Chromium is installed (apt-get install chromium)")
-    with Browser(tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
 
 
 def opened(browser, path):

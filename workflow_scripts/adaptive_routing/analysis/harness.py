@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
+
+    import pandas as pd
 
     from adaptive_routing.evaluation.experiment import Summary
 
@@ -34,6 +34,8 @@ def harness_table(experiments: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
     experiments: contents of metrics/{config}_{dataset}.json that have `harness`.
     """
+    import pandas as pd  # here, since each experiment's metrics need the function above and no pandas
+
     columns = ["config", "dataset", "task", "metric", "filter", "value", "stderr"]
     rows = [
         (one["config"], one["dataset"], task, metric, used, value, of_task.get(f"{metric}_stderr,{used}"))

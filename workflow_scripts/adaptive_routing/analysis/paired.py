@@ -6,14 +6,24 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from adaptive_routing.analysis import statistics
 from adaptive_routing.analysis.tables import SIZES, exp_of, total_loss
 from adaptive_routing.data.tasks.uncertainty import clusters_of
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
     from adaptive_routing.evaluation.experiment import Summary
 
 LOSS = "loss"
+MOST_NATS = 50.0  # exp of more is no percentage that anyone reads
+
+
+def percent_of(nats: ArrayLike) -> NDArray[np.float64]:
+    """By how many percent perplexities change whose losses differ by so many nats."""
+    return 100 * np.expm1(np.minimum(nats, MOST_NATS))
 
 
 def deciding_metric(summaries: Sequence[Summary]) -> str | None:

@@ -19,6 +19,7 @@ from adaptive_routing.system.tensor_files import TensorFile, sort_metadata
 
 # Unpacked bits of the selection in memory at a time: few enough to stay in the processor's cache.
 BLOCK_ELEMENTS = 1 << 20
+TYPE_BLOCK_ELEMENTS = 1 << 24  # the same where they are only counted
 SHOWN_SAMPLES = 8
 SHOWN_TOKENS = 400  # of each sample
 FEWEST_OCCURRENCES = 5  # of a token type: a mean of fewer says little
@@ -41,7 +42,8 @@ def summarize_routing(
     histogram = np.stack([np.bincount(layer, minlength=num_experts + 1) for layer in counts.T])
     shown = shown_samples(samples)
     types = counts_by_type(counts, token_ids)
-    together, by_type = co_selection(tensors, num_layers, num_experts, token_ids, types["type_ids"])
+    together = co_selection(tensors, num_layers, num_experts)
+    by_type = experts_by_type(tensors, num_experts, token_ids, types["type_ids"])
     arrays = {
         "count_histogram": histogram.astype(np.uint32),
         "co_selection": together,
@@ -54,42 +56,44 @@ def summarize_routing(
     return arrays, [samples[i]["sample_id"] for i in shown]
 
 
-def co_selection(
-    tensors: TensorFile,
-    num_layers: int,
-    num_experts: int,
-    token_ids: NDArray[np.int32],
-    type_ids: NDArray[np.int32],
-) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """Count the tokens that chose both experts of each pair, and those of each type that chose an expert.
-
-    Returns (L, E, E), whose diagonal is usage, and (L, M, E), both uint32; `type_ids` (M,) are the types.
-    """
+def co_selection(tensors: TensorFile, num_layers: int, num_experts: int) -> NDArray[np.uint32]:
+    """Count the tokens that chose both experts of each pair: (L, E, E) uint32; the diagonal is usage."""
     num_tokens = tensors.shape("selected_experts")[0]
     together = np.zeros((num_layers, num_experts, num_experts), dtype=np.uint32)
-    by_type = np.zeros((num_layers, len(type_ids), num_experts), dtype=np.uint32)
-    # The place of every token's type among `type_ids`; −1 for a type that is not there.
-    order = np.argsort(type_ids, kind="stable")
-    if len(order):
-        near = order[np.searchsorted(type_ids, token_ids, sorter=order).clip(max=len(order) - 1)]
-        place = np.where(type_ids[near] == token_ids, near, -1)  # (T,)
-    else:
-        place = np.full(len(token_ids), -1)
     block = max(1, BLOCK_ELEMENTS // (num_layers * num_experts))
     for start in range(0, num_tokens, block):
-        stop = min(start + block, num_tokens)
-        packed = tensors.read("selected_experts", start, stop)
-        listed = np.flatnonzero(place[start:stop] >= 0)
-        of_type = place[start:stop][listed]
+        packed = tensors.read("selected_experts", start, min(start + block, num_tokens))
         bits = np.unpackbits(packed, axis=-1, bitorder="little")  # (block, L, 8·⌈E/8⌉)
         for layer in range(num_layers):
             # Float products are the fastest, and exact here: a block has fewer than 2²⁴ tokens.
             chosen = bits[:, layer, :num_experts].astype(np.float32)
             together[layer] += (chosen.T @ chosen).astype(np.uint32)
-            token, expert = np.nonzero(bits[listed, layer, :num_experts])
-            pairs = np.bincount(of_type[token] * num_experts + expert, minlength=by_type[layer].size)
-            by_type[layer] += pairs.reshape(by_type[layer].shape).astype(np.uint32)
-    return together, by_type
+    return together
+
+
+def experts_by_type(
+    tensors: TensorFile, num_experts: int, token_ids: NDArray[np.int32], type_ids: NDArray[np.int32]
+) -> NDArray[np.uint32]:
+    """Count the tokens of each type, one of `type_ids` (M,), that chose an expert: (L, M, E) uint32."""
+    num_tokens, num_layers, _ = tensors.shape("selected_experts")
+    width = num_layers * num_experts
+    # The place of every token's type among `type_ids`; M for a type that is not there.
+    order = np.argsort(type_ids, kind="stable")
+    near = np.append(order, len(order))[np.searchsorted(type_ids, token_ids, sorter=order)]
+    place = np.where(np.append(type_ids, -1)[near] == token_ids, near, len(order))  # (T,)
+    counts = np.zeros(len(type_ids) * width, dtype=np.int64)
+    block = max(1, TYPE_BLOCK_ELEMENTS // width)
+    for start in range(0, num_tokens, block):
+        stop = min(start + block, num_tokens)
+        listed = np.flatnonzero(place[start:stop] < len(type_ids))
+        packed = tensors.read("selected_experts", start, stop)[listed]
+        bits = np.unpackbits(packed, axis=-1, count=num_experts, bitorder="little").view(bool)
+        bits = bits.reshape(len(listed), width)
+        # A selected expert's place in `bits`, moved from its token's row to that of the token's type.
+        moved = (place[start:stop][listed] - np.arange(len(listed))) * width
+        pairs = np.flatnonzero(bits) + np.repeat(moved, np.count_nonzero(bits, axis=1))
+        counts += np.bincount(pairs, minlength=len(counts))
+    return counts.reshape(-1, num_layers, num_experts).swapaxes(0, 1).astype(np.uint32)
 
 
 def typical_tokens(

@@ -18,17 +18,8 @@ if TYPE_CHECKING:
 
 SETTINGS = (("alpha", "k_or_max_k"), ("k_or_max_k", "alpha"))  # each, and what is held meanwhile
 SETTING_EFFECT_COLUMNS = [
-    *(
-        "family",
-        "setting",
-        "held_value",
-        "dataset",
-        "metric",
-        "from_value",
-        "to_value",
-        "compared",
-        "reference",
-    ),
+    *("family", "setting", "held_value", "dataset", "metric"),
+    *("from_value", "to_value", "compared", "reference"),
     *("difference", "stderr", "ci_low", "ci_high", "p_value", "p_holm", "test", "samples", "clusters"),
 ]
 

@@ -190,18 +190,19 @@ class Study:
 
     @cached_property
     def repetitions(self) -> dict[str, list[str]]:
-        """Adaptive configurations that chose as many experts, with the same losses, as an earlier one.
+        """Adaptive configurations that ran what an earlier one of their rule did: {it: those that repeat it}.
 
-        {configuration: those that repeat it}. A max_k that no token reaches is the usual reason.
+        As with a max_k that no token reaches. On every data set the mean, deviation and largest number of
+        experts and all scores are the same, to the last digit.
         """
-        columns = [c for c in ("loss", "avg_experts", "std_experts", "max_experts") if c in self.experiments]
+        columns = ["avg_experts", "std_experts", "max_experts", *SCORE_PERPLEXITIES, "avg_task_accuracy"]
+        table = self.experiments.set_index(["config", "dataset"])
+        table = table[[column for column in columns if column in table]]
         found: dict[tuple, list[str]] = {}
-        for config, rows in self.experiments.groupby("config", sort=False):
-            rows = rows.set_index("dataset")[columns].reindex(self.datasets)
-            found.setdefault(tuple(map(str, rows.to_numpy().ravel())), []).append(str(config))
-        adaptive = set(self.adaptive["config"])
-        groups = [[config for config in group if config in adaptive] for group in found.values()]
-        return {first: others for first, *others in filter(None, groups) if others}
+        for config in self.adaptive["config"]:
+            values = table.loc[config].reindex(self.datasets).to_numpy(float)
+            found.setdefault((self.family(config), values.tobytes()), []).append(config)
+        return {first: others for first, *others in found.values() if others}
 
     @property
     def perplexity(self) -> str | None:

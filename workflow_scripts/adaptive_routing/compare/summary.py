@@ -6,17 +6,17 @@ study; all pairs are one family of Holm's correction.
 
 from __future__ import annotations
 
-import math
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptive_routing.analysis import statistics
+from adaptive_routing.analysis.harness import with_harness_scores
+from adaptive_routing.analysis.paired import LOSS, compare_pair, deciding_metric, percent_of
 from adaptive_routing.analysis.rule_names import label
-from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL
+from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL, lower_is_better
 from adaptive_routing.analysis.tables import paired_samples
-from adaptive_routing.data.tasks.uncertainty import clusters_of
 from adaptive_routing.system.json_files import read_json
 
 if TYPE_CHECKING:
@@ -35,15 +35,15 @@ class Pair:
     """An experiment of both studies: how far the second is from the first on the samples that both have.
 
     Attributes:
-        is_loss: whether the difference is one of losses in nats per predicted token, else of shares correct.
-        identical: whether every sample has the same outcome.
+        metric: the one that decides on the data set; `compare_pair` has the unit of its difference.
+        identical: whether every sample has the same losses and scores.
         p_holm: corrected over all pairs; None where there is no test.
         interval: simultaneous over all pairs, (None, None) where there is none.
     """
 
     config: str
     dataset: str
-    is_loss: bool
+    metric: str
     identical: bool
     paired: PairedDifference
     p_holm: float | None = None
@@ -56,7 +56,7 @@ class Pair:
             return "identical"
         if self.p_holm is None or self.p_holm >= SIGNIFICANCE_LEVEL:
             return "open"
-        return "better" if (self.paired.difference < 0) == self.is_loss else "worse"
+        return "better" if (self.paired.difference < 0) == lower_is_better(self.metric) else "worse"
 
 
 def paired_experiments(first: Path, second: Path, names: Sequence[str]) -> tuple[list[Pair], list[str]]:
@@ -69,27 +69,20 @@ def paired_experiments(first: Path, second: Path, names: Sequence[str]) -> tuple
     """
     found, apart = [], []
     for name in names:
-        summaries = [read_json(folder / f"logs/{name}.json") for folder in (first, second)]
+        summaries = [_summary(folder, name) for folder in (first, second)]
         pairs = paired_samples(*summaries)
         if not pairs:
             apart.append(name)
             continue
         before, after = zip(*pairs, strict=True)
-        is_loss = "correct" not in before[0]
-        key = "loss" if is_loss else "correct"
-        values = [[sample[key] for sample in samples] for samples in (before, after)]
-        clusters = clusters_of(before)
-        if is_loss:
-            sizes = [sample["num_predicted_tokens"] for sample in before]
-            totals = ([v * n for v, n in zip(own, sizes, strict=True)] for own in values)
-            paired = statistics.paired_losses(*totals, sizes=sizes, clusters=clusters)
-        else:
-            paired = statistics.paired_accuracies(*values, clusters)
+        metric = deciding_metric(summaries) or LOSS
+        columns = compare_pair(metric, after, before)
         head = summaries[0]
-        found.append(Pair(head["config"], head["dataset"], is_loss, values[0] == values[1], paired))
+        identical = before == after
+        found.append(Pair(head["config"], head["dataset"], metric, identical, columns["paired"]))
     corrected, intervals = statistics.simultaneous_intervals([one.paired for one in found])
     return [
-        Pair(one.config, one.dataset, one.is_loss, one.identical, one.paired, p_value, ends)
+        replace(one, p_holm=p_value, interval=ends)
         for one, p_value, ends in zip(found, corrected, intervals, strict=True)
     ], apart
 
@@ -144,30 +137,38 @@ def _answers(folder):
 
 
 def _counts(pairs):
-    """A line a data set: how many experiments are better, worse, open and identical, and the mean change."""
-    datasets = dict.fromkeys(one.dataset for one in pairs)
-    width = max((len(f"{name} perplexity") for name in datasets), default=0)
+    """A line a data set and metric: how many are better, worse, open and identical, and the mean change."""
+    groups: dict[str, list[Pair]] = {}
+    for one in pairs:
+        of_dataset = one.metric.startswith(one.dataset)
+        name = one.metric if of_dataset else f"{one.dataset} {one.metric}"
+        groups.setdefault(name.replace("_", " "), []).append(one)
+    width = max(map(len, groups), default=0)
     yield f"  {'':{width}} {'better':>7} {'worse':>6} {'open':>5} {'identical':>10}   mean change"
-    for dataset in datasets:
-        own = [one for one in pairs if one.dataset == dataset]
-        counts = [sum(one.verdict == verdict for one in own) for verdict in VERDICTS]
-        mean = sum(one.paired.difference for one in own) / len(own)
-        name = f"{dataset} {'perplexity' if own[0].is_loss else 'accuracy'}"
-        better, worse, unclear, identical = counts
-        change = _number(mean, own[0].is_loss)
+    for name, own in groups.items():
+        better, worse, unclear, identical = (
+            sum(one.verdict == verdict for one in own) for verdict in VERDICTS
+        )
+        change = _number(sum(one.paired.difference for one in own) / len(own), own[0].metric)
         yield f"  {name:{width}} {better:>7} {worse:>6} {unclear:>5} {identical:>10}   {change}"
 
 
 def _change(one):
     low, high = one.interval
-    text = _number(one.paired.difference, one.is_loss)
+    text = _number(one.paired.difference, one.metric)
     if low is None or high is None:
         return text
-    return f"{text} ({_number(low, one.is_loss)} to {_number(high, one.is_loss)})"
+    return f"{text} ({_number(low, one.metric)} to {_number(high, one.metric)})"
 
 
-def _number(difference, is_loss):
-    """A difference: of a perplexity in percent, of an accuracy as it is."""
-    if not is_loss:
+def _number(difference, metric):
+    """A difference: of a perplexity in percent, of a loss or an accuracy as it is."""
+    if "perplexity" not in metric:
         return f"{difference:+z.3f}".replace("-", "−")
-    return f"{100 * math.expm1(min(difference, 700.0)):+z.1f} %".replace("-", "−")
+    return f"{percent_of(difference):+z.1f} %".replace("-", "−")
+
+
+def _summary(folder, name):
+    """An experiment's summary, with the harness's scores where they judge it."""
+    summary, judged = folder / f"logs/{name}.json", folder / f"metrics/{name}.json"
+    return with_harness_scores(read_json(summary), read_json(judged) if judged.exists() else {})

@@ -14,6 +14,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from adaptive_routing.analysis import contrasts
 from adaptive_routing.analysis import control_outcomes as controls
+from adaptive_routing.analysis.paired import percent_of
 from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL, lower_is_better
 from adaptive_routing.figures import layout, scales, style
 
@@ -337,7 +338,7 @@ def _division(by):
 def _unit(metric):
     """(axis label, function of the table's differences to its unit)."""
     if "perplexity" in metric:
-        return f"{metric.replace('_', ' ')}, change (%)", lambda nats: 100 * np.expm1(np.minimum(nats, 50.0))
+        return f"{metric.replace('_', ' ')}, change (%)", percent_of
     if metric == "loss":
         return "loss, difference (nats)", lambda nats: nats
     return "accuracy, difference (points)", lambda share: 100 * share

@@ -137,7 +137,7 @@ def _adaptive_or_fixed(study, margins):
 
 def _by_controls(study, margins):
     """Two cells: the answer of the comparison with controls, and its counts."""
-    outcomes = [one for one in controls.by_rule(study, contrasts.ANSWER) if not upper_bound(one)]
+    outcomes = [one for one in controls.by_rule(study, contrasts.ANSWER) if not upper_bound(study, one)]
     if not outcomes:
         return "not answered", "the rules compared look at later tokens and are only upper bounds"
     verdicts = {outcome.verdict for outcome in outcomes}

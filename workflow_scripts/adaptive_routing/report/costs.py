@@ -8,7 +8,8 @@ import numpy as np
 
 from adaptive_routing.analysis import control_outcomes as controls
 from adaptive_routing.analysis import recommendations as rules
-from adaptive_routing.analysis.contrasts import ANSWER
+from adaptive_routing.analysis.featured import featured
+from adaptive_routing.analysis.paired import percent_of
 from adaptive_routing.analysis.study import SIGNIFICANCE_LEVEL
 from adaptive_routing.report import words
 from adaptive_routing.report.same_compute import score_name
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from adaptive_routing.analysis.study import Study
 
 COST_HEADING = "What it costs"
-MOST_NATS = 50.0  # of a difference: exp of more is no percentage that anyone reads
 
 
 def cost_section(study: Study, decision: Decision, margins: QualityMargins) -> Iterator[str]:
@@ -58,9 +58,7 @@ def cost_at_a_glance(study: Study, margins: QualityMargins) -> Iterator[str]:
     decision = rules.decide(study, margins)
     roles = {config: list(own) for config, own in _shown(study, decision).items()}
     if controls.has_answer(study):
-        compared = set(controls.rows_of(study, ANSWER)["config"])
-        best = controls.best(study, compared - study.upper_bounds or compared, margins)
-        roles.setdefault(best, []).append("best against its control")
+        roles.setdefault(featured(study, margins), []).append("best against its control")
     config, _ = subject(study, decision, margins)
     if config is not None:
         roles.setdefault(config, [])
@@ -163,11 +161,8 @@ def _setting_effect(study, setting):
 def _change(rows):
     """A score's change over the values of the other setting, with the outermost ends of its intervals."""
     is_ratio = "perplexity" in rows["metric"].iloc[0]
-    unit, digits = (" %", "+z.1f") if is_ratio else ("", "+z.3f")
-    columns = [rows[name].astype(float) for name in ("difference", "ci_low", "ci_high")]
-    if is_ratio:
-        columns = [100 * np.expm1(column.clip(upper=MOST_NATS)) for column in columns]
-    values, lows, highs = columns
+    unit, digits, scale = (" %", "+z.1f", percent_of) if is_ratio else ("", "+z.3f", np.asarray)
+    values, lows, highs = (scale(rows[name].to_numpy(float)) for name in ("difference", "ci_low", "ci_high"))
     significant = int((rows["p_holm"].astype(float) < SIGNIFICANCE_LEVEL).sum())
     return (
         f"{score_name(rows.iloc[0])} by {words.span_of(values, digits)}{unit} (intervals within "

@@ -193,7 +193,7 @@ def _clusters(study, dataset, samples):
 
 
 def _repetitions(study):
-    """Which configurations ran the same computation."""
+    """Which configurations ran what another one did."""
     if not study.repetitions:
         return ""
     repeated = words.plural(sum(map(len, study.repetitions.values())), "configuration")
@@ -203,8 +203,8 @@ def _repetitions(study):
     ]
     more = words.more(list(study.repetitions), MOST_REPETITIONS)
     return (
-        f" {repeated} chose exactly what another of the study chose, because no token reached their max_k "
-        f"({'; '.join(examples)}{more}); every count below includes them."
+        f" {repeated} ran exactly what another of the study ran ({'; '.join(examples)}{more}), as where no "
+        "token reaches max_k; every count below includes them."
     )
 
 

@@ -573,7 +573,7 @@ function drawScale(data, texts, [low, high], scored) {
   const legend = !scored ? [nothing]
     : high > low ? [`${number(low, 1)}`, gradient, `${number(high, 1)} ${unit}`] : [`All alike: ${number(low, 1)} ${unit}.`];
   const hatched = state.shade === "gain" ? "Hatched: not scored, or without a fixed control." : "Hatched: not scored.";
-  if (scored && scored < texts.flat().length) legend.push(hatched);
+  if (state.shade !== "experts" && scored && scored < texts.flat().length) legend.push(hatched);
   element("scale").replaceChildren(...legend.map((one) => (typeof one === "string" ? build("span", { textContent: one }) : one)), cut);
 }
 

@@ -89,7 +89,7 @@ def draw(cell: Cell, study: Study) -> None:
     alone = only_rule(study)
     axes.set_xlabel(", ".join(grid_axis.counts_shown(study, not study.topk.empty)) + " (experts)")
     several = "α of BH, other rules" if study.alphas else "rule"
-    axes.set_ylabel("α (target false discovery rate)" if not study.others else alone or several)
+    axes.set_ylabel("α (level of BH)" if not study.others else alone or several)
     _ticks(axes.xaxis, columns, 12)
     _ticks(axes.yaxis, rows, int(axes.bbox.height * 72 / axes.figure.dpi / LINE))
     if not study.topk.empty and not study.beside_topk.empty:

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
+import torch
+
 from adaptive_routing.data.samples import check_vocabulary, read_prepared
 from adaptive_routing.evaluation.experiment import ExperimentFiles, run_experiment
 from adaptive_routing.model.description import read_model_info
@@ -21,9 +23,6 @@ if TYPE_CHECKING:
     from adaptive_routing.jobs.model_jobs.cache import Cache
     from adaptive_routing.jobs.version import CodeVersion
     from adaptive_routing.settings.load import RoutingLogSettings, RoutingSettings
-
-
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a number
 
 
 class ConfigurationRequest(TypedDict):
@@ -139,6 +138,7 @@ def _check_room(request, info, cache):
         new_tokens = settings.get("max_new_tokens", 0)
         lengths[dataset] = [one.num_inputs + new_tokens for one in samples]
     kept = {key: None if n == "all" else n for key, n in (request.get("routing_log") or {}).items()}
+    itemsize = getattr(torch, request["dtype"]).itemsize
     of_model = info["shapes"]["num_moe_layers"], info["shapes"]["num_experts"]
     logs, number, least, most = Path(request["outputs"]["tensors"]).parent, 0, 0.0, 0.0
     for name, one in planned:
@@ -146,7 +146,7 @@ def _check_room(request, info, cache):
             if (logs / f"{name}_{dataset}_internal_routing.safetensors").exists():
                 continue
             fewest_bytes, most_bytes = (
-                log_bytes(lengths[dataset], *of_model, n, _BYTES[request["dtype"]], one["p_values"], **kept)
+                log_bytes(lengths[dataset], *of_model, n, itemsize, one["p_values"], **kept)
                 for n in one["experts"]
             )
             number, least, most = number + 1, least + fewest_bytes, most + most_bytes
