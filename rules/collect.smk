@@ -69,6 +69,7 @@ TARGETS = {
     **STAGES,
     **{target: experiments_of(names) for target, names in by_strategy().items()},
     **{name: experiments_of([name]) + metrics_of([name]) for name in CONFIGURATIONS},
+    **dict.fromkeys(LEFT_OVER, []),  # they make nothing: see `print_answer`
 }
 
 for target, files in TARGETS.items():
@@ -111,3 +112,4 @@ def refuse_unknown_targets():
 
 if not IS_IMPORTED:
     refuse_unknown_targets()
+    refuse_beside_a_run()

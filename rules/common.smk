@@ -19,11 +19,16 @@ from adaptive_routing.jobs.fingerprint import FOLDER, code_fingerprint
 from adaptive_routing.jobs.script import tell_jobs
 from adaptive_routing.jobs.version import code_version
 from adaptive_routing.figures.panels import PANELS, TITLES, panel_module
-from adaptive_routing.system.errors import InputError
+from adaptive_routing.system.errors import InputError, OutputError
 from adaptive_routing.system.processes import children_import_from, identity
 from adaptive_routing.settings.configurations import CONTROL, DEFAULTS
 from adaptive_routing.settings.config_files import ConfigFileError, check_config_file
-from adaptive_routing.settings.left_over import left_over_sentence
+from adaptive_routing.settings.left_over import (
+    left_over,
+    left_over_list,
+    left_over_sentence,
+    remove,
+)
 from adaptive_routing.settings.load import (
     imported_config,
     load_settings,
@@ -362,6 +367,41 @@ def per_controlled_experiment(path, instead=lambda name: name):
     ]
 
 
+# What is left over
+
+# The targets that list and remove files that jobs made with other settings.
+LEFT_OVER = ("left_over", "remove_left_over")
+
+
+def files_of_study():
+    """Every file that a job of the whole study writes: results, logs and benchmarks."""
+    suffixes = list(map(null_suffix, NULLS_USED))
+    files = set()
+    for maker in workflow.rules:
+        written = [*maker.output, *maker.log, maker.benchmark]
+        for path in map(str, filter(None, written)):
+            files.update(
+                per_experiment(path)
+                if "{config}" in path
+                else expand(path, dataset=DATASETS, null=suffixes)
+            )
+    return files
+
+
+def refuse_beside_a_run():
+    """End with a sentence where what is left over is asked for while a run has locked the working directory.
+
+    That run may have other settings and need it. Snakemake itself would not mind, since no file is a target, and
+    would remove the other run's lock at the end.
+    """
+    asked = set(LEFT_OVER).intersection(sys.argv[1:])
+    if asked and any(Path(".snakemake/locks").glob("*.lock")):
+        sys.exit(
+            f"error: {asked.pop()} cannot be asked for while a run goes on in {Path.cwd()} (if one was killed "
+            "there, `snakemake --unlock` says so)"
+        )
+
+
 # Figures and report
 
 # Controls route as their configurations do, but for the numbers of experts.
@@ -545,15 +585,27 @@ def tell_what_is_planned():
 
 
 def print_answer():
-    """Print the report's main sentences, what is no longer of the study, and where the report is."""
+    """Print the report's main sentences and where the report is; list or remove what is left over, if asked to."""
+    covered = {job.rule.name for job in workflow.dag.jobs}
     summary = Path(results("bh_routing_summary.txt"))
-    covered = any(job.rule.name == "write_report" for job in workflow.dag.jobs)
-    if covered and summary.exists():
-        sentences = summary.read_text(encoding="utf-8")
-        experiments = set(per_experiment("{config}_{dataset}"))
-        left_over = left_over_sentence(RESULTS, experiments)
-        place = f"Report: {results('bh_routing_report.html')}"
-        print_last("\n".join(["", sentences, *filter(None, [left_over]), place]))
+    found, lines = left_over(RESULTS, files_of_study()), []
+    if covered.intersection(LEFT_OVER):
+        lines = ["", left_over_list(RESULTS, found)]
+        if found and "remove_left_over" in covered:
+            try:
+                lines.append(remove(found))
+            except OutputError as error:
+                sys.exit(f"error: {error}")
+        elif found:
+            lines.append("The target remove_left_over removes them.")
+    if "write_report" in covered and summary.exists():
+        lines += ["", *summary.read_text(encoding="utf-8").splitlines(), ""]
+        if found and not covered.intersection(LEFT_OVER):
+            sentence = left_over_sentence(RESULTS, found)
+            lines.append(f"{sentence} The target left_over lists them.")
+        lines.append(f"Report: {results('bh_routing_report.html')}")
+    if lines:
+        print_last("\n".join(lines))
 
 
 def print_how_to_go_on():

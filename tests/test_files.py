@@ -14,38 +14,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from adaptive_routing.jobs.script import job
-from adaptive_routing.settings.left_over import left_over, left_over_sentence
 from adaptive_routing.system.errors import InputError, OutputError
 from adaptive_routing.system.files import atomic_path
 from adaptive_routing.system.json_files import read_json, to_json, write_json
 from adaptive_routing.system.processes import identity
-
-
-def test_what_is_left_of_a_larger_grid_is_named(tmp_path):
-    study = {"8experts_bh_a030_lambada", "8experts_bh_a030_my_data"}
-    for name in (*study, "16experts_bh_a030_lambada", "16experts_bh_a030_wikitext"):
-        for path in (
-            f"logs/{name}.json",
-            f"logs/{name}_internal_routing.safetensors",
-            f"atlas/{name}.safetensors",
-        ):
-            (tmp_path / path).parent.mkdir(exist_ok=True)
-            (tmp_path / path).write_bytes(b"x")
-    (tmp_path / "logs/.tmp_32experts_bh_a030_lambada.json").touch()
-    found = left_over(tmp_path, study)
-    assert list(found) == ["16experts_bh_a030_lambada", "16experts_bh_a030_wikitext"]
-    assert {path.name for path in found["16experts_bh_a030_lambada"]} == {
-        "16experts_bh_a030_lambada.json",
-        "16experts_bh_a030_lambada_internal_routing.safetensors",
-        "16experts_bh_a030_lambada.safetensors",
-    }
-    sentence = left_over_sentence(tmp_path, study)
-    assert "6 files (0.0 GB) of 2 experiments that no configuration of the settings needs" in sentence
-    # Snakemake lists nothing outside its working directory.
-    assert sentence.endswith("16experts_bh_a030_wikitext. They are in its folders logs, metrics, atlas.")
-    assert (
-        left_over_sentence(tmp_path, study | set(found)) == left_over_sentence(tmp_path / "new", study) == ""
-    )
 
 
 def test_a_file_gets_its_name_only_when_whole(tmp_path):

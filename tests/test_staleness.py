@@ -155,7 +155,7 @@ AFTER_EDIT = {
     "settings/config_files": NOTHING,
     "settings/__init__": jobs(experiments=EXPERIMENTS),
     "settings/configurations": jobs(experiments=EXPERIMENTS),
-    "settings/left_over": REPORT,
+    "settings/left_over": NOTHING,
     "system/__init__": EVERYTHING,
     "system/content": NOTHING,
     "system/cores": NOTHING,

@@ -65,7 +65,7 @@ def test_an_unknown_name_is_answered_with_the_names_there_are(study, target, mea
     listed = said.removeprefix(asked).removesuffix(", and every file that a rule makes")
     names = listed.replace(" and ", ", ").split(", ")
     stages = ["all", "experiments", "metrics", "tables", "figures", "report", "baselines", "bh"]
-    assert names == stages + [one.name for one in grid(GRID)]
+    assert names == [*stages, *(one.name for one in grid(GRID)), "left_over", "remove_left_over"]
 
 
 def test_config_holds_the_settings_alone(tmp_path, monkeypatch):

@@ -5,12 +5,10 @@ from pathlib import Path
 from adaptive_routing.analysis.difficulty import LEVEL_COLUMNS, TREND_COLUMNS
 from adaptive_routing.analysis.study import read_study_inputs, read_table
 from adaptive_routing.jobs.script import job
-from adaptive_routing.report import words
 from adaptive_routing.report.html import to_html
 from adaptive_routing.report.markdown import plain_main_sentences, write_markdown
 from adaptive_routing.report.model_card import report_note
 from adaptive_routing.report.null_check import CHECK_COLUMNS
-from adaptive_routing.settings.left_over import left_over_sentence
 from adaptive_routing.system.files import atomic_path, blaming
 from adaptive_routing.system.json_files import read_json
 
@@ -48,7 +46,6 @@ with job(snakemake):
             },
             null_checks=checks,
             model_note=report_note(getattr(inputs, "card", None)),
-            left_over=left_over_sentence(folder, {Path(path).stem for path in inputs.summaries}, words.code),
         )
     with atomic_path(output.markdown) as temporary:
         temporary.write_text(text, encoding="utf-8")

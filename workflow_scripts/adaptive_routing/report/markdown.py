@@ -71,7 +71,6 @@ def write_markdown(
     control_figures: Mapping[str, Path | str] | None = None,
     null_checks: NullChecks | None = None,
     model_note: str | None = None,
-    left_over: str = "",
 ) -> str:
     """Return the report as Markdown.
 
@@ -80,7 +79,7 @@ def write_markdown(
     relative to `folder`, where the report is written. difficulty: see `difficulty_section`. atlas: path
     of the routing atlas, linked in the same way, as are `control_figures`, the paths of the figures
     `same_compute`, `decomposition` and `where`. null_checks: see `null_check_section`;
-    model_note: what the model's card says that a report must tell; left_over: see `gap_section`.
+    model_note: what the model's card says that a report must tell.
     """
     beside = {name: quote(os.path.relpath(path, folder)) for name, path in (control_figures or {}).items()}
     figure, *panels = (quote(os.path.relpath(path, folder)) for path in (figure, *panels))
@@ -99,7 +98,7 @@ def write_markdown(
         _setting(study, summaries),
         *(() if warned else answer_sections(study, margins, beside, null_check)),
         "### Missing, skipped and shortened",
-        *gap_section(study, summaries, left_over),
+        *gap_section(study, summaries),
         "## Panels",
         f"All nine on one page: [{Path(figure).name}]({figure}).",
         _atlas(study, margins, atlas, folder),

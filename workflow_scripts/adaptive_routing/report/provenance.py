@@ -83,11 +83,8 @@ def _code_version(code):
     return f"{code['version']}{commit}{', with local changes' if code['local_changes'] else ''}"
 
 
-def gap_section(study: Study, summaries: Sequence[Summary], left_over: str = "") -> Iterator[str]:
-    """Yield what is missing, skipped or truncated, as a list.
-
-    left_over: Markdown on what the results folder holds besides the study, if anything.
-    """
+def gap_section(study: Study, summaries: Sequence[Summary]) -> Iterator[str]:
+    """Yield what is missing, skipped or truncated, as a list."""
     items = []
     missing = rules.missing_experiments(study)
     if missing:
@@ -124,10 +121,8 @@ def gap_section(study: Study, summaries: Sequence[Summary], left_over: str = "")
             items.append(f"No {name}: it needs a second pass, and none was run.")
     if not items:
         yield "Nothing: every configuration ran on every requested sample of every data set, none truncated."
-    if left_over:
-        items.append(f"Left over: {left_over}")
-    if items:
-        yield "\n".join(f"- {item}" for item in items)
+        return
+    yield "\n".join(f"- {item}" for item in items)
 
 
 def _small_by_nature(summary):

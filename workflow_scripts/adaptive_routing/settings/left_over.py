@@ -1,62 +1,76 @@
-"""Files of experiments that a study had before and no longer has, as after its grid became smaller."""
+"""Files that jobs made with other settings, as of a grid that was larger: listed, and removed on request."""
 
 from __future__ import annotations
 
-import shlex
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+from adaptive_routing.system.disk import in_words
+from adaptive_routing.system.errors import OutputError
 
-FOLDERS = ("logs", "metrics", "atlas")  # each file begins with its experiment, {config}_{dataset}
-LOG = "_internal_routing"
-MOST_NAMED = 4
+# What jobs make with some settings and not with others. Nothing else in the folder is listed or removed.
+MADE = (
+    "datasets/*.json",
+    "calibration/null_*",
+    "logs/*experts_*",
+    "metrics/*experts_*",
+    "atlas/*experts_*",
+    "bh_routing_*.csv",
+    "bh_routing_*.json",
+    "visualizations/same_compute.*",
+    "visualizations/decomposition.*",
+    "visualizations/where.*",
+    "visualizations/experts_by_difficulty.*",
+    "job_logs/*/*.log",
+    "job_logs/*_null_*.log",
+    "job_logs/plot_*.log",
+    "job_logs/tabulate_*.log",
+    "benchmarks/*.tsv",
+    "benchmarks/*/*.tsv",
+)
+TEMPORARY = ".tmp_"  # how the name of a file begins that a killed job left half-written
 
 
-def left_over(results: Path | str, experiments: Collection[str]) -> dict[str, list[Path]]:
-    """Find the files of experiments that are not of the study: {experiment: its files}, by name.
+def left_over(results: Path | str, needed: Collection[str]) -> dict[Path, int]:
+    """Find what jobs made in the results folder and the settings do not need: {path: bytes}, by path.
 
-    experiments: those of the study, {config}_{dataset}. Nothing is deleted.
+    needed: every path that a job of the study writes.
     """
-    found: dict[str, list[Path]] = {}
-    for folder in FOLDERS:
-        for path in sorted(Path(results, folder).glob("*")):
-            experiment = path.stem.removesuffix(LOG)
-            if experiment not in experiments and not path.name.startswith("."):
-                found.setdefault(experiment, []).append(path)
-    return dict(sorted(found.items()))
+    paths = {path for pattern in MADE for path in Path(results).glob(pattern)}
+    return {
+        path: path.lstat().st_size
+        for path in sorted(paths)
+        if path.is_file() and path.with_name(path.name.removeprefix(TEMPORARY)).as_posix() not in needed
+    }
 
 
-def left_over_sentence(
-    results: Path | str, experiments: Collection[str], shown: Callable[[str], str] = str
-) -> str:
-    """Say what is left over, how large it is and how to remove it; an empty text where there is nothing.
+def left_over_sentence(results: Path | str, found: Mapping[Path, int]) -> str:
+    """Say how much is left over."""
+    return f"{results} also holds {_amount(found)} that no configuration of the settings needs."
 
-    shown: how a name is written. Commands stand between backticks.
-    """
-    found = left_over(results, experiments)
+
+def left_over_list(results: Path | str, found: Mapping[Path, int]) -> str:
+    """List what is left over, with sizes, and the sum in a last line."""
     if not found:
-        return ""
-    paths = [path for own in found.values() for path in own]
-    size = sum(path.stat().st_size for path in paths) / 1e9
-    named = ", ".join(map(shown, list(found)[:MOST_NAMED]))
-    more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
-    files = "1 file" if len(paths) == 1 else f"{len(paths)} files"
-    noun = "experiment" if len(found) == 1 else "experiments"
-    return (
-        f"{shown(str(results))} also holds {files} ({size:.1f} GB) of {len(found)} {noun} that no "
-        f"configuration of the settings needs any more: {named}{more}. "
-        + _how_to_remove(Path(results).resolve())
-    )
+        return f"{results} holds nothing that the settings do not need."
+    lines = [f"{in_words(size):>10}  {path}" for path, size in found.items()]
+    return "\n".join([*lines, left_over_sentence(results, found)])
 
 
-def _how_to_remove(folder):
-    """How to list and remove the files by hand: Snakemake lists those below its working directory."""
-    if not folder.is_relative_to(Path.cwd()):
-        return f"They are in its folders {', '.join(FOLDERS)}."
-    pattern = f"^{folder.relative_to(Path.cwd()).as_posix()}/({'|'.join(FOLDERS)})/"
-    return (
-        "To list them, end this study's command with "
-        f"`--list-untracked | grep -E {shlex.quote(pattern)}`; to remove them, add `| xargs -d '\\n' rm`."
-    )
+def remove(found: Mapping[Path, int]) -> str:
+    """Remove what is left over; returns a sentence on what was removed.
+
+    Raises:
+        OutputError: a file cannot be removed; those after it are still there.
+    """
+    for path in found:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(f"{path} cannot be removed: {error.strerror}") from error
+    return f"Removed {_amount(found)}."
+
+
+def _amount(found):
+    files = "1 file" if len(found) == 1 else f"{len(found)} files"
+    return f"{files} ({in_words(sum(found.values()))})"
