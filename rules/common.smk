@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from snakemake.io import strip_wildcard_constraints
 from snakemake.logging import logger
 
 # The workflow's own folder, also where another workflow imports it as a module. This file is in rules/.
@@ -379,7 +380,7 @@ def files_of_study():
     files = set()
     for maker in workflow.rules:
         written = [*maker.output, *maker.log, maker.benchmark]
-        for path in map(str, filter(None, written)):
+        for path in map(strip_wildcard_constraints, filter(None, written)):
             files.update(
                 per_experiment(path)
                 if "{config}" in path

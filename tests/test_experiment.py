@@ -72,6 +72,22 @@ def run(
 def validate(name, content):
     schema = json.loads((ROOT / f"schemas/{name}.schema.json").read_text())
     jsonschema.validators.validator_for(schema)(schema).validate(content)
+    assert not undescribed(content, schema)
+
+
+def undescribed(value, node, place=""):
+    """The keys of a JSON value that its schema says nothing of, where it describes others beside them."""
+    if isinstance(value, list):
+        return {key for one in value for key in undescribed(one, node.get("items", {}), f"{place}[]")}
+    if not isinstance(value, dict) or "properties" not in node:
+        return set()
+    found, known = set(), node["properties"]
+    for key, child in value.items():
+        if key in known:
+            found |= undescribed(child, known[key], f"{place}.{key}")
+        elif not isinstance(node.get("additionalProperties"), dict):
+            found.add(f"{place}.{key}")
+    return found
 
 
 CASES = [

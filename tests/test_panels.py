@@ -384,6 +384,17 @@ def test_heat_map_writes_every_change_with_its_sign(full):
         assert written[place] == f"{value:+z.1f}{star}".replace("-", "−")
 
 
+@pytest.mark.parametrize("columns", [1, 4, 8])
+def test_what_a_cell_of_the_heat_map_says_lies_within_it(columns):
+    counts = (8, 2, 4, 12, 16, 24, 32, 48)[:columns]
+    study = results_tables.study(effect=lambda *_: (3.0, 0.1, 0.001), max_ks=counts, ks=counts)
+    axes = next(axes for axes in draw_figure(study).axes if axes.get_ylabel() == "α (level of BH)")
+    cells = {cell for cell, _, _ in texts_of(axes.figure)} & {text.get_text() for text in axes.texts}
+    assert any(cell.startswith("+27") for cell in cells)
+    width = axes.bbox.width / columns
+    assert all(text.get_window_extent().width < width for text in axes.texts)
+
+
 @pytest.mark.parametrize(
     "better, words",
     [(0, "none of them lies below"), (1, "one of them lies below"), (2, "2 of them lie below")],

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from adaptive_routing.figures.layout import Cell
 
 TITLE = f"4  {TITLES['4_alpha_max_k_heatmap']}"
-MOST_WRITTEN = 22, 9  # rows, columns: with more there is no room for numbers
+MOST_WRITTEN = 22, 8  # rows, columns: with more there is no room for numbers
 MOST_WITH_INTERVAL = 6, 5
 LINE = 6.8  # points that the name of a row takes
+CHARACTER = 0.66  # the width of a digit and of most signs, in font sizes
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,8 @@ def _ticks(axis, names, most):
 
 
 def _write(axes, cells, values, changes, colours, norm, intervals, baseline):
+    room = axes.bbox.width * 72 / axes.figure.dpi / values.shape[1]
+    narrow = room < len("+10.0*") * CHARACTER * style.SMALL
     for config, (i, j) in cells.items():
         if np.isnan(values[i, j]):
             continue
@@ -203,7 +206,9 @@ def _write(axes, cells, values, changes, colours, norm, intervals, baseline):
         star = "*" if config in changes.starred else ""
         ends = changes.low.get(config, np.nan), changes.high.get(config, np.nan)
         both = intervals and np.isfinite(ends).all()
-        text = _signed(values[i, j], 1) if changes.from_baseline else f"{values[i, j]:.3g}"
+        text = (
+            _signed(values[i, j], 10 if narrow else 100) if changes.from_baseline else f"{values[i, j]:.3g}"
+        )
         text = text if config != baseline else "0"
         axes.text(
             j, i + (0.17 if both else 0), f"{text}{star}", ha="center", va="center_baseline", color=ink,
@@ -221,8 +226,9 @@ def _interval_text(low, high):
     return f"{low:z.{digits}f} to {high:z.{digits}f}".replace("-", "−")
 
 
-def _signed(value, digits):
-    return f"{value:+z.{digits if abs(value) < 100 else 0}f}".replace("-", "−")
+def _signed(value, whole_from):
+    """A change with one decimal, from a size on without."""
+    return f"{value:+z.{1 if abs(value) < whole_from else 0}f}".replace("-", "−")
 
 
 def _colour_bar(cell, axes, image, scaled, changes):
