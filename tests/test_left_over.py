@@ -65,7 +65,7 @@ def files(study):
 
 @pytest.fixture
 def shrunk(tmp_path):
-    """A study that had been larger, in the folder that holds all that it made then; and what of it is left over."""
+    """A study that had been larger, in a folder with all that it made then; and what of that is left over."""
     large = outputs(StudyFolder(tmp_path / "study", **LARGE))
     study = StudyFolder(tmp_path / "study", **SMALL)
     small = outputs(study)
