@@ -270,6 +270,39 @@ def test_weights_that_shrink_the_output_are_warned_of():
         assert "renormalised" not in "".join(warning_section(study, summaries(**routing)))
 
 
+def repeating(study, *configs):
+    """The study in which all configurations ran what the first one did."""
+    first = study.experiments[study.experiments["config"] == configs[0]]
+    ran = first.drop(columns=["config", "strategy", "k_or_max_k", "alpha"]).set_index("dataset")
+    rows = study.experiments.set_index("dataset")
+    for config in configs[1:]:
+        rows.loc[rows["config"] == config, ran.columns] = ran
+    return replace(study, experiments=rows.reset_index())
+
+
+def test_what_ran_twice_counts_once():
+    study = study_of(USEFUL)
+    assert study.repetitions == {} and study.repeated == set()
+    first, *others = (f"{max_k}experts_bh_a030" for max_k in (8, 16, 32))
+    study = repeating(study, first, *others)
+    assert study.repetitions == {first: others} and study.repeated == set(others)
+    answer, why, verdict, *_ = main_sentences(study, MARGINS)
+    assert "all 14 BH configurations are significantly better" in answer
+    assert "(significant in all 14)" in why
+    assert " of 14 BH configurations " in verdict or " all 14 BH configurations " in verdict
+    assert others[0] in set(study.adaptive["config"])  # tables and figures show it
+
+    other = study.experiments["config"] == others[0]
+    study.experiments.loc[other, "avg_experts"] += 1e-9
+    assert replace(study).repetitions == {first: others[1:]}
+
+
+def test_equal_numbers_of_different_rules_are_no_repetition():
+    study = control_tables.renamed(results_tables.tables(), {"bh_a030": ("minp_p030", "minp")})
+    study = repeating(study, "8experts_bh_a040", "8experts_minp_p030", "8experts_topk_baseline")
+    assert study.repetitions == {}
+
+
 def test_few_clusters_and_a_saturated_data_set_are_warned_of():
     study = study_of(USEFUL)
     assert "cluster" not in "".join(warning_section(study, summaries()))
@@ -289,8 +322,6 @@ def test_a_models_card_can_hold_a_note(tmp_path):
         assert report_note(card) is None
     card.write_text("---\nreport_note: >-\n  trained\n  so\nlicense: mit\n---\n# A model\n")
     assert report_note(card) == "trained so"
-    warned = "".join(warning_section(study_of(USEFUL), summaries(), "trained so"))
-    assert "About the model: trained so" in warned
 
 
 @pytest.mark.parametrize("name", ["BH", "one configuration", "min-p", "many rules", "without top-k"])

@@ -122,6 +122,15 @@ def test_text_that_no_file_can_hold(tmp_path, name):
     assert str(error.value) == f"model.name is {name!r}, but must hold no half of a character"
 
 
+@pytest.mark.parametrize(("name", "found"), [("models/m</Script>", "</Script"), ("a<!--b", "<!--")])
+def test_a_path_that_would_break_snakemakes_report(tmp_path, name, found):
+    with pytest.raises(InputError) as error:
+        load_settings(merged({"datasets": {"wikitext": {"source": name}}}), tmp_path)
+    assert str(error.value) == (
+        f"datasets.wikitext.source is '{name}', but must not hold {found}: it breaks Snakemake's report"
+    )
+
+
 @pytest.mark.parametrize(
     ("written", "meant"),
     [

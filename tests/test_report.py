@@ -971,6 +971,61 @@ def test_a_perplexity_that_grows_tenfold_is_a_multiple_not_a_percentage(images):
     assert row_of(costs, "8experts_bh_a030")["wikitext token perplexity"].startswith("170 times ▼<br>(")
 
 
+def setting_of(study, images):
+    """The paragraph on what was run."""
+    (found,) = [part for part in report(study, images).split("\n\n") if part.startswith("Model ")]
+    return found
+
+
+def test_clusters_are_told_where_samples_are_not_independent(images):
+    study = study_of(TIES)
+    samples = "wikitext (200 samples), lambada (200 samples) and hellaswag (200 samples)"
+    assert samples.replace(" and", ",") in setting_of(study, images)
+    clusters = study.comparisons["dataset"].map({"wikitext": 40, "lambada": 1, "hellaswag": 200})
+    said = setting_of(replace(study, comparisons=study.comparisons.assign(clusters=clusters)), images)
+    assert "wikitext (200 samples in 40 clusters), lambada (200 samples in 1 cluster), hellaswag (200" in said
+
+
+def test_of_two_perplexities_the_score_is_named(images):
+    said = setting_of(study_of(TIES), images)
+    assert (
+        "The score of wikitext is token perplexity" in said and "`perplexity`, the metric of panel 1" in said
+    )
+    assert "is token perplexity" not in setting_of(study_of(TIES, documents=True), images)
+    assert "is token perplexity" not in setting_of(study_of(TIES, datasets=("lambada",)), images)
+
+
+def test_configurations_that_ran_the_same_are_named(images):
+    study = study_of(TIES)
+    assert "ran exactly what" not in setting_of(study, images)
+    first = study.experiments["config"] == "8experts_bh_a030"
+    for config in ("16experts_bh_a030", "32experts_bh_a030"):
+        same = study.experiments["config"] == config
+        for column in set(study.experiments) - {"config", "k_or_max_k"}:
+            study.experiments.loc[same, column] = study.experiments.loc[first, column].to_numpy()
+    said = setting_of(replace(study), images)
+    assert (
+        "2 configurations ran exactly what another of the study ran (`16experts_bh_a030` and "
+        "`32experts_bh_a030` as `8experts_bh_a030`)"
+    ) in said
+
+
+def test_a_models_note_stands_above_the_answers(images):
+    study = study_of(TIES)
+    panels = [images / f"{panel}.png" for panel in PANELS]
+    text = write_markdown(
+        study, [summary()], SETTINGS, images / "page.png", panels, images.parent, model_note="it is small"
+    )
+    assert text.index("\n\n**About the model:** it is small\n\n") < text.index("## Answers")
+    assert "About the model" not in report(study, images)
+
+
+def test_the_two_figures_for_flops_are_told_apart(images):
+    text = folded(report(study_of(TIES), images), "Compute and speed")
+    assert "FLOPs saved, f = 0.6 (%)" in text and "FLOPs saved, exact (%)" in text
+    assert "“f = 0.6” takes the cost of k among E experts as 0.6 · k/E + 0.4 in every model" in text
+
+
 def test_counts_are_written_as_a_reader_would():
     assert [words.of(*counts) for counts in ((16, 16), (2, 2), (3, 16), (1, 1))] == [
         "all 16",

@@ -103,8 +103,8 @@ class Study:
 
     @property
     def candidates(self) -> pd.DataFrame:
-        """The rows of `adaptive` that can be used: without `upper_bounds`."""
-        return self.adaptive[~self.adaptive["config"].isin(self.upper_bounds)]
+        """The rows of `adaptive` that can be used, each once: without `upper_bounds` and `repeated`."""
+        return self.adaptive[~self.adaptive["config"].isin(self.upper_bounds | self.repeated)]
 
     def family(self, config: str) -> str:
         """The rule that a configuration belongs to: `configurations.family`."""
@@ -117,8 +117,11 @@ class Study:
 
     @cached_property
     def answers(self) -> pd.DataFrame:
-        """The rows of `same_compute` whose metric decides on their data set; `contrast` tells of what."""
-        rows = self.same_compute
+        """The rows of `same_compute` whose metric decides on their data set; `contrast` tells of what.
+
+        Without those of `repeated`: what ran twice counts once.
+        """
+        rows = self.same_compute[~self.same_compute["config"].isin(self.repeated)]
         return rows[rows["deciding"].astype(bool)] if "deciding" in rows else rows
 
     @cached_property
@@ -203,6 +206,11 @@ class Study:
             values = table.loc[config].reindex(self.datasets).to_numpy(float)
             found.setdefault((self.family(config), values.tobytes()), []).append(config)
         return {first: others for first, *others in found.values() if others}
+
+    @cached_property
+    def repeated(self) -> set[str]:
+        """The configurations that repeat another one: all of `repetitions` but the first of each group."""
+        return {config for others in self.repetitions.values() for config in others}
 
     @property
     def perplexity(self) -> str | None:

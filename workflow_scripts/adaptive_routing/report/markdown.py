@@ -90,11 +90,12 @@ def write_markdown(
     picture = beside.pop("same_compute", None) or panels[PANELS.index(ANSWERING)]
     sections = [
         f"# {_title(study)}",
+        f"**About the model:** {words.escaped(model_note)}" if model_note else "",
         "## Answers",
         "\n".join(f"{i}. {sentence}" for i, sentence in enumerate(sentences, start=1)),
         "" if warned else f"![The answer as a picture]({picture})",
         *(() if warned else cost_at_a_glance(study, margins)),
-        *warning_section(study, summaries, model_note),
+        *warning_section(study, summaries),
         _setting(study, summaries),
         *(() if warned else answer_sections(study, margins, beside, null_check)),
         "### Missing, skipped and shortened",
@@ -203,7 +204,7 @@ def _repetitions(study):
     more = words.more(list(study.repetitions), MOST_REPETITIONS)
     return (
         f" {repeated} ran exactly what another of the study ran ({'; '.join(examples)}{more}), as where no "
-        "token reaches max_k; every count below includes them."
+        "token reaches max_k. Answers and counts are of the others; tables and figures show them too."
     )
 
 

@@ -41,6 +41,11 @@ EFFICIENCY = (
     ("tokens_per_second", "tokens/s", ",.0f"),
     ("latency_ms_per_token", "latency (ms/token)", ".3f"),
 )
+TWO_FLOPS = (
+    "The two columns of FLOPs saved count differently. “f = 0.6” takes the cost of k among E experts as "
+    "0.6 · k/E + 0.4 in every model, which hardly depends on k where E is large; “exact” counts the matrix "
+    "products of this model's shapes."
+)
 COUNTS = (
     ("std_experts", "standard deviation", ".2f"),
     ("min_experts", "smallest", ".0f"),
@@ -94,7 +99,10 @@ def table_sections(study: Study) -> Iterator[str]:
     yield "### All metrics"
     for summary, columns in complete:
         if columns:
-            yield words.folded(summary, _table(study, columns))
+            note = (
+                f"\n\n{TWO_FLOPS}" if columns is EFFICIENCY and study.has("flops_reduction_exact_pct") else ""
+            )
+            yield words.folded(summary, _table(study, columns) + note)
     tests = [
         words.folded(_summary_of_tests(study, dataset, rows), _test_table(study, dataset, rows))
         for dataset in study.datasets

@@ -15,13 +15,9 @@ if TYPE_CHECKING:
     from adaptive_routing.evaluation.experiment import Summary
 
 
-def warning_section(study: Study, summaries: Sequence[Summary], note: str | None = None) -> Iterator[str]:
-    """Yield a list of warnings; nothing where there are none.
-
-    note: what the model's card says a report must tell (`model_card.report_note`).
-    """
-    found = [*_warnings(study, summaries), *([f"About the model: {words.escaped(note)}"] if note else [])]
-    if found:
+def warning_section(study: Study, summaries: Sequence[Summary]) -> Iterator[str]:
+    """Yield a list of warnings; nothing where there are none."""
+    if found := list(_warnings(study, summaries)):
         yield "\n".join(f"- **Note.** {words.capitalized(sentence)}" for sentence in found)
 
 

@@ -8,6 +8,7 @@ import difflib
 import functools
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal, InvalidOperation
@@ -21,6 +22,8 @@ from adaptive_routing.system.errors import InputError
 
 # No setting needs more, and files and libraries keep whole numbers in so many bits.
 LARGEST = 2**31 - 1
+# Snakemake's report holds paths in a script, as they are. There these end it, or keep its end from being one.
+UNREPORTABLE = re.compile("</script|<!--", re.IGNORECASE)
 SCHEMA = Path(__file__).parents[3] / "schemas" / "config.schema.yaml"
 
 
@@ -179,7 +182,7 @@ def _typed_leaf(value, types):
 
 
 def _refuse_unwritable(value, path):
-    """Raise InputError where a whole number is larger than any setting can use, or a text is no UTF-8."""
+    """Raise InputError where a number is larger than any setting can use, or a text cannot be written."""
     if isinstance(value, Mapping):
         for key, child in value.items():
             _refuse_unwritable(child, (*path, key))
@@ -188,6 +191,10 @@ def _refuse_unwritable(value, path):
             _refuse_unwritable(child, (*path, index))
     elif isinstance(value, str) and any(unicodedata.category(character) == "Cs" for character in value):
         raise InputError(f"{_dotted(path)} is {shown(value)}, but must hold no half of a character")
+    elif isinstance(value, str) and (found := UNREPORTABLE.search(value)):
+        raise InputError(
+            f"{_dotted(path)} is {shown(value)}, but must not hold {found[0]}: it breaks Snakemake's report"
+        )
     elif isinstance(value, int) and abs(value) > LARGEST:
         try:
             found = shown(value)
