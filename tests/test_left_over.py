@@ -84,7 +84,7 @@ def test_what_is_left_over_is_listed_and_then_removed(shrunk):
     before = files(study)
     said = study.snakemake("left_over").stdout
     assert re.findall(r"^ +1 kB  (\S.*)$", said, re.MULTILINE) == sorted(left_over)
-    amount = f"{len(left_over)} files ({len(left_over) / 1000:.1f} MB)"
+    amount = f"{len(left_over)} files ({len(left_over)} kB)"
     assert f"results also holds {amount} that no configuration of the settings needs." in said
     study.snakemake("remove_left_over", "--dry-run")
     assert files(study) == before

@@ -235,7 +235,6 @@ def test_a_malformed_row_fails_its_data_set_with_one_sentence(tmp_path):
     assert "label is '7'" in folder.results("job_logs", "prepare_dataset", "hellaswag.log").read_text()
 
 
-@pytest.mark.skipif(not REAL_DATA.exists(), reason="the real rows are not here")
 def test_whole_documents_and_prompts(tmp_path):
     """Both protocols beside the usual one: their scores reach the tables, the figure and the report."""
     folder = StudyFolder(
@@ -277,6 +276,7 @@ def test_more_new_tokens_than_the_model_reads_is_one_sentence(tmp_path):
     assert "error: datasets.prompts.max_new_tokens is 511, but the model reads at most 512" in done.stderr
 
 
+@pytest.mark.skipif(not REAL_DATA.exists(), reason="the real rows are not here")
 def test_the_real_rows_and_the_real_null_distributions_run(tmp_path):
     folder = StudyFolder(
         tmp_path / "real",
