@@ -20,6 +20,7 @@ from adaptive_routing.jobs.fingerprint import FOLDER, code_fingerprint
 from adaptive_routing.jobs.script import tell_jobs
 from adaptive_routing.jobs.version import code_version
 from adaptive_routing.figures.panels import PANELS, TITLES, panel_module
+from adaptive_routing.routing_log.json_file import COMPRESSED
 from adaptive_routing.system.errors import InputError, OutputError
 from adaptive_routing.system.processes import children_import_from, identity
 from adaptive_routing.settings.configurations import CONTROL, DEFAULTS
@@ -260,6 +261,11 @@ def null_distribution_source(wildcards):
         if table
         else {"router_logits": rules.collect_router_logits.output[0]}
     )
+
+
+# What a routing log keeps, and how the name of its JSON ends.
+KEPT_IN_LOGS = dict(SETTINGS["routing_log"])
+JSON_ENDING = COMPRESSED if KEPT_IN_LOGS.pop("json_compression") == "zstd" else ""
 
 
 def experiment_null_distribution(wildcards):

@@ -9,7 +9,9 @@ rule run_experiment:
         dataset=rules.prepare_dataset.output[0],
     output:
         summary=results("logs/{config}_{dataset}.json"),
-        internal_routing=results("logs/{config}_{dataset}_internal_routing.json"),
+        internal_routing=results(
+            "logs/{config}_{dataset}_internal_routing.json" + JSON_ENDING
+        ),
         tensors=results("logs/{config}_{dataset}_internal_routing.safetensors"),
     log:
         job_log("run_experiment/{config}_{dataset}"),
@@ -27,7 +29,7 @@ rule run_experiment:
         control=experiment_control,
         dtype=SETTINGS["model"]["dtype"],
         second_pass_samples=SETTINGS["evaluation"]["second_pass_samples"],
-        routing_log=SETTINGS["routing_log"],
+        routing_log=KEPT_IN_LOGS,
         code=experiment_code,
     script:
         "../workflow_scripts/run_experiment.py"

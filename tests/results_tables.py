@@ -38,7 +38,12 @@ def tables(
     for config, strategy, k, alpha in grid:
         head = {"config": config, "strategy": strategy, "k_or_max_k": k, "alpha": alpha, "num_experts": 64}
         head |= PLAIN
-        wanted = k if strategy == "topk" else max(1.0, min(0.85 * k, 1.1 + 16 * alpha**1.5 * (1 + k / 60)))
+        # Nearly all that it may, where max_k is small: no two configurations are alike.
+        wanted = (
+            k
+            if strategy == "topk"
+            else max(1.0, min((0.8 + alpha / 10) * k, 1.1 + 16 * alpha**1.5 * (1 + k / 60)))
+        )
         rows = []
         for i, dataset in enumerate(datasets):
             experts = wanted if strategy == "topk" else wanted * (1 + 0.06 * (i - 1))

@@ -19,6 +19,7 @@ from adaptive_routing.compare.summary import paired_experiments
 from adaptive_routing.data.samples import prepared_to_json
 from adaptive_routing.evaluation.calibration import save_router_logits
 from adaptive_routing.null_distribution.check import check, save_check
+from adaptive_routing.routing_log.json_file import open_to_write
 from adaptive_routing.system.json_files import read_json, write_json
 from adaptive_routing.system.tensor_files import TensorFile
 from conftest import ROOT, normal_null_distribution
@@ -473,6 +474,20 @@ def test_paired_differences_are_those_of_the_tests(results, other):
     sizes = [one["num_predicted_tokens"] for one in read_json(other / path)["samples"]]
     assert changed.paired.difference == pytest.approx(np.average(noise, weights=sizes))
     assert changed.p_holm == min(1.0, 2 * changed.paired.p_value)
+
+
+def test_a_compressed_log_equals_the_plain_one(results, other):
+    log = other / ROUTING_LOG
+    compressed = log.with_name(f"{log.name}.zst")
+    with open_to_write(compressed) as file:
+        file.write(log.read_bytes())
+    log.unlink()
+    assert compare(results, other).verdict() == "identical"
+    with open_to_write(compressed) as file:
+        file.write(
+            (results / ROUTING_LOG).read_bytes().replace(b'"sample_id":"lambada_2"', b'"sample_id":"another"')
+        )
+    assert compare(results, other).verdict() == "different"
 
 
 def test_a_comparison_has_no_difference_with_itself(results):

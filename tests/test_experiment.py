@@ -45,14 +45,14 @@ def prepare(embedded, dataset):
 
 def run(
     folder, embedded, name, dataset, batch_tokens=2048, routing=ROUTING, prepared=None, routing_log=None,
-    **of_dataset,
+    ending="", **of_dataset,
 ):  # fmt: skip
     """Run one experiment, with further settings of the data set; returns (summary, its files)."""
     configuration = CONFIGURATIONS[name]
     null = embedded.null_distribution if configuration.strategy == "bh" else None
     stem = f"{folder}/logs/{name}_{dataset}"
     files = ExperimentFiles(
-        f"{stem}.json", f"{stem}_internal_routing.json", f"{stem}_internal_routing.safetensors"
+        f"{stem}.json", f"{stem}_internal_routing.json{ending}", f"{stem}_internal_routing.safetensors"
     )
     settings = {
         "configuration": dict(configuration.parameters),
@@ -260,6 +260,19 @@ def test_the_room_of_a_log_is_known_before(tmp_path, embedded, name, dataset, ke
     assert log_bytes(lengths, *of_model, experts, 4, has_p_values, **(kept or {})) == pytest.approx(
         taken, rel=0.05
     )
+
+
+@pytest.mark.parametrize(("name", "dataset"), CASES[:4])
+def test_a_compressed_log_needs_no_more_room_than_is_said(tmp_path, embedded, name, dataset):
+    summary, files = run(tmp_path, embedded, name, dataset, ending=".zst")
+    taken = sum(Path(path).stat().st_size for path in (files.internal_routing, files.tensors))
+    with TensorFile(files.tensors) as tensors:
+        experts = float(tensors.read("expert_counts").mean())
+    lengths = [one.num_inputs for one in prepare(embedded, dataset)]
+    shapes = summary["provenance"]["model"]["shapes"]
+    of_model = shapes["num_moe_layers"], shapes["num_experts"]
+    said = log_bytes(lengths, *of_model, experts, 4, summary["strategy"] == "bh", is_compressed=True)
+    assert 0.75 * said < taken < 1.05 * said
 
 
 def test_experiments_say_what_room_they_take_and_begin_only_where_it_is(

@@ -14,6 +14,7 @@ import numpy as np
 import orjson
 import psutil
 import pytest
+import pyzstd
 import torch
 from adaptive_routing.routing import bh, topk
 from adaptive_routing.routing.base import ExpertWeighting
@@ -104,9 +105,12 @@ def head_of(run):
     }
 
 
-def write(folder, run, order=None, second_pass_samples=2, fail_after=None, workers=None, kept=None, batch=1):
+def write(
+    folder, run, order=None, second_pass_samples=2, fail_after=None, workers=None, kept=None, batch=1,
+    ending="",
+):  # fmt: skip
     """Write a run's files, samples in the given order, so many at once."""
-    paths = folder / "run_internal_routing.json", folder / "run_internal_routing.safetensors"
+    paths = folder / f"run_internal_routing.json{ending}", folder / "run_internal_routing.safetensors"
     writer = RoutingLogWriter(
         *paths, head_of(run) | ({"routing_log": kept} if kept else {}), run.lengths, run.strategy, LAYERS,
         run.num_experts, run.dtype, second_pass_samples, workers,
@@ -470,6 +474,63 @@ def test_pairs_whose_gaps_are_larger_than_what_is_moved_at_once(tmp_path, monkey
     before = write(tmp_path, run, kept=kept)[1].read_bytes()
     monkeypatch.setattr("adaptive_routing.routing_log.writer._MOVED_BYTES", 5)
     assert write(tmp_path, run, kept=kept)[1].read_bytes() == before
+
+
+# Compressed JSON
+
+
+@pytest.fixture
+def small_frames(monkeypatch):
+    """Many frames in a short text."""
+    monkeypatch.setattr("adaptive_routing.routing_log.json_file._FRAME_BYTES", 1000)
+
+
+@pytest.mark.parametrize("kept", [None, {"json_samples": 3, "router_logits": 1}])
+def test_a_compressed_log_holds_what_a_plain_one_does(tmp_path, workers, small_frames, kept):
+    run = make_run(STRATEGIES["bh"]())
+    plain, tensors = write(tmp_path / "plain", run, kept=kept)
+    for number, (order, batch) in enumerate([([3, 1, 0, 2], 2), (None, 1)]):
+        path, _ = write(
+            tmp_path / f"{number}", run, order, kept=kept, workers=workers, ending=".zst", batch=batch
+        )
+        assert pyzstd.decompress(path.read_bytes()) == plain.read_bytes()  # as any program reads it
+        assert not path.with_suffix("").exists()
+        with RoutingLog(tensors) as one:
+            for given in (path, path.with_name("run_internal_routing.safetensors")):
+                with RoutingLog(given) as other:
+                    for i in (2, 0, 1):
+                        heads = [
+                            (log.sample(i).sample_id, log.sample(i).text_preview) for log in (one, other)
+                        ]
+                        assert heads[0] == heads[1] and one.sample(i).loss == other.sample(i).loss
+                    assert np.array_equal(one.sample(3).expert_counts, other.sample(3).expert_counts)
+
+
+def test_one_form_of_the_json_takes_the_place_of_the_other(tmp_path):
+    run = make_run(STRATEGIES["topk"]())
+    plain, tensors = write(tmp_path, run)
+    compressed = plain.with_name(f"{plain.name}.zst")
+    for ending, there, gone in ((".zst", compressed, plain), ("", plain, compressed)):
+        with pytest.raises(ArithmeticError):
+            write(tmp_path, run, fail_after=1, ending=ending)
+        assert gone.exists() and not there.exists()
+        write(tmp_path, run, ending=ending)
+        assert there.exists() and not gone.exists()
+        with RoutingLog(tensors) as log:
+            assert log.sample(1).sample_id == "lambada_1"
+
+
+def test_a_compressed_json_that_is_cut_or_changed_is_refused(tmp_path, small_frames):
+    path, _ = write(tmp_path, make_run(STRATEGIES["bh"]()), ending=".zst")
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    for damaged in (whole[:middle], b"", whole[:middle] + bytes(200) + whole[middle + 200 :]):
+        path.write_bytes(damaged)
+        with (
+            pytest.raises(InputError, match=r"run_internal_routing\.json\.zst cannot be read .*; delete it"),
+            RoutingLog(path) as log,
+        ):
+            print([sample.loss for sample in log])
 
 
 @pytest.mark.parametrize("counts", [(3, 3, 3), (1, 3, 2), (0, 0, 0)])

@@ -148,6 +148,7 @@ AFTER_EDIT = {
     "routing/topp": NOTHING,
     "routing_log": PASS,
     "routing_log/arrays": jobs(experiments=EXPERIMENTS),
+    "routing_log/json_file": jobs(experiments=EXPERIMENTS),
     "routing_log/reader": NOTHING,
     "routing_log/size": NOTHING,
     "routing_log/writer": jobs(experiments=EXPERIMENTS),
@@ -316,6 +317,7 @@ def test_comments_and_docstrings_change_nothing(study):
         ({"evaluation": {"batch_tokens": 1024}}, REPORT),  # decides how, and the report states it
         ({"routing_log": {"json_samples": 5}}, jobs(experiments=of())),
         ({"routing_log": {"router_logits": 5}}, jobs(experiments=of())),
+        ({"routing_log": {"json_compression": "zstd"}}, jobs(experiments=of())),
         ({"execution": "process"}, REPORT),
         ({"report": {"accuracy_margin": 0.01}}, REPORT | ATLAS),
         ({"baseline": "8experts_bh_a030"}, jobs("tabulate_results", "draw_routing_atlas")),

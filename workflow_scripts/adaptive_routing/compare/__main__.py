@@ -29,6 +29,7 @@ from adaptive_routing.compare.differences import (
     tensor_differences,
 )
 from adaptive_routing.compare.summary import describe_summary
+from adaptive_routing.routing_log.json_file import present
 from adaptive_routing.system.errors import InputError
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def _matching(pattern, *folders):
 
 def _compare_file(found, subject, kind, first, second, path, find):
     """Compare a file that either folder may have, and sort its differences into `found`."""
-    one, other = first / path, second / path
+    one, other = present(first / path), present(second / path)
     if one.exists() != other.exists():
         found.only["first" if one.exists() else "second"].append(path)
     if not (one.exists() and other.exists()) or same_bytes(one, other):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
+from adaptive_routing.routing_log.json_file import open_to_read
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.tensor_files import TensorFile
 
@@ -99,7 +100,7 @@ def json_differences(first: Path, second: Path) -> list[Difference]:
 def routing_log_differences(first: Path, second: Path) -> list[Difference]:
     """Differences of two routing logs in JSON, which hold one sample per line; equal lines are not parsed."""
     found = {}
-    with open(first, "rb") as one, open(second, "rb") as other:
+    with open_to_read(first) as one, open_to_read(second) as other:
         for number, lines in enumerate(itertools.zip_longest(one, other, fillvalue=b"")):
             if lines[0] != lines[1]:
                 paths = zip(lines, (first, second), strict=True)

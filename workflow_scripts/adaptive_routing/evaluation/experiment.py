@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from adaptive_routing.routing.base import RoutingStrategy
     from adaptive_routing.routing_log.workers import LogWorkers
     from adaptive_routing.settings.configurations import Configuration
-    from adaptive_routing.settings.load import RoutingLogSettings
+    from adaptive_routing.settings.load import KeptInLog
 
 
 _known_shapes = weakref.WeakKeyDictionary()  # model: the single samples' that it has computed
@@ -92,7 +92,7 @@ def run_experiment(
     files: ExperimentFiles,
     log_workers: LogWorkers | None = None,
     code_version: Mapping[str, Any] | None = None,
-    routing_log: RoutingLogSettings | None = None,
+    routing_log: KeptInLog | None = None,
 ) -> Summary:
     """Score every sample of a data set under a routing strategy, and log every routing decision.
 

@@ -20,6 +20,7 @@ from adaptive_routing.null_distribution import NullDistribution
 from adaptive_routing.null_distribution.table import null_distribution_file
 from adaptive_routing.routing.base import ExpertWeighting
 from adaptive_routing.routing.router_rule import RouterRule
+from adaptive_routing.routing_log.json_file import COMPRESSED, open_to_read, other_form, present
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.files import MADE_ANEW
 from adaptive_routing.system.json_files import read_json
@@ -44,8 +45,8 @@ class RoutingLog:
         [len(sample.token_ids) for sample in log]
 
     Args:
-        path: either file, `_internal_routing.json` or `_internal_routing.safetensors`; the summary that lies
-            beside them stands for both.
+        path: either file, `_internal_routing.json` (or `.json.zst`) or `_internal_routing.safetensors`; the
+            summary that lies beside them stands for both.
         null_distribution: `NullDistribution` the run used; needed for p-values only, and read from the
             study's `calibration/` folder when not given.
 
@@ -93,14 +94,15 @@ class RoutingLog:
         return map(self.sample, range(len(self)))
 
     @functools.cached_property
+    def _json_path(self):
+        return present(self.path.with_suffix(".json"))
+
+    @functools.cached_property
     def _entry_places(self):
         """(start, end) of each sample's line in the JSON."""
-        path = self.path.with_suffix(".json")
-        try:
-            with open(path, "rb") as file:
-                ends = list(itertools.accumulate(map(len, file)))
-        except OSError as error:
-            raise InputError(f"{path} cannot be read ({error.strerror}); {MADE_ANEW}.") from error
+        path = self._json_path
+        with open_to_read(path) as file:
+            ends = list(itertools.accumulate(map(len, file)))
         samples = self._kept("json_samples")
         # The head, a line a sample, and what follows the samples.
         if len(ends) != samples + 2:
@@ -130,8 +132,8 @@ class RoutingLog:
         """What the JSON says of a sample beside its layers."""
         self._expect_kept(index, "json_samples", ".json", "ids, texts and losses")
         start, stop = self._entry_places[index]
-        path, head = self.path.with_suffix(".json"), b""
-        with open(path, "rb") as file:
+        path, head = self._json_path, b""
+        with open_to_read(path) as file:
             file.seek(start)
             # Within a string the quotes would be escaped.
             while b',"layers":' not in head and len(head) < stop - start:
@@ -195,6 +197,7 @@ class RoutingLog:
 
 def _tensors_of(path):
     """The tensors of a log, from the path of either file or of the summary beside them."""
+    path = other_form(path) if path.suffix == COMPRESSED else path
     tensors = path.with_suffix(".safetensors")
     if tensors.is_file() or path.stem.endswith("_internal_routing"):
         return tensors

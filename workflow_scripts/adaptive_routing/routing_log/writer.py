@@ -8,6 +8,7 @@ their place in a preallocated file. Memory does not grow with the number of samp
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import queue
@@ -28,6 +29,7 @@ from adaptive_routing.routing.base import order_by_logit
 from adaptive_routing.routing.batch import pack_selection
 from adaptive_routing.routing_log.arrays import logged_routing, raw_array
 from adaptive_routing.routing_log.entries import RoutingStatistics
+from adaptive_routing.routing_log.json_file import open_to_write, other_form
 from adaptive_routing.routing_log.workers import LogWorkers, Portion, memory_file, write_at
 from adaptive_routing.system.files import atomic_path
 
@@ -59,10 +61,11 @@ _SAFETENSORS_DTYPES = {
 class RoutingLogWriter:
     """Writes one experiment's internal-routing JSON and tensors; a context manager.
 
-    Leaving it without an exception puts both files in place, whole; with one, neither.
+    Left without an exception, it puts both files in place, whole, and removes the JSON's other form, which an
+    earlier run may have left; with one, neither.
 
     Args:
-        json_path, tensors_path: the two files.
+        json_path, tensors_path: the two files; the JSON is compressed where its name ends with `.zst`.
         head: the experiment's head (config, strategy, …), first in the JSON and the tensors' metadata. Its
             `routing_log`, where there is one, says of how many of the first samples everything is kept.
         sequence_lengths: per sample, the lengths of its sequences in tokens.
@@ -165,6 +168,7 @@ class RoutingLogWriter:
             finally:
                 self._is_abandoned = True
                 self._threads.shutdown(cancel_futures=True)
+        other_form(self.json_path).unlink(missing_ok=True)
 
     def end_of_samples(self) -> None:
         """Say that all samples have been handed over: the JSON is put together, until the context is left."""
@@ -318,7 +322,7 @@ class RoutingLogWriter:
         missing = self._entries.count(None)
         if missing:
             raise RuntimeError(f"{self.json_path.name}: {missing} samples were never written")
-        with open(self._json, "wb") as output:
+        with open_to_write(self._json) as output:
             output.write(orjson.dumps(self.head)[:-1] + b',"samples":[')
             for number, (file, start, stop) in enumerate(self._entries[: self._kept["json_samples"]]):
                 if self._is_abandoned:
@@ -342,21 +346,26 @@ def _portions(samples):
 
 def _copy(source, target, start, stop):
     """Copy bytes [start, stop) of an open file to the end of another, within the kernel where it can."""
-    target.flush()
     source.flush()
+    is_plain = isinstance(target, io.BufferedWriter)
     while start < stop:
-        try:
-            copied = os.sendfile(target.fileno(), source.fileno(), start, stop - start)
-        except (AttributeError, OSError):  # not on Linux, or not on this file system
-            copied = 0
+        copied = _copy_in_kernel(source, target, start, stop) if is_plain else 0
         if not copied:
             data = os.pread(source.fileno(), min(stop - start, 1 << 22), start)
             if not data:
                 raise OSError(f"the routing log's text ends {stop - start} bytes early")
             target.write(data)
-            target.flush()
             copied = len(data)
         start += copied
+
+
+def _copy_in_kernel(source, target, start, stop):
+    """How many bytes were copied; none where the system or the file system cannot."""
+    target.flush()
+    try:
+        return os.sendfile(target.fileno(), source.fileno(), start, stop - start)
+    except (AttributeError, OSError):  # not on Linux, or not on this file system
+        return 0
 
 
 class _SafetensorsFile:

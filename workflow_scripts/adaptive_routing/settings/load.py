@@ -135,11 +135,17 @@ class EvaluationSettings(TypedDict):
     second_pass_samples: int
 
 
-class RoutingLogSettings(TypedDict):
-    """Of how many of the first samples the log keeps everything: the section `routing_log`."""
+class KeptInLog(TypedDict):
+    """Of how many of the first samples a log keeps everything."""
 
     json_samples: int | Literal["all"]
     router_logits: int | Literal["all"]
+
+
+class RoutingLogSettings(KeptInLog):
+    """The section `routing_log`."""
+
+    json_compression: Literal["none", "zstd"]
 
 
 class RoutingSettings(TypedDict):

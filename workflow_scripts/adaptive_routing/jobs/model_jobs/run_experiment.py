@@ -13,6 +13,7 @@ from adaptive_routing.evaluation.experiment import ExperimentFiles, run_experime
 from adaptive_routing.model.description import read_model_info
 from adaptive_routing.null_distribution import NullDistribution
 from adaptive_routing.routing import control_counts, make_control, make_strategy
+from adaptive_routing.routing_log.json_file import COMPRESSED
 from adaptive_routing.routing_log.size import log_bytes
 from adaptive_routing.settings.configurations import Configuration
 from adaptive_routing.system.disk import check_room, free_bytes, in_words
@@ -22,7 +23,7 @@ from adaptive_routing.system.tensor_files import TensorFile
 if TYPE_CHECKING:
     from adaptive_routing.jobs.model_jobs.cache import Cache
     from adaptive_routing.jobs.version import CodeVersion
-    from adaptive_routing.settings.load import RoutingLogSettings, RoutingSettings
+    from adaptive_routing.settings.load import KeptInLog, RoutingSettings
 
 
 class ConfigurationRequest(TypedDict):
@@ -65,7 +66,7 @@ class ExperimentRequest(TypedDict):
     prepared: str
     batch_tokens: int
     second_pass_samples: int
-    routing_log: NotRequired[RoutingLogSettings]  # everything is kept unless set
+    routing_log: NotRequired[KeptInLog]  # everything is kept unless set
     code_version: CodeVersion
     planned: NotRequired[dict[str, PlannedExperiments] | None]  # by configuration; None where nobody knows
     outputs: dict[str, str]  # of `ExperimentFiles`
@@ -138,6 +139,7 @@ def _check_room(request, info, cache):
         new_tokens = settings.get("max_new_tokens", 0)
         lengths[dataset] = [one.num_inputs + new_tokens for one in samples]
     kept = {key: None if n == "all" else n for key, n in (request.get("routing_log") or {}).items()}
+    compressed = request["outputs"]["internal_routing"].endswith(COMPRESSED)
     itemsize = getattr(torch, request["dtype"]).itemsize
     of_model = info["shapes"]["num_moe_layers"], info["shapes"]["num_experts"]
     logs, number, least, most = Path(request["outputs"]["tensors"]).parent, 0, 0.0, 0.0
@@ -146,7 +148,15 @@ def _check_room(request, info, cache):
             if (logs / f"{name}_{dataset}_internal_routing.safetensors").exists():
                 continue
             fewest_bytes, most_bytes = (
-                log_bytes(lengths[dataset], *of_model, n, itemsize, one["p_values"], **kept)
+                log_bytes(
+                    lengths[dataset],
+                    *of_model,
+                    n,
+                    itemsize,
+                    one["p_values"],
+                    **kept,
+                    is_compressed=compressed,
+                )
                 for n in one["experts"]
             )
             number, least, most = number + 1, least + fewest_bytes, most + most_bytes
