@@ -78,7 +78,7 @@ def test_the_report_shows_markup_as_text(browser, tmp_path):
         == 0
     )
     said = browser.run("document.body.textContent")
-    assert f"About the model: {MARKUP}⟨U+0007⟩⟨U+202E⟩⟨U+D800⟩ it is" in " ".join(said.split())
+    assert f"About the model. {MARKUP}⟨U+0007⟩⟨U+202E⟩⟨U+D800⟩ it is" in " ".join(said.split())
     assert f"Model {MARKUP.replace('`', chr(39)).replace('|', '∣')}⟨U+0007⟩" in said
     assert f"{dataset} accuracy" in said
     # What follows the settings is still below them and not in a fence that they left open.

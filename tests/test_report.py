@@ -1016,7 +1016,7 @@ def test_a_models_note_stands_above_the_answers(images):
     text = write_markdown(
         study, [summary()], SETTINGS, images / "page.png", panels, images.parent, model_note="it is small"
     )
-    assert text.index("\n\n**About the model:** it is small\n\n") < text.index("## Answers")
+    assert text.index("\n\n**About the model.** It is small\n\n") < text.index("## Answers")
     assert "About the model" not in report(study, images)
 
 

@@ -90,7 +90,7 @@ def write_markdown(
     picture = beside.pop("same_compute", None) or panels[PANELS.index(ANSWERING)]
     sections = [
         f"# {_title(study)}",
-        f"**About the model:** {words.escaped(model_note)}" if model_note else "",
+        f"**About the model.** {words.capitalized(words.escaped(model_note))}" if model_note else "",
         "## Answers",
         "\n".join(f"{i}. {sentence}" for i, sentence in enumerate(sentences, start=1)),
         "" if warned else f"![The answer as a picture]({picture})",
