@@ -571,7 +571,7 @@ function drawScale(data, texts, [low, high], scored) {
   const cut = size > texts[0].length ? `The first ${texts[0].length} of ${size.toLocaleString("en")} tokens.` : "";
   const nothing = state.shade === "gain" ? "Neither configuration has a fixed control here." : "No token of it has a loss.";
   const legend = !scored ? [nothing]
-    : high > low ? [`${number(low, 1)}`, gradient, `${number(high, 1)} ${unit}`] : [`All alike: ${number(low, 1)} ${unit}.`];
+    : high > low ? [number(low, 1), gradient, number(high, 1), unit] : [`All alike: ${number(low, 1)} ${unit}.`];
   const hatched = state.shade === "gain" ? "Hatched: not scored, or without a fixed control." : "Hatched: not scored.";
   if (state.shade !== "experts" && scored && scored < texts.flat().length) legend.push(hatched);
   element("scale").replaceChildren(...legend.map((one) => (typeof one === "string" ? build("span", { textContent: one }) : one)), cut);
