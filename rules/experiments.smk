@@ -10,7 +10,7 @@ rule run_experiment:
     output:
         summary=results("logs/{config}_{dataset}.json"),
         internal_routing=results(
-            "logs/{config}_{dataset}_internal_routing.json" + JSON_ENDING
+            f"logs/{{config}}_{{dataset}}_internal_routing.json{JSON_ENDING}"
         ),
         tensors=results("logs/{config}_{dataset}_internal_routing.safetensors"),
     log:
