@@ -19,7 +19,7 @@ from adaptive_routing.null_distribution import NullDistribution
 from adaptive_routing.null_distribution.estimate import fit_null_distribution
 from browser import Browser, find_chromium
 from scipy.stats import norm
-from study_folder import StudyFolder
+from study_folder import StudyFolder, commit_all, copy_project
 from transformers import OlmoeConfig, OlmoeForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -159,12 +159,16 @@ def make_once(tmp_path_factory, request):
 def small_study(make_once):
     """A function that copies a finished study of 3 configurations x 3 data sets, and gives the copy.
 
-    Its arguments: a folder that does not exist, and the project, of the same code as this one. `printed` is
-    what the run wrote to stdout.
+    Its arguments: a folder that does not exist, and the project, of the same code as this one. The study ran
+    from a checkout of this project, which is its `checkout`; `printed` is what the run wrote to stdout.
     """
 
     def make(folder):
-        study = StudyFolder(folder / "study")
+        checkout = copy_project(folder / "checkout")
+        shutil.copy(ROOT / ".gitignore", checkout)
+        if shutil.which("git"):
+            commit_all(checkout)
+        study = StudyFolder(folder / "study", checkout)
         (folder / "printed").write_text(study.snakemake().stdout)
 
     made = make_once("small study", make)
@@ -172,7 +176,7 @@ def small_study(make_once):
     def copy(folder, project=ROOT):
         shutil.copytree(made / "study", folder, symlinks=True)
         study = StudyFolder(folder, project)
-        study.printed = (made / "printed").read_text()
+        study.printed, study.checkout = (made / "printed").read_text(), made / "checkout"
         return study
 
     return copy

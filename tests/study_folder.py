@@ -27,6 +27,18 @@ def copy_project(folder):
     return folder
 
 
+def commit_all(folder):
+    """Make a folder a git checkout of one commit that holds all of it."""
+    git(folder, "init", "--quiet")
+    git(folder, "add", ".")
+    git(folder, "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "--quiet", "-m", "First.")
+
+
+def git(folder, *arguments):
+    done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
 class StudyFolder:
     """A working directory with the project's resources, a small config and its own results.
 

@@ -26,7 +26,7 @@ STAGES = ["preparation", "experiments", "metrics", "tables, figures, report"]
 def seen(tmp_path_factory):
     """A study that was run in a terminal of 80 columns, and the terminal."""
     study, terminal = StudyFolder(tmp_path_factory.mktemp("seen") / "study", **STUDY), Terminal(80)
-    status = terminal.run(lambda file: study.begin(output=file, TERM="xterm"))
+    status = terminal.run(lambda file: study.begin("report", output=file, TERM="xterm"))
     assert status == 0, terminal.text()
     return study, terminal
 
