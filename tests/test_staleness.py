@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -498,13 +499,14 @@ def test_what_is_no_code_leaves_no_trace_in_a_tree():
         ("huggingface_hub", NOTHING),
     ],
 )
-def test_another_version_of_a_library_reruns_what_uses_it(study, tmp_path, monkeypatch, library, expected):
+def test_another_version_of_a_library_reruns_what_uses_it(study, library, expected):
     """Python reads versions from the first folder on its path that has the library's metadata."""
-    metadata = tmp_path / f"{library}-99.dist-info/METADATA"
+    metadata = study.folder / f"{library}-99.dist-info/METADATA"  # the working directory is the first
     metadata.parent.mkdir()
     metadata.write_text(f"Metadata-Version: 2.1\nName: {library}\nVersion: 99\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert study.plan() == expected
+    plan = study.plan()
+    shutil.rmtree(metadata.parent)
+    assert plan == expected
 
 
 def test_libraries_are_those_that_the_modules_import():

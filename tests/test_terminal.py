@@ -117,11 +117,11 @@ def test_a_failed_job_is_its_sentence_and_its_log(tmp_path):
 
 def test_a_dry_run_says_each_job_with_its_wildcards_and_its_reason(seen):
     study, _ = seen
-    said = study.snakemake("--dry-run", "--forcerun", "run_experiment").stdout
+    said = study.ask("--dry-run", "--forcerun", "run_experiment").stdout
     assert "run_experiment: config=8experts_bh_a030, dataset=lambada\n    Forced execution\n" in said
     assert re.search(r"^compute_metrics: .+\n    Input files updated by another job: .+$", said, re.M)
     assert said.count("Job stats") == 1
-    assert "Job stats" in study.snakemake("--dry-run", "--quiet", "--forcerun", "run_experiment").stdout
+    assert "Job stats" in study.ask("--dry-run", "--quiet", "--forcerun", "run_experiment").stdout
 
 
 def test_a_reason_names_a_few_files():
