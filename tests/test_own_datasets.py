@@ -1,5 +1,5 @@
-"""A whole study of all kinds of data sets, most under names of one's own: several of one kind, whole articles,
-prompts, tasks of the harness.
+"""A whole study of all kinds of data sets, most under names of one's own: several of one kind, whole
+articles, prompts, tasks of the harness.
 """
 
 import json

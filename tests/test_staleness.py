@@ -265,7 +265,7 @@ for path, expected in EDITS.items():
 
 @pytest.mark.parametrize("paths", PATHS.values(), ids=lambda paths: paths[0])
 def test_an_edit_of_any_module_reruns_what_it_decides(study, fingerprints, paths):
-    """One is edited of those that the same fingerprints cover: an edit of any changes these, and no others."""
+    """One is edited of those that the same fingerprints cover: an edit of any changes these and no others."""
     one_of_each = {}
     for path in paths:
         module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
