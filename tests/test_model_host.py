@@ -744,10 +744,14 @@ def test_a_study_loads_the_model_once_and_leaves_no_process(place, study, monkey
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_study_that_is_stopped_leaves_nothing(place, study, monkeypatch, number):
+def test_a_study_that_is_stopped_leaves_nothing(place, small_study, monkeypatch, number):
     monkeypatch.setenv("TMPDIR", str(place.sockets))
-    study.configure(evaluation={"max_samples": 30})
-    process = study.begin(*study.targets)
+    study = small_study(place.folder / "study")
+    place.folder = study.folder
+    shutil.rmtree(study.results("job_logs"))
+    # Its experiments alone run again, and take their time: each of many samples is a batch.
+    study.configure(evaluation={"second_pass_samples": 6, "batch_tokens": 1})
+    process = study.begin("experiments")
     place.started.append(process)
     wait_until(lambda: any(study.results("logs").glob(".tmp_*")), seconds=120)
     if number == signal.SIGINT:
