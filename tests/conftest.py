@@ -116,6 +116,7 @@ class Embedded:
     loaded: LoadedModel
     tokenizer: object
     null_distribution: NullDistribution
+    router_logits: np.ndarray  # (T, L, E) of the text that it is of
 
 
 @pytest.fixture(scope="session")
@@ -127,7 +128,7 @@ def embedded():
     samples = encode_calibration_text(rows, "text", tokenizer, max_tokens=400, max_length=128)
     logits = collect_router_logits(loaded, samples, batch_tokens=1024)
     null_distribution = fit_null_distribution(logits.transpose(0, 1).numpy())
-    return Embedded(loaded, tokenizer, null_distribution)
+    return Embedded(loaded, tokenizer, null_distribution, logits.numpy())
 
 
 @pytest.fixture(scope="session")
