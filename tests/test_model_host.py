@@ -749,11 +749,11 @@ def test_a_study_that_is_stopped_leaves_nothing(place, small_study, monkeypatch,
     study = small_study(place.folder / "study")
     place.folder = study.folder
     shutil.rmtree(study.results("job_logs"))
-    # Its experiments alone run again, and take their time: each of many samples is a batch.
-    study.configure(evaluation={"second_pass_samples": 6, "batch_tokens": 1})
+    study.configure(evaluation={"second_pass_samples": 6})  # its experiments alone run again
     process = study.begin("experiments")
     place.started.append(process)
-    wait_until(lambda: any(study.results("logs").glob(".tmp_*")), seconds=120)
+    wait_until(lambda: process.poll() or any(study.results("logs").glob(".tmp_*")), seconds=120)
+    assert process.poll() is None
     if number == signal.SIGINT:
         os.killpg(process.pid, number)  # as a terminal does
     else:
