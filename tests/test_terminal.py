@@ -113,6 +113,8 @@ def test_a_failed_job_is_its_sentence_and_its_log(tmp_path):
     )
     going_on = "what is done is kept, and this goes on with the rest: python -m snakemake results/"
     assert last.startswith(f"1 job failed; {going_on}")
+    assert not study.results("datasets", "hellaswag.json").exists()
+    assert "label is '7'" in study.results("job_logs", "prepare_dataset", "hellaswag.log").read_text()
 
 
 def test_a_dry_run_says_each_job_with_its_wildcards_and_its_reason(seen):

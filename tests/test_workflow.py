@@ -212,20 +212,6 @@ def test_a_wrong_config_is_one_sentence_before_any_job(tmp_path, changes, words)
     assert not folder.results().exists()
 
 
-def test_a_malformed_row_fails_its_data_set_with_one_sentence(tmp_path):
-    lines = (REPOSITORY / "resources/datasets/hellaswag.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines[:4]]
-    rows[2]["label"] = "7"
-    (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    folder = StudyFolder(tmp_path / "study", datasets={"hellaswag": {"source": str(tmp_path / "bad.jsonl")}})
-    done = folder.snakemake("results/logs/8experts_topk_baseline_hellaswag.json", check=False)
-    assert done.returncode != 0
-    text = done.stdout + done.stderr
-    assert "error: datasets.hellaswag: row 2: label is '7'; allowed are 0 to 3" in text
-    assert not folder.results("datasets", "hellaswag.json").exists()
-    assert "label is '7'" in folder.results("job_logs", "prepare_dataset", "hellaswag.log").read_text()
-
-
 def test_more_new_tokens_than_the_model_reads_is_one_sentence(tmp_path):
     folder = StudyFolder(
         tmp_path,
