@@ -170,7 +170,7 @@ def small_study(make_once):
         if shutil.which("git"):
             commit_all(checkout)
         study = StudyFolder(folder / "study", checkout)
-        (folder / "printed").write_text(study.snakemake().stdout)
+        (folder / "printed").write_text(study.command().stdout)
 
     made = make_once("small study", make)
 

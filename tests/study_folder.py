@@ -100,16 +100,24 @@ class StudyFolder:
         return {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def ask(self, *arguments):
-        """What `snakemake` does with these arguments, without a start of Python: for all that runs no job."""
+        """What `snakemake` does with these arguments, in a fork of the server: without a start of Python."""
         return SERVER.run(self._command_line(arguments), self.folder, self._environment())
 
     def snakemake(self, *arguments, check=True):
-        """Run Snakemake; returns the completed process."""
+        """Run Snakemake as `ask` does; returns the completed process."""
+        return self._checked(self.ask(*arguments), check)
+
+    def command(self, *arguments, check=True):
+        """Run Snakemake as a process of its own, as a user does; returns the completed process."""
         process = self.begin(*arguments)
         stdout, stderr = process.communicate()
-        done = subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
-        if check:
-            assert done.returncode == 0, done.stdout + done.stderr
+        return self._checked(
+            subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr), check
+        )
+
+    @staticmethod
+    def _checked(done, check):
+        assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
 
     def dry_run(self, *arguments):

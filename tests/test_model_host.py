@@ -731,7 +731,7 @@ def study(place):
 
 def test_a_study_loads_the_model_once_and_leaves_no_process(place, study, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(place.sockets))
-    study.snakemake(*study.targets)
+    study.command(*study.targets)
     assert place.log.count("loaded ") == place.log.count(": started") == 1
     assert place.log.count("run_experiment: done") == 4
     assert place.log.count("collect_router_logits: done") == 1

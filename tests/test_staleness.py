@@ -295,7 +295,7 @@ def test_a_server_says_what_the_command_says(study):
         arguments = (*arguments, "--dry-run", "--quiet", "host")
         # The line with the time of day, to a minute, may differ.
         served = study.ask(*arguments)
-        command = study.snakemake(*arguments, check=False)
+        command = study.command(*arguments, check=False)
         put_back()
         assert served.returncode == command.returncode == int("no_such_rule" in arguments)
         assert lines_of(served.stdout) == lines_of(command.stdout)

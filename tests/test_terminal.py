@@ -73,7 +73,7 @@ def test_the_last_thing_a_run_shows_is_its_answer_and_the_report(seen):
 
 def test_elsewhere_a_run_is_plain_lines(seen):
     study, _ = seen
-    done = study.snakemake("results/metrics/8experts_bh_a030_lambada.json", "--forcerun", "run_experiment")
+    done = study.command("results/metrics/8experts_bh_a030_lambada.json", "--forcerun", "run_experiment")
     assert "\x1b" not in done.stderr + done.stdout
     room, first, second = [line for line in done.stderr.splitlines() if "profile" not in line]
     assert room.startswith("writing the routing logs of 1 experiment takes about ")
@@ -104,7 +104,7 @@ def test_a_failed_job_is_its_sentence_and_its_log(tmp_path):
     rows[2]["label"] = "7"
     (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     study = StudyFolder(tmp_path / "study", datasets={"hellaswag": {"source": str(tmp_path / "bad.jsonl")}})
-    done = study.snakemake("results/datasets/hellaswag.json", check=False)
+    done = study.command("results/datasets/hellaswag.json", check=False)
     assert done.returncode == 1
     first, second, last = [line for line in done.stderr.splitlines() if "profile" not in line]
     assert first == "error: datasets.hellaswag: row 2: label is '7'; allowed are 0 to 3"
