@@ -83,7 +83,7 @@ if HAS_PROMPTS:
         input:
             expand(
                 rules.run_experiment.output.summary,
-                config=CONFIGURATIONS,
+                config=IN_ATLAS,  # prompts have no controls
                 dataset="prompts",
             ),
         output:

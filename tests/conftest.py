@@ -19,7 +19,7 @@ from adaptive_routing.null_distribution import NullDistribution
 from adaptive_routing.null_distribution.estimate import fit_null_distribution
 from browser import Browser, find_chromium
 from scipy.stats import norm
-from study_folder import StudyFolder
+from study_folder import StudyFolder, commit_all, copy_project
 from transformers import OlmoeConfig, OlmoeForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -116,6 +116,7 @@ class Embedded:
     loaded: LoadedModel
     tokenizer: object
     null_distribution: NullDistribution
+    router_logits: np.ndarray  # (T, L, E) of the text that it is of
 
 
 @pytest.fixture(scope="session")
@@ -127,7 +128,7 @@ def embedded():
     samples = encode_calibration_text(rows, "text", tokenizer, max_tokens=400, max_length=128)
     logits = collect_router_logits(loaded, samples, batch_tokens=1024)
     null_distribution = fit_null_distribution(logits.transpose(0, 1).numpy())
-    return Embedded(loaded, tokenizer, null_distribution)
+    return Embedded(loaded, tokenizer, null_distribution, logits.numpy())
 
 
 @pytest.fixture(scope="session")
@@ -159,20 +160,24 @@ def make_once(tmp_path_factory, request):
 def small_study(make_once):
     """A function that copies a finished study of 3 configurations x 3 data sets, and gives the copy.
 
-    Its arguments: a folder that does not exist, and the project, of the same code as this one. `printed` is
-    what the run wrote to stdout.
+    Its arguments: a folder that does not exist, and the project, of the same code as this one. The study ran
+    from a checkout of this project, which is its `checkout`; `printed` is what the run wrote to stdout.
     """
 
     def make(folder):
-        study = StudyFolder(folder / "study")
-        (folder / "printed").write_text(study.snakemake().stdout)
+        checkout = copy_project(folder / "checkout")
+        shutil.copy(ROOT / ".gitignore", checkout)
+        if shutil.which("git"):
+            commit_all(checkout)
+        study = StudyFolder(folder / "study", checkout)
+        (folder / "printed").write_text(study.command().stdout)
 
     made = make_once("small study", make)
 
     def copy(folder, project=ROOT):
         shutil.copytree(made / "study", folder, symlinks=True)
         study = StudyFolder(folder, project)
-        study.printed = (made / "printed").read_text()
+        study.printed, study.checkout = (made / "printed").read_text(), made / "checkout"
         return study
 
     return copy

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness's own tasks on local rows: its YAML files and its functions, our data."""
+"""Real rows and null distributions, and lm-evaluation-harness's own tasks on local rows."""
 
 from pathlib import Path
 
@@ -6,6 +6,13 @@ from adaptive_routing.data.rows import load_rows
 from conftest import ROOT
 
 REAL_DATA = ROOT.parent / "shared/data"
+REAL_NULLS = {"olmoe": REAL_DATA / "olmoe_1b_7b_null_cdf.npz"} | {
+    name.replace("_", ""): REAL_DATA / f"olmoe_1b_7b_nulls/{name}.npz"
+    for name in (
+        *("epanechnikov", "gaussian", "linear", "tophat"),
+        *(f"trimmed_{trim}" for trim in (0, 2, 4, 8)),
+    )
+}  # null distributions of OLMoE-1B-7B: the embedded model has as many layers
 TASKS = {  # its task file and the split that it evaluates
     "wikitext": ("wikitext/wikitext.yaml", "test"),
     "lambada": ("lambada/lambada_openai.yaml", "test"),

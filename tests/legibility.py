@@ -14,7 +14,7 @@ def texts_of(figure):
     figure.dpi = 144  # quick, and letters are a little wider than at 300
     canvas = FigureCanvasAgg(figure)
     with style.visual_language():
-        canvas.draw()
+        figure.draw_without_rendering()  # lays everything out, and paints nothing
         renderer = canvas.get_renderer()
         texts = list(figure.texts)
         texts += [figure._suptitle] if figure._suptitle is not None and figure._suptitle not in texts else []

@@ -1,4 +1,4 @@
-"""Snakemake in forks of one process that has imported it: the command's answers in half the time.
+"""Snakemake in forks of one process that has imported it: the command's plans in half the time, and runs.
 
 Importing Snakemake and what the workflow imports takes most of a dry run. The server does it once, except for
 the workflow's own package, which every run imports from its own project, as it is there at that time. A run

@@ -27,6 +27,18 @@ def copy_project(folder):
     return folder
 
 
+def commit_all(folder):
+    """Make a folder a git checkout of one commit that holds all of it."""
+    git(folder, "init", "--quiet")
+    git(folder, "add", ".")
+    git(folder, "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "--quiet", "-m", "First.")
+
+
+def git(folder, *arguments):
+    done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
 class StudyFolder:
     """A working directory with the project's resources, a small config and its own results.
 
@@ -89,16 +101,24 @@ class StudyFolder:
         return {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def ask(self, *arguments):
-        """What `snakemake` does with these arguments, without a start of Python: for all that runs no job."""
+        """What `snakemake` does with these arguments, in a fork of the server: without a start of Python."""
         return SERVER.run(self.command_line(arguments), self.folder, self._environment())
 
     def snakemake(self, *arguments, check=True):
-        """Run Snakemake; returns the completed process."""
+        """Run Snakemake as `ask` does; returns the completed process."""
+        return self._checked(self.ask(*arguments), check)
+
+    def command(self, *arguments, check=True):
+        """Run Snakemake as a process of its own, as a user does; returns the completed process."""
         process = self.begin(*arguments)
         stdout, stderr = process.communicate()
-        done = subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
-        if check:
-            assert done.returncode == 0, done.stdout + done.stderr
+        return self._checked(
+            subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr), check
+        )
+
+    @staticmethod
+    def _checked(done, check):
+        assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
 
     def dry_run(self, *arguments):

@@ -87,9 +87,18 @@ def test_tokens_that_were_not_numbered_are_refused():
         model(input_ids=torch.ones(1, 5, dtype=torch.long))
 
 
+BH, CENTRED = "16experts_bh_a030", "16experts_bh_a030_ncentred"
+CASES = [(BH, "wikitext"), (BH, "lambada"), (CENTRED, "lambada")]
+
+
+def metrics_of(*cases, kinds=("", *(f"_{kind}" for kind in CONTROLS))):
+    """The files of the metrics of configurations on data sets, with those of their controls."""
+    return [f"results/metrics/{config}{kind}_{dataset}.json" for config, dataset in cases for kind in kinds]
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """A finished study of the baseline and of BH with two null distributions, with all controls."""
+    """A study of BH with two null distributions, with all controls, as far as the cases go."""
     study = StudyFolder(
         tmp_path_factory.mktemp("controls") / "study",
         strategies={
@@ -100,7 +109,7 @@ def study(tmp_path_factory):
         controls={"of": ["bh"]},
         datasets={"hellaswag": None},
     )
-    study.snakemake("metrics")
+    study.snakemake(*metrics_of(*CASES))
     return study
 
 
@@ -109,11 +118,10 @@ def counts_of(study, config, dataset):
     return log.tensors.read("expert_counts").astype(int), log.head
 
 
-@pytest.mark.parametrize("config", ["16experts_bh_a030", "16experts_bh_a030_ncentred"])
-@pytest.mark.parametrize("dataset", ["wikitext", "lambada"])
+@pytest.mark.parametrize(("config", "dataset"), CASES)
 def test_a_study_runs_controls_of_the_same_compute(study, config, dataset):
     counts, head = counts_of(study, config, dataset)
-    assert head["control"] is None and head["null"] == ("centred" if "centred" in config else "default")
+    assert head["control"] is None and head["null"] == ("centred" if config == CENTRED else "default")
     for kind in CONTROLS:
         own, head = counts_of(study, f"{config}_{kind}", dataset)
         assert (own == control_counts(counts, kind, 0)).all()
@@ -126,23 +134,22 @@ def test_a_study_runs_controls_of_the_same_compute(study, config, dataset):
 
 
 def test_controls_follow_their_configuration_and_their_seed(study):
-    controls = len(CONTROLS) * 2
-    plan = study.plan("metrics", "--forcerun", "results/logs/16experts_bh_a030_lambada.json")
-    assert (plan["run_experiment"], plan["compute_metrics"]) == (1 + len(CONTROLS), 1 + len(CONTROLS))
+    files, controls = metrics_of(*CASES), len(CONTROLS)
+    plan = study.plan(*files, "--forcerun", f"results/logs/{BH}_lambada.json")
+    assert (plan["run_experiment"], plan["compute_metrics"]) == (1 + controls, 1 + controls)
     study.configure(controls={"of": ["bh"], "seed": 1})
-    assert study.plan("metrics")["run_experiment"] == 2 * controls
-    study.configure(controls={"of": ["16experts_bh_a030"], "seed": 0, "kinds": ["fixed"]})
-    assert study.plan("metrics") == {}
+    assert study.plan(*files)["run_experiment"] == len(CASES) * controls
+    study.configure(controls={"of": [BH], "seed": 0, "kinds": ["fixed"]})
+    assert study.plan(*metrics_of(*CASES[:2], kinds=("", "_fixed"))) == {}
     # A setting of one null distribution concerns what uses it, and the controls of that.
     study.configure(
         controls={"of": ["bh"], "kinds": list(CONTROLS)}, null_distributions={"centred": {"trim": 2}}
     )
-    assert study.plan("metrics") == {
-        "metrics": 1, "fit_null_distribution": 1,
-        "run_experiment": 2 + controls, "compute_metrics": 2 + controls,
+    assert study.plan(*files) == {
+        "fit_null_distribution": 1, "run_experiment": 1 + controls, "compute_metrics": 1 + controls,
     }  # fmt: skip
     study.configure(null_distributions={"centred": {"center": "mean"}})
-    assert study.plan("metrics") == {}
+    assert study.plan(*files) == {}
 
 
 @pytest.mark.parametrize(

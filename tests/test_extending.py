@@ -68,7 +68,7 @@ def study(project):
     study.configure(**yaml.safe_load((project / "configs/extended.yaml").read_text()))
     study.configure(strategies={"bh": {"max_k": [8], "alpha": [0.30]}}, evaluation={"max_samples": 3})
     study.configure(datasets={"wikitext": None, "hellaswag": None})
-    study.snakemake()
+    study.snakemake("report")
     return study
 
 
@@ -104,7 +104,7 @@ def test_the_new_configuration_has_a_row_on_every_data_set(study):
     assert configurations["config"].tolist() == CONFIGS
     row = configurations.set_index("config").loc[THRESHOLD]
     assert row[["strategy", "k_or_max_k"]].tolist() == ["threshold", 16]
-    assert study.plan() == {}
+    assert study.plan("report") == {}
 
 
 def test_the_new_strategy_selects_the_experts_with_probability_t(study):
@@ -187,7 +187,7 @@ def test_the_new_panel_and_the_new_strategy_are_in_the_report(study):
     assert "threshold t 0.05" in picture and "10  Router probability" in picture
     assert THRESHOLD in study.results("routing_atlas.html").read_text()
     own = study.folder / "snakemake_report.html"
-    study.snakemake("--report", own)
+    study.snakemake("report", "--report", own)
     assert "10 Router probability of the selected experts" in own.read_text()
 
 

@@ -56,7 +56,9 @@ def outcomes_of(model, prepared):
 
 def of_harness(embedded, folder, name, **options):
     """Their side: the results of `simple_evaluate` with `HFLM`."""
-    lm = HFLM(pretrained=embedded.loaded.model, tokenizer=embedded.tokenizer, batch_size=8, max_length=LENGTH)
+    lm = HFLM(
+        pretrained=embedded.loaded.model, tokenizer=embedded.tokenizer, batch_size=64, max_length=LENGTH
+    )
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     return simple_evaluate(lm, tasks=[name], task_manager=manager, bootstrap_iters=BOOTSTRAP, **options)
 

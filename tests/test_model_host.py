@@ -731,7 +731,7 @@ def study(place):
 
 def test_a_study_loads_the_model_once_and_leaves_no_process(place, study, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(place.sockets))
-    study.snakemake(*study.targets)
+    study.command(*study.targets)
     assert place.log.count("loaded ") == place.log.count(": started") == 1
     assert place.log.count("run_experiment: done") == 4
     assert place.log.count("collect_router_logits: done") == 1
@@ -744,12 +744,16 @@ def test_a_study_loads_the_model_once_and_leaves_no_process(place, study, monkey
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_study_that_is_stopped_leaves_nothing(place, study, monkeypatch, number):
+def test_a_study_that_is_stopped_leaves_nothing(place, small_study, monkeypatch, number):
     monkeypatch.setenv("TMPDIR", str(place.sockets))
-    study.configure(evaluation={"max_samples": 30})
-    process = study.begin(*study.targets)
+    study = small_study(place.folder / "study")
+    place.folder = study.folder
+    shutil.rmtree(study.results("job_logs"))
+    study.configure(evaluation={"second_pass_samples": 6})  # its experiments alone run again
+    process = study.begin("experiments")
     place.started.append(process)
-    wait_until(lambda: any(study.results("logs").glob(".tmp_*")), seconds=120)
+    wait_until(lambda: process.poll() or any(study.results("logs").glob(".tmp_*")), seconds=120)
+    assert process.poll() is None
     if number == signal.SIGINT:
         os.killpg(process.pid, number)  # as a terminal does
     else:

@@ -12,7 +12,7 @@ from study_folder import REPOSITORY
 SMALL = {
     "evaluation": {"max_samples": 3, "second_pass_samples": 1},
     "strategies": {"topk": {"k": [8]}, "bh": {"max_k": [16], "alpha": [0.30]}},
-    "datasets": {"hellaswag": None},
+    "datasets": {"wikitext": None, "hellaswag": None},
     "null_distribution": {"calibration": {"max_tokens": 500}},
 }
 # What another workflow has to write.
@@ -54,10 +54,10 @@ def plan(folder, *arguments):
     return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
 
 
-def jobs(prefix, configurations, with_p_values, *rules):
-    """The plan of metrics of all on both data sets, and of more rules, each once."""
-    counts = {"inspect_model": 1, "prepare_dataset": 2}
-    counts |= dict.fromkeys(("run_experiment", "compute_metrics"), 2 * configurations)
+def jobs(prefix, datasets, configurations, with_p_values, *rules):
+    """The plan of metrics of all on a data set or two, and of more rules, each once."""
+    counts = {"inspect_model": 1, "prepare_dataset": datasets}
+    counts |= dict.fromkeys(("run_experiment", "compute_metrics"), datasets * configurations)
     if with_p_values:
         counts |= {"collect_router_logits": 1, "fit_null_distribution": 1}
     return {f"{prefix}_{rule}": count for rule, count in (counts | dict.fromkeys(rules, 1)).items()}
@@ -69,13 +69,13 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("importing")
     assert len(ONE.splitlines()) == 5
     (folder / "Snakefile").write_text(ONE)
-    snakemake(folder, "routing_all")
+    snakemake(folder, "routing_report")
     return folder
 
 
 def test_a_study_runs_below_its_prefix(finished):
     results = finished / "routing/results"
-    assert len(list((results / "logs").iterdir())) == 3 * 4
+    assert len(list((results / "logs").iterdir())) == 3 * 2
     report = (results / "bh_routing_report.md").read_text()
     assert "16experts_bh_a030" in report
     assert list((results / "job_logs").glob("model_host_*.log"))
@@ -83,16 +83,16 @@ def test_a_study_runs_below_its_prefix(finished):
 
 
 def test_nothing_is_stale_after_the_run_and_benchmarks_are_there(finished):
-    assert plan(finished, "routing_all") == {}
+    assert plan(finished, "routing_report") == {}
     benchmarks = finished / "routing/results/benchmarks"
     assert (benchmarks / "run_experiment/16experts_bh_a030_lambada.tsv").read_text().startswith("s\t")
     assert {path.stem for path in benchmarks.glob("*.tsv")} >= {"plot_panels", "write_report"}
     (benchmarks / "plot_panels.tsv").unlink()
-    assert plan(finished, "routing_all") == {}
+    assert plan(finished, "routing_report") == {}
 
 
 def test_snakemakes_report_finds_the_captions(finished):
-    snakemake(finished, "routing_all", "--report", "report.html")
+    snakemake(finished, "routing_report", "--report", "report.html")
     assert (finished / "report.html").stat().st_size > 100_000
     (finished / "report.html").unlink()
 
@@ -102,9 +102,9 @@ def test_two_instances_have_settings_and_results_of_their_own(tmp_path):
     (tmp_path / "own.yaml").write_text(
         "{other_key: 1, again: {strategies: {topk: {k: [8, 16, 32]}, bh: null}, datasets: {wikitext: null}}}"
     )
-    expected = jobs("routing", 2, True)
+    expected = jobs("routing", 1, 2, True)
     expected |= jobs(
-        "again", 3, False,
+        "again", 2, 3, False,
         "tabulate_results", "plot_panels", "draw_routing_atlas", "write_report",
     )  # fmt: skip
     assert plan(tmp_path, "both") == expected | {"both": 1}

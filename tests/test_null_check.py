@@ -7,6 +7,7 @@ import pytest
 import torch
 from adaptive_routing.figures.null_check import count_bands, draw_null_check, histogram, read_check
 from adaptive_routing.figures.style import save
+from adaptive_routing.null_distribution import NullDistribution
 from adaptive_routing.null_distribution.check import (
     COLUMNS,
     LEVELS,
@@ -21,6 +22,7 @@ from adaptive_routing.null_distribution.estimate import fit_null_distribution
 from adaptive_routing.report.null_check import HEADING, describe_null_check, null_check_section
 from adaptive_routing.system.errors import InputError
 from conftest import normal_null_distribution
+from harness import REAL_DATA, REAL_NULLS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -170,6 +172,17 @@ def test_constant_counts_have_no_explained_variance():
     assert explained_variance(np.full(9, 3), np.arange(9.0)) is None
     assert explained_variance(np.arange(9), np.full(9, 1 / 3)) is None
     assert explained_variance(np.arange(9), np.arange(9.0)) == pytest.approx(1)
+
+
+@pytest.mark.skipif(not REAL_DATA.exists(), reason="needs the tables of OLMoE-1B-7B in ../shared/data")
+@pytest.mark.parametrize("name", REAL_NULLS)
+def test_real_null_distributions_of_another_model(embedded, name):
+    null = NullDistribution.from_cdf_table(REAL_NULLS[name])
+    null.expect_layers(embedded.router_logits.shape[1], name)
+    rows = checked(embedded.router_logits, null, alphas=(0.6,), top_k=8).rows
+    assert [row["layer"] for row in rows] == list(range(16))
+    assert all(0.5 < row["distance_all"] < 1 for row in rows)
+    assert all(0 <= row["mean_count"] <= 64 and row["tokens"] >= 400 for row in rows)
 
 
 # Files, figure and report

@@ -94,7 +94,7 @@ def test_p_values_are_the_mixture_survival_function(name, kernel):
     values=st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=12),
     bandwidth=st.floats(0.5, 3),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_any_small_sample_is_within_the_bound(kernel, values, bandwidth):
     # The tophat's corners need so fine a grid that few values must lie within few bandwidths.
     spread = 1.5 if kernel == "tophat" else 20

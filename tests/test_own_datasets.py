@@ -1,4 +1,6 @@
-"""A whole study of data sets under names of one's own: two of one kind, and tasks of the harness."""
+"""A whole study of all kinds of data sets, most under names of one's own: several of one kind, whole
+articles, prompts, tasks of the harness.
+"""
 
 import json
 import shutil
@@ -13,7 +15,8 @@ from study_folder import StudyFolder
 pytest.importorskip("lm_eval")
 
 BASELINE = "8experts_topk_baseline"
-DATASETS = ["wikitext", "bought", "endings", "letters", "questions"]
+DATASETS = ["wikitext", "prompts", "bought", "endings", "letters", "pages", "questions"]
+TARGETS = ("tables", "report", "results/visualizations/experts_by_difficulty.png")
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +35,18 @@ def study(tmp_path_factory):
             "endings": {"task": "lambada", "source": "endings.jsonl"},
             "bought": {"harness": "own_weighted", "include_path": str(tasks), "num_fewshot": 1},
             "questions": {"harness": "own_questions", "include_path": str(tasks)},
+            "pages": {
+                "task": "wikitext",
+                "source": "resources/datasets/wikitext.jsonl",
+                "protocol": "documents",
+                "max_samples": 4,
+            },
+            "prompts": {"source": "resources/datasets/prompts.jsonl", "max_new_tokens": 3, "max_samples": 4},
         },
         strategies={"bh": {"max_k": [8], "alpha": [0.3]}},
         controls={"of": ["8experts_bh_a030"], "kinds": ["fixed"]},
     )
-    one.printed = one.snakemake().stdout
+    one.snakemake(*TARGETS)
     return one
 
 
@@ -101,17 +111,36 @@ def test_the_report_names_them(study):
     assert "wikitext and letters" in text  # the mean perplexity of panel 1
 
 
+def test_whole_documents_and_prompts(study):
+    """Both protocols beside the usual ones: their scores reach the tables, the figure and the report."""
+    results = pd.read_csv(study.results("bh_routing_results.csv")).set_index(["config", "dataset"])
+    documents = results.xs("pages", level="dataset")
+    assert (documents["word_perplexity"] > documents["token_perplexity"]).all()
+    assert documents[["word_perplexity_stderr", "byte_perplexity", "bits_per_byte"]].notna().to_numpy().all()
+    assert results.xs("prompts", level="dataset")["perplexity"].isna().all()
+    configurations = pd.read_csv(study.results("bh_routing_configurations.csv"))
+    averaged = [name for name in DATASETS if name != "prompts"]  # these enter no average
+    assert configurations["datasets"].unique().tolist() == [",".join(averaged)]
+    difficulty = pd.read_csv(study.results("bh_routing_difficulty.csv"))
+    assert sorted(difficulty["difficulty"].unique()) == [1, 2, 3, 4]
+    assert study.results("visualizations", "experts_by_difficulty.png").stat().st_size > 10_000
+    report = study.results("bh_routing_report.md").read_text()
+    assert "Experts by difficulty" in report and "word perplexity" in report
+    summary = read(study.results("logs", "8experts_bh_a030_prompts.json"))
+    assert [one["num_new_tokens"] for one in summary["samples"]] == [3] * 4
+
+
 def test_what_makes_them_stale(study):
     """An edit of a task's file prepares what reads the folder; another metric only that data set."""
-    assert study.plan() == {}
+    assert study.plan(*TARGETS) == {}
     path = study.folder / "tasks" / "own_functions.py"
     before = path.read_text()
     path.write_text(before + "# changed\n")
-    plan = study.plan()
+    plan = study.plan(*TARGETS)
     assert plan["prepare_dataset"] == 2
     assert plan["run_experiment"] == 2 * 3
     path.write_text(before)
-    assert study.plan() == {}
+    assert study.plan(*TARGETS) == {}
     study.configure(datasets={"questions": study.settings["datasets"]["questions"] | {"metric": "acc"}})
-    plan = study.plan()
+    plan = study.plan(*TARGETS)
     assert (plan["prepare_dataset"], plan["run_experiment"]) == (1, 3)

@@ -12,7 +12,7 @@ from adaptive_routing.analysis.metrics import TIMING_METRICS
 from adaptive_routing.compare.__main__ import main
 from adaptive_routing.jobs.version import code_version
 from adaptive_routing.system.json_files import read_json
-from study_folder import REPOSITORY, StudyFolder, copy_project
+from study_folder import REPOSITORY, StudyFolder, commit_all, git
 
 STUDY = {
     "datasets": {"wikitext": None, "hellaswag": None},
@@ -28,11 +28,11 @@ TABLES = (
 )
 
 
-def run(folder, project, cores, *targets, **changes):
-    """Run the study, or some of its files, in a folder of its own."""
+def run(folder, project, cores, **changes):
+    """Run the study to its tables in a folder of its own."""
     StudyFolder(folder, project, **STUDY, **changes)
     done = subprocess.run(
-        [sys.executable, "-m", "snakemake", *targets, "--snakefile", project / "Snakefile",
+        [sys.executable, "-m", "snakemake", *TABLES, "--snakefile", project / "Snakefile",
          "--cores", cores, "--resources", "gpu=1", "--configfile", "study.yaml"],
         cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -40,25 +40,21 @@ def run(folder, project, cores, *targets, **changes):
 
 
 @pytest.fixture(scope="module")
-def runs(make_once, tmp_path_factory):
-    """The same study twice: with the model host on two cores, and elsewhere on one with a process a job.
-
-    The second goes to the tables.
+def runs(make_once, small_study, tmp_path_factory):
+    """The same study twice, to its tables: with the model host on two cores, and elsewhere, by a copy of the
+    project, on one with a process a job.
     """
+    made = tmp_path_factory.mktemp("runs")
+    checkout = small_study(made / "small").checkout
 
     def make(folder):
-        project = copy_project(folder / "project")
-        shutil.copy(REPOSITORY / ".gitignore", project)
-        if shutil.which("git"):
-            commit_all(project)
-        run(folder / "one", project, "2", execution="host")
-        run(folder / "another place" / "two", REPOSITORY, "1", *TABLES, execution="process")
+        run(folder / "one", REPOSITORY, "2", execution="host")
+        run(folder / "another place" / "two", checkout, "1", execution="process")
 
-    made = tmp_path_factory.mktemp("runs") / "made"
-    shutil.copytree(make_once("same study twice", make), made, symlinks=True)
+    shutil.copytree(make_once("same study twice", make), made / "made", symlinks=True)
     return (
-        StudyFolder(made / "one", made / "project", **STUDY, execution="host"),
-        StudyFolder(made / "another place" / "two", **STUDY, execution="process"),
+        StudyFolder(made / "made" / "one", **STUDY, execution="host"),
+        StudyFolder(made / "made" / "another place" / "two", checkout, **STUDY, execution="process"),
     )
 
 
@@ -88,13 +84,7 @@ def without_timings(path):
 
 def test_two_runs_write_the_same_bytes_but_for_timings(runs):
     one, other = map(files, runs)
-    shown = {
-        name
-        for name in one
-        if name.startswith(("visualizations/", "bh_routing_report", "bh_routing_summary", "routing_atlas"))
-        or name in ("calibration/null_check.png", "calibration/null_check.svg")
-    }
-    assert set(one) - shown == set(other)
+    assert set(one) == set(other)
     differ = {name for name in other if one[name].read_bytes() != other[name].read_bytes()}
     # Files that hold nothing but results are the same to the last byte.
     holding_timings = {f"{folder}/{name}.json" for name in EXPERIMENTS for folder in ("logs", "metrics")}
@@ -117,33 +107,31 @@ def test_the_command_finds_the_two_runs_identical(runs, capsys):
     assert capsys.readouterr().out.startswith("identical: 2 experiments, timings left out\n")
 
 
-def test_tables_figures_and_report_are_made_anew_to_the_last_byte(runs, tmp_path):
+def test_tables_figures_and_report_are_made_anew_to_the_last_byte(small_study, tmp_path):
     """From the same metrics, timings included, in another folder."""
-    one = runs[0]
-    shutil.copytree(one.folder, tmp_path / "study", symlinks=True)
-    copy = StudyFolder(tmp_path / "study", one.project, **STUDY, execution="host")
-    before = {name: path.read_bytes() for name, path in files(copy).items()}
+    study = small_study(tmp_path / "study")
+    study.project = study.checkout
+    before = {name: path.read_bytes() for name, path in files(study).items()}
     shown = ("bh_", "visualizations/", "routing_atlas")
-    made_anew = [path for name, path in files(copy).items() if name.startswith(shown)]
+    made_anew = [path for name, path in files(study).items() if name.startswith(shown)]
     assert len(made_anew) > 20
     for path in made_anew:
         path.unlink()
-    copy.snakemake()
-    after = {name: path.read_bytes() for name, path in files(copy).items()}
+    study.snakemake()
+    after = {name: path.read_bytes() for name, path in files(study).items()}
     assert set(after) == set(before)
     assert {name for name in before if before[name] != after[name]} == set()
-    assert all(path.stat().st_mtime > one.results("model.json").stat().st_mtime for path in made_anew)
 
 
-def test_summaries_and_report_say_which_code_ran(runs):
-    one = runs[0]
-    version = code_version(one.project)
+def test_summaries_and_report_say_which_code_ran(small_study, tmp_path):
+    study = small_study(tmp_path / "study")
+    version = code_version(study.checkout)
     assert version["version"]
     for name in EXPERIMENTS:
-        stated = read_json(one.results("logs", f"{name}.json"))["provenance"]["run"]
+        stated = read_json(study.results("logs", f"{name}.json"))["provenance"]["run"]
         assert stated["code"] == version
         assert stated["batch_tokens"] == 2048 and stated["host"] and stated["threads"] >= 1
-    report = one.results("bh_routing_report.md").read_text()
+    report = study.results("bh_routing_report.md").read_text()
     (line,) = [line for line in report.splitlines() if line.startswith("| workflow |")]
     assert version["version"] in line and (version["commit"] or "") in line
     assert "local changes" not in line
@@ -162,17 +150,6 @@ def checkout(tmp_path):
     (tmp_path / "pyproject.toml").write_text('[project]\nversion = "7.8.9"\n')
     commit_all(tmp_path)
     return tmp_path
-
-
-def commit_all(folder):
-    git(folder, "init", "--quiet")
-    git(folder, "add", ".")
-    git(folder, "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "--quiet", "-m", "First.")
-
-
-def git(folder, *arguments):
-    done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
 
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not here")

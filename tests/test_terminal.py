@@ -26,7 +26,7 @@ STAGES = ["preparation", "experiments", "metrics", "tables, figures, report"]
 def seen(tmp_path_factory):
     """A study that was run in a terminal of 80 columns, and the terminal."""
     study, terminal = StudyFolder(tmp_path_factory.mktemp("seen") / "study", **STUDY), Terminal(80)
-    status = terminal.run(lambda file: study.begin(output=file, TERM="xterm"))
+    status = terminal.run(lambda file: study.begin("report", output=file, TERM="xterm"))
     assert status == 0, terminal.text()
     return study, terminal
 
@@ -73,7 +73,7 @@ def test_the_last_thing_a_run_shows_is_its_answer_and_the_report(seen):
 
 def test_elsewhere_a_run_is_plain_lines(seen):
     study, _ = seen
-    done = study.snakemake("results/metrics/8experts_bh_a030_lambada.json", "--forcerun", "run_experiment")
+    done = study.command("results/metrics/8experts_bh_a030_lambada.json", "--forcerun", "run_experiment")
     assert "\x1b" not in done.stderr + done.stdout
     room, first, second = [line for line in done.stderr.splitlines() if "profile" not in line]
     assert room.startswith("writing the routing logs of 1 experiment takes about ")
@@ -104,7 +104,7 @@ def test_a_failed_job_is_its_sentence_and_its_log(tmp_path):
     rows[2]["label"] = "7"
     (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     study = StudyFolder(tmp_path / "study", datasets={"hellaswag": {"source": str(tmp_path / "bad.jsonl")}})
-    done = study.snakemake("results/datasets/hellaswag.json", check=False)
+    done = study.command("results/datasets/hellaswag.json", check=False)
     assert done.returncode == 1
     first, second, last = [line for line in done.stderr.splitlines() if "profile" not in line]
     assert first == "error: datasets.hellaswag: row 2: label is '7'; allowed are 0 to 3"
@@ -113,15 +113,17 @@ def test_a_failed_job_is_its_sentence_and_its_log(tmp_path):
     )
     going_on = "what is done is kept, and this goes on with the rest: python -m snakemake results/"
     assert last.startswith(f"1 job failed; {going_on}")
+    assert not study.results("datasets", "hellaswag.json").exists()
+    assert "label is '7'" in study.results("job_logs", "prepare_dataset", "hellaswag.log").read_text()
 
 
 def test_a_dry_run_says_each_job_with_its_wildcards_and_its_reason(seen):
     study, _ = seen
-    said = study.snakemake("--dry-run", "--forcerun", "run_experiment").stdout
+    said = study.ask("--dry-run", "--forcerun", "run_experiment").stdout
     assert "run_experiment: config=8experts_bh_a030, dataset=lambada\n    Forced execution\n" in said
     assert re.search(r"^compute_metrics: .+\n    Input files updated by another job: .+$", said, re.M)
     assert said.count("Job stats") == 1
-    assert "Job stats" in study.snakemake("--dry-run", "--quiet", "--forcerun", "run_experiment").stdout
+    assert "Job stats" in study.ask("--dry-run", "--quiet", "--forcerun", "run_experiment").stdout
 
 
 def test_a_reason_names_a_few_files():

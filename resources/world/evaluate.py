@@ -3,16 +3,17 @@
 ``python -m resources.world.evaluate`` prints them as JSON. Scoring follows lm-evaluation-harness
 (last word greedy for LAMBADA, log-likelihood per character of the ending for HellaSwag and ARC), so
 the study's own top-8 run must agree; this is a small, independent version that needs only
-transformers. Sequences of equal length are batched, so no padding is involved.
+transformers. Sequences of about the same length are batched, padded on the right, where a causal model does
+not look.
 """
 
 import argparse
 import json
 import math
-from collections import defaultdict
 from pathlib import Path
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from . import activities
@@ -37,20 +38,20 @@ def token_scores(
     model: PreTrainedModel, sequences: list[list[int]]
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Per sequence: log-probability of each token after the first, and whether it is the greedy."""
-    by_length = defaultdict(list)
-    for i, sequence in enumerate(sequences):
-        by_length[len(sequence)].append(i)
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     scores: list = [None] * len(sequences)
-    for indices in by_length.values():
-        for start in range(0, len(indices), BATCH_SIZE):
-            batch = indices[start : start + BATCH_SIZE]
-            ids = torch.tensor([sequences[i] for i in batch], device=model.device)
-            logits = model(ids).logits[:, :-1].float()  # (B, T - 1, V)
-            target = ids[:, 1:]
-            chosen = logits.log_softmax(-1).gather(2, target[..., None])[..., 0]
-            greedy = logits.argmax(-1) == target
-            for row, i in enumerate(batch):
-                scores[i] = (chosen[row].cpu(), greedy[row].cpu())
+    for start in range(0, len(order), BATCH_SIZE):
+        batch = order[start : start + BATCH_SIZE]
+        tokens = [torch.tensor(sequences[i], device=model.device) for i in batch]
+        ids = pad_sequence(tokens, batch_first=True)
+        mask = pad_sequence([torch.ones_like(one) for one in tokens], batch_first=True)
+        logits = model(ids, attention_mask=mask).logits[:, :-1].float()  # (B, T - 1, V)
+        target = ids[:, 1:]
+        chosen = logits.log_softmax(-1).gather(2, target[..., None])[..., 0]
+        greedy = logits.argmax(-1) == target
+        for row, i in enumerate(batch):
+            own = slice(len(sequences[i]) - 1)
+            scores[i] = (chosen[row, own].cpu(), greedy[row, own].cpu())
     return scores
 
 
@@ -130,13 +131,17 @@ class RoutingRecord:
         self.counts = torch.zeros(num_layers, num_experts, dtype=torch.long)
         self.logits: list[list[torch.Tensor]] = [[] for _ in range(num_layers)]
         self.mass: list[list[torch.Tensor]] = [[] for _ in range(num_layers)]
-        self.hooks = [
+        self.hooks = [model.register_forward_pre_hook(self._before, with_kwargs=True)]
+        self.hooks += [
             layer.mlp.gate.register_forward_hook(self._hook(i)) for i, layer in enumerate(model.model.layers)
         ]
 
+    def _before(self, _model, _inputs, keywords) -> None:
+        self.is_token = keywords["attention_mask"].flatten().bool()  # (B * T,), false at the padding
+
     def _hook(self, layer: int):
         def hook(_module, _inputs, outputs) -> None:
-            logits, weights, indices = outputs
+            logits, weights, indices = (one[self.is_token] for one in outputs)
             self.counts[layer] += torch.bincount(indices.flatten().cpu(), minlength=self.counts.shape[1])
             self.logits[layer].append(logits.float().cpu())
             self.mass[layer].append(weights.float().sum(-1).cpu())

@@ -160,8 +160,9 @@ def _at_same_quality(study, margins, aim, candidates, column, ascending):
     if not candidates:
         return Choice(aim, study.baseline, NO_CANDIDATE)
     values = study.configurations.set_index("config")[column]
+    usable = set(tested(study))
     ordered = values.loc[candidates].sort_values(ascending=ascending, kind="stable").index
-    ordered = [config for config in ordered if config in tested(study)]
+    ordered = [config for config in ordered if config in usable]
     if not ordered:
         return Choice(aim, study.baseline, UNTESTED)
     same = [config for config in ordered if within_margin(study, config, margins)]

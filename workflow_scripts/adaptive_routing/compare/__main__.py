@@ -9,6 +9,7 @@ only listed.
 from __future__ import annotations
 
 import argparse
+import filecmp
 import itertools
 import json
 import math
@@ -24,7 +25,6 @@ from adaptive_routing.compare.differences import (
     SELECTIONS,
     json_differences,
     routing_log_differences,
-    same_bytes,
     table_differences,
     tensor_differences,
 )
@@ -155,7 +155,7 @@ def compare(first: Path, second: Path) -> FolderComparison:
             _compare_file(found, path, "", first, second, path, find)
     for path in itertools.chain.from_iterable(_matching(pattern, first, second) for pattern in BY_BYTES):
         one, other = first / path, second / path
-        if not (one.exists() and other.exists() and same_bytes(one, other)):
+        if not (one.exists() and other.exists() and filecmp.cmp(one, other, shallow=False)):
             found.bytes.append(path)
     return found
 
@@ -171,7 +171,7 @@ def _compare_file(found, subject, kind, first, second, path, find):
     one, other = present(first / path), present(second / path)
     if one.exists() != other.exists():
         found.only["first" if one.exists() else "second"].append(path)
-    if not (one.exists() and other.exists()) or same_bytes(one, other):
+    if not (one.exists() and other.exists()) or filecmp.cmp(one, other, shallow=False):
         return
     for difference in find(one, other):
         if _is_below(difference.name, TIMINGS) or difference.name.rpartition(".")[2] in TIMING_METRICS:

@@ -23,7 +23,7 @@ SELECTIONS = ("selected_experts", "native_experts", "second_pass_selected_expert
 # Columns that identify a row of a table; each table has some of them.
 _ROW_NAMES = ("config", "dataset", "metric", "layer", "difficulty")
 _ROW_NAMES_OF_CHECKS = ("layer", "alpha")  # of null distributions
-# Elements of a tensor, or bytes of a file, held in memory at a time.
+# Elements of a tensor held in memory at a time.
 _SLICE = 1 << 20
 
 
@@ -74,17 +74,6 @@ def _distance(first, second):
     if not math.isfinite(distance):
         return math.inf, math.inf
     return distance, distance / max(1.0, abs(first), abs(second))
-
-
-def same_bytes(first: Path, second: Path) -> bool:
-    """Whether two files hold the same bytes."""
-    if first.stat().st_size != second.stat().st_size:
-        return False
-    with open(first, "rb") as one, open(second, "rb") as other:
-        while data := one.read(_SLICE):
-            if data != other.read(_SLICE):
-                return False
-    return True
 
 
 # Values

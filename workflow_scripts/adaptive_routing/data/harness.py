@@ -15,8 +15,9 @@ import logging
 import math
 import numbers
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
-from lm_eval import simple_evaluate
+from lm_eval import evaluator
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
@@ -156,17 +157,20 @@ def _evaluate(key, settings, lm, bootstrap_iters):
     task = find_task(settings["harness"], settings["include_path"], f"{key}.harness")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     bars = io.StringIO()  # progress bars say nothing in a log
+    # What the harness adds about the machine, for which it asks torch and pip, takes seconds and is not used.
+    without_machine = mock.patch.object(evaluator, "add_env_info", create=True)
     try:
-        with contextlib.redirect_stdout(bars), contextlib.redirect_stderr(bars):
+        with contextlib.redirect_stdout(bars), contextlib.redirect_stderr(bars), without_machine:
             # Only the files that the task needs are read: all 14,000 take eight seconds.
             manager = TaskManager(include_path=list(task.folders), include_defaults=False)
-            return simple_evaluate(
+            return evaluator.simple_evaluate(
                 lm,
                 tasks=[settings["harness"]],
                 num_fewshot=settings["num_fewshot"],
                 limit=settings["max_samples"],
                 bootstrap_iters=bootstrap_iters,
                 task_manager=manager,
+                torch_random_seed=None,  # nothing here draws with torch, which takes seconds to import
             )
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -128,7 +128,7 @@ def _imported_names(module):
 
 
 def _run_time_nodes(tree):
-    """The nodes of a syntax tree but those below `if TYPE_CHECKING:`, which only a type checker reads."""
+    """A syntax tree's nodes but expressions, and what is below `if TYPE_CHECKING:`, for type checkers."""
     waiting = [tree]
     while waiting:
         node = waiting.pop()
@@ -136,7 +136,7 @@ def _run_time_nodes(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             waiting += node.orelse
         else:
-            waiting += ast.iter_child_nodes(node)
+            waiting += [one for one in ast.iter_child_nodes(node) if not isinstance(one, ast.expr)]
 
 
 @functools.cache
