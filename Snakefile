@@ -38,6 +38,7 @@ rule all:
 
 
 onstart:
+    keep_devices_busy()
     say_what_is_asked()
     tell_what_is_planned()
 

@@ -16,6 +16,7 @@ sys.path.insert(0, str(WORKFLOW / "workflow_scripts"))
 
 from adaptive_routing.jobs.ending import how_to_go_on, print_last
 from adaptive_routing.jobs.fingerprint import FOLDER, code_fingerprint
+from adaptive_routing.jobs.host.gpus import JOBS_OF_A_HOST
 from adaptive_routing.jobs.script import tell_jobs
 from adaptive_routing.jobs.version import code_version
 from adaptive_routing.figures.panels import PANELS, TITLES, panel_module
@@ -487,7 +488,21 @@ def report_on_difficulty():
     }
 
 
-# What a run says
+# How a run begins, and what it says
+
+
+def keep_devices_busy():
+    """On one machine: have Snakemake start jobs soon enough that no device waits for the next experiment."""
+    if not workflow.local_exec:
+        return
+    scheduler = workflow.scheduler
+    # A limit on the jobs started a second has the scheduler look once more, a second later, after each time that
+    # it looked: with each job that ends, one more such look a second goes on for the rest of the run.
+    scheduler.job_rate_limiter = None
+    if SETTINGS["execution"] == "host":
+        for amounts in (scheduler.global_resources, scheduler.resources):
+            if "gpu" in amounts:
+                amounts["gpu"] *= JOBS_OF_A_HOST
 
 
 def answers():

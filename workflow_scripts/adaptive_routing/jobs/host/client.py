@@ -47,10 +47,11 @@ def execute(name: str, request: Mapping[str, Any], config: Mapping[str, Any]) ->
         SystemExit: the job failed in the host; its traceback is printed.
     """
     request = json.loads(json.dumps(request))  # the same values in either place
-    owner = keeper.owner()
-    with gpus.leased_gpus(request["device"], owner, request.get("gpus", 1)) as leased:
+    owner, in_host = keeper.owner(), config["execution"] == "host"
+    jobs = gpus.JOBS_OF_A_HOST if in_host else 1
+    with gpus.leased_gpus(request["device"], owner, request.get("gpus", 1), jobs) as leased:
         environment = dict(os.environ) if leased is None else {**os.environ, gpus.VARIABLE: leased}
-        if config["execution"] == "process":
+        if not in_host:
             _do_here(name, request, environment)
         else:
             _have_done(name, request, owner, environment, config["results"])
