@@ -16,6 +16,7 @@ sys.path.insert(0, str(WORKFLOW / "workflow_scripts"))
 
 from adaptive_routing.jobs.ending import how_to_go_on, print_last
 from adaptive_routing.jobs.fingerprint import FOLDER, code_fingerprint
+from adaptive_routing.jobs.host.client import start_early
 from adaptive_routing.jobs.host.gpus import JOBS_OF_A_HOST
 from adaptive_routing.jobs.script import tell_jobs
 from adaptive_routing.jobs.version import code_version
@@ -503,6 +504,17 @@ def keep_devices_busy():
         for amounts in (scheduler.global_resources, scheduler.resources):
             if "gpu" in amounts:
                 amounts["gpu"] *= JOBS_OF_A_HOST
+
+
+def start_model_host():
+    """On one machine: start the model host before its first job, where there will be one."""
+    need_model = {"collect_router_logits", "run_experiment"}
+    elsewhere = (
+        workflow.deployment_settings.deployment_method
+    )  # such as an environment that conda makes
+    if workflow.local_exec and not elsewhere:
+        if any(job.rule.name in need_model for job in workflow.dag.needrun_jobs()):
+            start_early(SETTINGS["model"], SETTINGS["execution"], RESULTS)
 
 
 def answers():

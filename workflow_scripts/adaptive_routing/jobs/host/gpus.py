@@ -3,9 +3,10 @@
 Snakemake counts GPUs (`--resources gpu=4`) and does not say which of them is whose. A job leases its GPUs
 here: for each a locked file in the private folder of `socket_folder`, which the kernel releases when the job
 dies. A GPU with a model host takes `JOBS_OF_A_HOST` jobs: one waits in the host's queue while the other
-computes, so that the GPU does not wait for Snakemake and the start of a script. Only GPUs that `CUDA_VISIBLE_DEVICES` allows are leased, so those that a scheduler gave to others are
-left alone. A model host claims its GPUs in the same way for as long as it lives, so that a second workflow
-takes others while there are some.
+computes, so that the GPU does not wait for Snakemake and the start of a script. Only GPUs that
+`CUDA_VISIBLE_DEVICES` allows are leased, so those that a scheduler gave to others are left alone. A model
+host claims its GPUs in the same way for as long as it lives, so that a second workflow takes others while
+there are some.
 
 A model that needs several GPUs has them in fixed groups, such as 0 and 1, 2 and 3. So a host's GPUs are never
 half of what another job leases. A job leases a whole group or nothing: none waits with half of one.
@@ -43,6 +44,11 @@ def visible_gpus() -> list[str]:
     return list(itertools.takewhile(lambda name: name and not name.startswith("-"), names))  # as CUDA does
 
 
+def leave_a_choice(device: str, number: int = 1) -> bool:
+    """Whether there are more GPUs than a job uses; arguments as of `leased_gpus`."""
+    return device in ("auto", "cuda") and len(visible_gpus()) > number
+
+
 @contextlib.contextmanager
 def leased_gpus(
     device: str, workflow: tuple[int, str], number: int = 1, jobs: int = 1
@@ -71,7 +77,7 @@ def leased_gpus(
             f"model.gpus_per_experiment is {number}, but must be at most {len(gpus)}, the number of GPUs "
             "that this job may use"
         )
-    if len(gpus) <= number:
+    if not leave_a_choice(device, number):
         yield None
         return
     groups = [gpus[start : start + number] for start in range(0, len(gpus) - number + 1, number)]
