@@ -122,7 +122,7 @@ class _Host:
         # What a workflow has one host of at a time. Requests hold relative paths.
         seen = environment.get(gpus.VARIABLE)
         place = {"device": device, gpus.VARIABLE: seen, "folder": os.getcwd()}
-        self._number, self._content, self._owner, self._environment = number, content, owner, environment
+        self._gpus, self._content, self._owner, self._environment = number, content, owner, environment
         self._place = _short_hash([place, owner])
         self.log_path = Path(results, "job_logs", f"model_host_{_short_hash(place)}.log")
 
@@ -134,16 +134,20 @@ class _Host:
         """Start it, with a socket at a path; only under the folder's lock."""
         socket_folder.sweep(path.parent)
         with socket_folder.listen(path) as listener:
-            keeper.start(
-                SERVER,
-                listener,
-                path.stat().st_ino,
-                self._owner,
-                self.log_path,
-                _importing(self._environment),
-                IDLE_SECONDS,
-                self._number,
-            )
+            try:
+                keeper.start(
+                    SERVER,
+                    listener,
+                    path.stat().st_ino,
+                    self._owner,
+                    self.log_path,
+                    _importing(self._environment),
+                    IDLE_SECONDS,
+                    self._gpus,
+                )
+            except BaseException:
+                path.unlink()
+                raise
 
 
 def _content(model, dtype, number):
