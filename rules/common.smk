@@ -508,13 +508,14 @@ def keep_devices_busy():
 
 def start_model_host():
     """On one machine: start the model host before its first job, where there will be one."""
-    need_model = {"collect_router_logits", "run_experiment"}
-    elsewhere = (
+    deployed = (
         workflow.deployment_settings.deployment_method
-    )  # such as an environment that conda makes
-    if workflow.local_exec and not elsewhere:
-        if any(job.rule.name in need_model for job in workflow.dag.needrun_jobs()):
-            start_early(SETTINGS["model"], SETTINGS["execution"], RESULTS)
+    )  # jobs have a Python of their own
+    if not workflow.local_exec or workflow.touch or deployed:
+        return
+    needed = {job.rule.name for job in workflow.dag.needrun_jobs()}
+    if needed & {"collect_router_logits", "run_experiment"}:
+        start_early(SETTINGS["model"], SETTINGS["execution"], RESULTS)
 
 
 def answers():
