@@ -508,9 +508,8 @@ def keep_devices_busy():
 
 def start_model_host():
     """On one machine: start the model host before its first job, where there will be one."""
-    deployed = (
-        workflow.deployment_settings.deployment_method
-    )  # jobs have a Python of their own
+    # With conda or containers the jobs, and so their host, have a Python of their own.
+    deployed = workflow.deployment_settings.deployment_method
     if not workflow.local_exec or workflow.touch or deployed:
         return
     needed = {job.rule.name for job in workflow.dag.needrun_jobs()}
