@@ -38,8 +38,10 @@ rule all:
 
 
 onstart:
+    keep_devices_busy()
     say_what_is_asked()
     tell_what_is_planned()
+    start_model_host()
 
 
 onsuccess:

@@ -17,6 +17,8 @@ sys.path.insert(0, str(WORKFLOW / "workflow_scripts"))
 
 from adaptive_routing.jobs.ending import how_to_go_on, print_last
 from adaptive_routing.jobs.fingerprint import FOLDER, code_fingerprint
+from adaptive_routing.jobs.host.client import start_early
+from adaptive_routing.jobs.host.gpus import JOBS_OF_A_HOST
 from adaptive_routing.jobs.script import tell_jobs
 from adaptive_routing.jobs.version import code_version
 from adaptive_routing.figures.panels import PANELS, TITLES, panel_module
@@ -535,7 +537,32 @@ def report_on_difficulty():
     }
 
 
-# What a run says
+# How a run begins, and what it says
+
+
+def keep_devices_busy():
+    """On one machine: have Snakemake start jobs soon enough that no device waits for the next experiment."""
+    if not workflow.local_exec:
+        return
+    scheduler = workflow.scheduler
+    # A limit on the jobs started a second has the scheduler look once more, a second later, after each time that
+    # it looked: with each job that ends, one more such look a second goes on for the rest of the run.
+    scheduler.job_rate_limiter = None
+    if SETTINGS["execution"] == "host":
+        for amounts in (scheduler.global_resources, scheduler.resources):
+            if "gpu" in amounts:
+                amounts["gpu"] *= JOBS_OF_A_HOST
+
+
+def start_model_host():
+    """On one machine: start the model host before its first job, where there will be one."""
+    # With conda or containers the jobs, and so their host, have a Python of their own.
+    deployed = workflow.deployment_settings.deployment_method
+    if not workflow.local_exec or workflow.touch or deployed:
+        return
+    needed = {job.rule.name for job in workflow.dag.needrun_jobs()}
+    if needed & {"collect_router_logits", "run_experiment"}:
+        start_early(SETTINGS["model"], SETTINGS["execution"], RESULTS)
 
 
 def front_page():

@@ -13,6 +13,7 @@ rule compute_metrics:
         job_log("compute_metrics/{config}_{dataset}"),
     benchmark:
         job_benchmark("compute_metrics/{config}_{dataset}")
+    priority: 1  # where cores are few: before an experiment that would only wait for the model
     conda:
         "../envs/adaptive_routing.yaml"
     resources:

@@ -12,11 +12,15 @@ from adaptive_routing.system.files import atomic_path
 
 
 class Cache:
-    def __init__(self, before_batch=lambda: None):
-        self.before_batch = before_batch
+    def __init__(self, check=lambda: None):
+        self.check = check
 
     def close(self):
         """Nothing runs beside this process."""
+
+
+def import_libraries():
+    """The tests' jobs need none."""
 
 
 def report(request, cache):
@@ -30,7 +34,7 @@ def work(request, cache):
     with atomic_path(request["output"]) as temporary:
         print("at work", file=sys.stderr)
         while not Path("finish").exists():
-            cache.before_batch()
+            cache.check()
             time.sleep(0.01)
         temporary.write_text(f"{os.getpid()} {request['dtype']} {os.environ.get('CUDA_VISIBLE_DEVICES')}")
 

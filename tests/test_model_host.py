@@ -41,6 +41,18 @@ print(*sys.modules)
 """
 # A process that Python's command line calls snakemake: it runs one job, and stays.
 WORKFLOW = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]]); sys.stdin.read()"
+# One that starts a host early, then runs jobs one after another, and stays.
+EARLY = """
+import json, subprocess, sys
+from adaptive_routing.jobs.host import client
+
+client.SERVER = "stub_host"
+settings, jobs = map(json.loads, sys.argv[1:])
+client.start_early(settings, "host", "results")
+for job in jobs:
+    subprocess.run([sys.executable, "job.py", job], check=True)
+sys.stdin.read()
+"""
 MODEL = {"name": "stub", "revision": None, "fingerprint": "0"}
 
 
@@ -243,6 +255,62 @@ def test_only_the_jobs_of_the_table_can_be_asked_for(place):
         assert f"KeyError: '{name}'" in said
 
 
+# Before the first job
+
+
+def start_early(place, jobs, **settings):
+    """Start a workflow that starts a host early, and then does jobs; returns the process."""
+    folder = place.folder / "early"
+    folder.mkdir()
+    (folder / "snakemake").write_text(EARLY)
+    settings = {**MODEL, "dtype": "float32", "device": "cpu", "gpus_per_experiment": 1, **settings}
+    process = subprocess.Popen(
+        [sys.executable, "early/snakemake", json.dumps(settings), json.dumps(jobs)],
+        cwd=place.folder, env=place.environment(), text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    place.started.append(process)
+    return process
+
+
+def early_job(output, **request):
+    """The arguments of a job of `EARLY`."""
+    config = {"execution": "host", "results": "results"}
+    request = {"model": "model.json", "dtype": "float32", "device": "cpu", "output": output, **request}
+    return json.dumps(["report", request, config, f"{output}.log", "stub_host", 60])
+
+
+def test_a_host_that_was_started_early_does_the_jobs(place):
+    start_early(place, [early_job("out"), early_job("other")])
+    wait_until(lambda: place.log.count("report: done") == 2)
+    assert place.pid_in("out") == place.pid_in("other")
+    assert place.log.count(": started") == 1
+
+
+@pytest.mark.parametrize("settings", [{"dtype": "bfloat16"}, {"name": "another"}])
+def test_a_host_that_was_started_early_for_another_model_gives_way(place, settings):
+    start_early(place, [early_job("out")], **settings)
+    wait_until(lambda: place.log.count("report: done") == 1)
+    first, second = map(int, re.findall(r"model host (\d+): started", place.log))
+    assert place.pid_in("out") == second
+    assert not is_running(first)
+
+
+def test_a_host_that_was_started_early_does_not_do_two_models(place):
+    (place.folder / "other.json").write_text(json.dumps({**MODEL, "fingerprint": "1"}))
+    start_early(place, [early_job("out"), early_job("other", model="other.json"), early_job("third")])
+    wait_until(lambda: place.log.count("report: done") == 3)
+    assert len({place.pid_in(name) for name in ("out", "other", "third")}) == 3
+    assert len(place.hosts()) == 1
+
+
+def test_a_host_that_was_started_early_ends_with_a_workflow_without_jobs(place):
+    workflow = start_early(place, [])
+    wait_until(lambda: place.hosts())
+    workflow.kill()
+    wait_until(place.is_clean)
+
+
 # Several GPUs
 
 
@@ -263,20 +331,23 @@ def start_at_work(place, output, visible, **arguments):
 @pytest.mark.parametrize("execution", ["host", "process"])
 def test_jobs_at_once_have_a_gpu_each_and_wait_for_one(place, execution):
     jobs = [start_at_work(place, name, "GPU-3,5", execution=execution) for name in ("first", "second")]
-    third = place.start(
-        "work", "third", device="auto", execution=execution, variables={"CUDA_VISIBLE_DEVICES": "GPU-3,5"}
-    )
+    arguments = {"device": "auto", "execution": execution, "variables": {"CUDA_VISIBLE_DEVICES": "GPU-3,5"}}
+    if execution == "host":  # two more wait at the hosts
+        jobs += [place.start("report", name, **arguments) for name in ("at_one", "at_other")]
+        wait_until(lambda: len(list(place.sockets.glob("*/*.lease"))) == 4)
+    third = place.start("work", "third", **arguments)
     said = third.stderr.readline()
     assert said == (
         "waiting for a GPU: all 2 have jobs of this workflow; start no more at once than there are, with "
         "--resources gpu=2\n"
     )
     (place.folder / "finish").touch()
-    assert [process.wait(60) for process in (*jobs, third)] == [0, 0, 0]
+    assert {process.wait(60) for process in (*jobs, third)} == {0}
     assert {gpu_of(place, "first"), gpu_of(place, "second")} == {"GPU-3", "5"}
     assert gpu_of(place, "third") in {"GPU-3", "5"}
     if execution == "host":
         assert place.pid_in("first") != place.pid_in("second")
+        assert {gpu_of(place, "at_one"), gpu_of(place, "at_other")} == {"GPU-3", "5"}
         assert place.pid_in("third") in {place.pid_in("first"), place.pid_in("second")}
 
 
@@ -312,18 +383,18 @@ def test_jobs_at_once_have_two_gpus_each_and_wait_for_two(place, execution):
     """Five GPUs are two groups of two; of two jobs that wait, neither holds half of what it needs."""
     arguments, visible = {"gpus": 2, "execution": execution}, "0,GPU-1,2,3,4"
     jobs = [start_at_work(place, name, visible, **arguments) for name in ("first", "second")]
-    variables = {"CUDA_VISIBLE_DEVICES": visible}
-    waiting = [
-        place.start("work", name, device="auto", variables=variables, **arguments)
-        for name in ("third", "fourth")
-    ]
+    others = {"device": "auto", "variables": {"CUDA_VISIBLE_DEVICES": visible}, **arguments}
+    if execution == "host":  # two more wait at the hosts
+        jobs += [place.start("report", name, **others) for name in ("at_one", "at_other")]
+        wait_until(lambda: len(list(place.sockets.glob("*/*.lease"))) == 8)
+    waiting = [place.start("work", name, **others) for name in ("third", "fourth")]
     for job in waiting:
         assert job.stderr.readline() == (
             "waiting for 2 GPUs: all 4 that make groups of 2 have jobs of this workflow; start no more at "
             "once than there are, with --resources gpu=4\n"
         )
     (place.folder / "finish").touch()
-    assert [process.wait(60) for process in (*jobs, *waiting)] == [0] * 4
+    assert {process.wait(60) for process in (*jobs, *waiting)} == {0}
     assert {gpu_of(place, "first"), gpu_of(place, "second")} == {"0,GPU-1", "2,3"}
     assert {gpu_of(place, "third"), gpu_of(place, "fourth")} <= {"0,GPU-1", "2,3"}
     if execution == "host":

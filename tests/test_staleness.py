@@ -112,7 +112,7 @@ AFTER_EDIT = {
     "figures/null_distribution": jobs("plot_null_distribution"),
     "figures/same_compute": NOTHING,  # a study without controls
     "figures/style": LOOKS,
-    "jobs/__init__": PASS,
+    "jobs/__init__": jobs("collect_router_logits", experiments=EXPERIMENTS, datasets=DATASETS),
     "jobs/ending": NOTHING,
     "jobs/fingerprint": NOTHING,
     "jobs/host": NOTHING,
@@ -120,6 +120,8 @@ AFTER_EDIT = {
     "jobs/model_jobs/cache": PASS,
     "jobs/model_jobs/collect_router_logits": jobs("collect_router_logits"),
     "jobs/model_jobs/run_experiment": jobs(experiments=EXPERIMENTS),
+    "jobs/model_jobs/prepare_dataset": NOTHING,  # as `jobs/host`
+    "jobs/preparation": jobs(datasets=DATASETS),
     "jobs/script": NOTHING,
     "jobs/version": NOTHING,
     "model": PASS,

@@ -182,6 +182,16 @@ def test_jobs_that_need_the_model_take_the_gpus_that_it_is_spread_over(tmp_path)
     assert {rule: number for rule, number in gpus.items() if number} == expected
 
 
+@pytest.mark.parametrize(("execution", "gpus"), [("host", 4), ("process", 2)])
+def test_a_job_may_wait_at_each_host_and_none_is_looked_for_in_vain(tmp_path, execution, gpus):
+    folder = StudyFolder(tmp_path / "verbose", execution=execution)
+    done = folder.snakemake("results/datasets/wikitext.json", "--verbose")
+    said = done.stdout + done.stderr
+    assert set(re.findall(r"Resources before job selection: .*'gpu': (\d+)", said)) == {str(gpus)}
+    # At the start and after `inspect_model`, however long `prepare_dataset` takes.
+    assert len(re.findall("Ready jobs: ", said)) == 2
+
+
 def test_one_experiment_can_be_the_target(tmp_path):
     folder = StudyFolder(tmp_path / "one")
     target = "results/logs/8experts_topk_baseline_lambada.json"

@@ -3,53 +3,30 @@
 Output: results/datasets/{dataset}.json, all that the experiments need of the data set.
 """
 
-from adaptive_routing.data.rows import open_rows
-from adaptive_routing.data.samples import check_vocabulary, prepare_samples, prepared_to_json, skipped_rows
+from pathlib import Path
+
+from adaptive_routing.jobs.host.client import execute
+from adaptive_routing.jobs.host.gpus import leave_a_choice
 from adaptive_routing.jobs.script import job
-from adaptive_routing.model.description import read_model_info
-from adaptive_routing.model.tokenizer import load_tokenizer
-from adaptive_routing.system.errors import InputError
-from adaptive_routing.system.json_files import write_json
-
-
-def of_harness(dataset, settings, model):
-    """The samples of a task of the harness, and what is known of the data set beside its settings."""
-    from adaptive_routing.data.harness import prepare_harness_task
-    from adaptive_routing.system.harness_tasks import installed_version
-
-    tokenizer, readable = load_tokenizer(model), model["max_position_embeddings"]
-    version = installed_version(f"datasets.{dataset}.harness")
-    return prepare_harness_task(dataset, settings, tokenizer, readable), {"harness_version": version}
-
-
-def of_rows(dataset, settings, model):
-    """The samples of rows, and what is known of the data set beside its settings."""
-    source = {key: settings[key] for key in ("source", "subset", "split", "revision")}
-    # What is generated has to fit beside the prompt.
-    readable = model["max_position_embeddings"] - settings.get("max_new_tokens", 0)
-    if readable < 2:
-        raise InputError(
-            f"datasets.{dataset}.max_new_tokens is {settings['max_new_tokens']}, but the model reads at most "
-            f"{model['max_position_embeddings']} tokens, prompt included"
-        )
-    commit, rows = open_rows(**source, name=f"datasets.{dataset}")
-    prepared = prepare_samples(
-        dataset,
-        rows,
-        load_tokenizer(model),
-        settings["max_samples"],
-        settings.get("max_length"),
-        readable,
-        settings.get("protocol"),
-        settings.get("task"),
-    )
-    # The commit is what the revision of a hub data set stood for.
-    return prepared, {"skipped_rows": skipped_rows(prepared)} | ({} if commit is None else {"commit": commit})
-
 
 with job(snakemake):
-    dataset, settings = snakemake.wildcards.dataset, snakemake.params.settings
-    model = read_model_info(snakemake.input.model)
-    prepared, known = (of_harness if "harness" in settings else of_rows)(dataset, settings, model)
-    check_vocabulary(prepared, model["shapes"]["vocab_size"], f"datasets.{dataset}")
-    write_json(snakemake.output[0], prepared_to_json(dataset, prepared, settings | known))
+    dataset, config, output = snakemake.wildcards.dataset, snakemake.config, snakemake.output[0]
+    model = config["model"]
+    device, gpus = model["device"], model["gpus_per_experiment"]
+    request = {
+        "model": snakemake.input.model,
+        "dataset": dataset,
+        "settings": snakemake.params.settings,
+        "output": output,
+    }
+    # The host has imported already what this takes. Of several hosts none is meant, and for none to wait for:
+    # a download, and the imports of lm-evaluation-harness.
+    is_quick = config["datasets"][dataset].get("local")
+    if is_quick and config["execution"] == "host" and not leave_a_choice(device, gpus):
+        request |= {"dtype": model["dtype"], "device": device, "gpus": gpus}
+        # As a module, a workflow may have a prefix, of which its settings do not know.
+        execute("prepare_dataset", request, config | {"results": str(Path(output).parents[1])})
+    else:
+        from adaptive_routing.jobs.preparation import prepare_dataset
+
+        prepare_dataset(request)

@@ -54,6 +54,11 @@ def code_fingerprint(script: str, *by_name: str, without: Collection[str] = ()) 
         by_name: modules that it imports by name while it runs, such as "adaptive_routing.data.tasks.lambada".
         without: modules that it imports and does not use; what only these import is left out as well.
     """
+    return _fingerprint(script, by_name, tuple(without))
+
+
+@functools.cache  # a study's experiments share a few, and Snakemake asks twice for each
+def _fingerprint(script, by_name, without):
     content = hashlib.sha256()
     modules = code_modules(script, *by_name, without=without)
     for module in modules:

@@ -47,10 +47,11 @@ def execute(name: str, request: Mapping[str, Any], config: Mapping[str, Any]) ->
         SystemExit: the job failed in the host; its traceback is printed.
     """
     request = json.loads(json.dumps(request))  # the same values in either place
-    owner = keeper.owner()
-    with gpus.leased_gpus(request["device"], owner, request.get("gpus", 1)) as leased:
-        environment = dict(os.environ) if leased is None else {**os.environ, gpus.VARIABLE: leased}
-        if config["execution"] == "process":
+    owner, in_host = keeper.owner(), config["execution"] == "host"
+    jobs = gpus.JOBS_OF_A_HOST if in_host else 1
+    with gpus.leased_gpus(request["device"], owner, request.get("gpus", 1), jobs) as leased:
+        environment = _environment(leased)
+        if not in_host:
             _do_here(name, request, environment)
         else:
             _have_done(name, request, owner, environment, config["results"])
@@ -64,34 +65,101 @@ def _do_here(name, request, environment):
         JOBS[name](request, cache)
 
 
+def start_early(model: Mapping[str, Any], execution: str, results: str) -> None:
+    """In the workflow's own process: start the model host that its jobs will ask for.
+
+    So libraries are imported while the model is inspected and data sets are prepared. What goes wrong here
+    the jobs will say.
+
+    Args:
+        model: the settings of the model.
+        execution: that setting; nothing is started unless it is "host".
+        results: the results folder.
+    """
+    owner = keeper.owner_of_own_jobs()
+    if execution != "host" or not owner:
+        return
+    number = model["gpus_per_experiment"]
+    content = _content(model, model["dtype"], number)
+    with (
+        contextlib.suppress(InputError, HostError, OSError),
+        gpus.leased_gpus(model["device"], owner, number, gpus.JOBS_OF_A_HOST) as leased,
+        socket_folder.locked_folder() as folder,
+    ):
+        host = _Host(model["device"], number, content, owner, _environment(leased), results)
+        host.start(folder / host.socket_name())
+
+
+def _environment(leased):
+    return dict(os.environ) if leased is None else {**os.environ, gpus.VARIABLE: leased}
+
+
 def _have_done(name, request, owner, environment, results):
     """Have a model host do the job."""
-    place, content = _place(request, environment), _content(request)
-    log_path = Path(results, "job_logs", f"model_host_{_short_hash([place, content])}.log")
-    socket_name = socket_folder.socket_name(_short_hash([place, owner]), _short_hash(content))
+    model, number = json.loads(Path(request["model"]).read_bytes()), request.get("gpus", 1)
+    content = _content(model, request["dtype"], number)
+    host = _Host(request["device"], number, content, owner, environment, results)
     message = {"job": name, "request": request}
     # A host that ends before the job's turn (idle, or after another job's failure) leaves it to the next.
-    while not _offer(message, socket_name, owner, environment, log_path):
+    while not _offer(message, host, host.socket_name(model["fingerprint"])):
         if not is_alive(*owner):
             raise HostError("the workflow that this job belongs to has ended, and the model host with it")
 
 
-def _place(request, environment):
-    """What a workflow has one host of at a time."""
-    return {
-        "device": request["device"],
-        gpus.VARIABLE: environment.get(gpus.VARIABLE),
-        "folder": os.getcwd(),  # requests hold relative paths
-    }
+class _Host:
+    """The host that a job wants, and how to start it.
+
+    Args:
+        device: the setting.
+        number: how many GPUs the model is spread over.
+        content: `_content`.
+        owner: what `keeper.owner` gives.
+        environment: environment variables, with the GPUs that it sees.
+        results: the results folder.
+    """
+
+    def __init__(self, device, number, content, owner, environment, results):
+        # What a workflow has one host of at a time. Requests hold relative paths.
+        seen = environment.get(gpus.VARIABLE)
+        place = {"device": device, gpus.VARIABLE: seen, "folder": os.getcwd()}
+        self._gpus, self._content, self._owner, self._environment = number, content, owner, environment
+        self._place = _short_hash([place, owner])
+        self.log_path = Path(results, "job_logs", f"model_host_{_short_hash(place)}.log")
+
+    def socket_name(self, fingerprint=None):
+        """The name of its socket; before a job has told the model's fingerprint, without it."""
+        return socket_folder.socket_name(self._place, _short_hash([self._content, fingerprint]))
+
+    def start(self, path):
+        """Start it, with a socket at a path; only under the folder's lock."""
+        socket_folder.sweep(path.parent)
+        with socket_folder.listen(path) as listener:
+            try:
+                keeper.start(
+                    SERVER,
+                    listener,
+                    path.stat().st_ino,
+                    self._owner,
+                    self.log_path,
+                    _importing(self._environment),
+                    IDLE_SECONDS,
+                    self._gpus,
+                )
+            except BaseException:
+                path.unlink()
+                raise
 
 
-def _content(request):
-    """What decides what a host loads and runs: no host does a job that asks for another."""
-    model = json.loads(Path(request["model"]).read_bytes())
+def _content(model, dtype, number):
+    """What decides what a host loads and runs, but for the model's fingerprint.
+
+    No host does a job that asks for another.
+    """
     return {
-        **{key: model[key] for key in ("name", "revision", "fingerprint")},
-        "dtype": request["dtype"],
-        "gpus": request.get("gpus", 1),
+        "name": model["name"],
+        "revision": model["revision"],
+        "dtype": dtype,
+        "gpus": number,
         "python": sys.executable,
         "code": _code_hash(),
     }
@@ -109,27 +177,19 @@ def _short_hash(value):
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def _offer(message, socket_name, owner, environment, log_path):
+def _offer(message, host, socket_name):
     """Have a host do the job; False where it ended before the job began."""
+    log_path = host.log_path
     log_size = log_path.stat().st_size if log_path.exists() else 0
     with socket_folder.locked_folder() as folder:
         path = folder / socket_name
+        if not path.exists():
+            socket_folder.adopt(folder / host.socket_name(), path)
         connection = socket_folder.dial(path)
         is_first = connection is None
         if is_first:
-            socket_folder.sweep(folder)
-            with socket_folder.listen(path) as listener:
-                keeper.start(
-                    SERVER,
-                    listener,
-                    socket_name,
-                    owner,
-                    log_path,
-                    _importing(environment),
-                    IDLE_SECONDS,
-                    message["request"].get("gpus", 1),
-                )
-                connection = socket_folder.dial(path)
+            host.start(path)
+            connection = socket_folder.dial(path)
     with connection:  # ty: ignore[invalid-context-manager]
         try:
             pid, is_done = _relay(_replies(connection, message))

@@ -2,9 +2,11 @@
 
 Snakemake counts GPUs (`--resources gpu=4`) and does not say which of them is whose. A job leases its GPUs
 here: for each a locked file in the private folder of `socket_folder`, which the kernel releases when the job
-dies. Only GPUs that `CUDA_VISIBLE_DEVICES` allows are leased, so those that a scheduler gave to others are
-left alone. A model host claims its GPUs in the same way for as long as it lives, so that a second workflow
-takes others while there are some.
+dies. A GPU with a model host takes `JOBS_OF_A_HOST` jobs: one waits in the host's queue while the other
+computes, so that the GPU does not wait for Snakemake and the start of a script. Only GPUs that
+`CUDA_VISIBLE_DEVICES` allows are leased, so those that a scheduler gave to others are left alone. A model
+host claims its GPUs in the same way for as long as it lives, so that a second workflow takes others while
+there are some.
 
 A model that needs several GPUs has them in fixed groups, such as 0 and 1, 2 and 3. So a host's GPUs are never
 half of what another job leases. A job leases a whole group or nothing: none waits with half of one.
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 POLL_SECONDS = 0.2
+JOBS_OF_A_HOST = 2  # at once, of which the host does one
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -41,17 +44,25 @@ def visible_gpus() -> list[str]:
     return list(itertools.takewhile(lambda name: name and not name.startswith("-"), names))  # as CUDA does
 
 
-@contextlib.contextmanager
-def leased_gpus(device: str, workflow: tuple[int, str], number: int = 1) -> Iterator[str | None]:
-    """Yield GPUs that no other job of the workflow has, and wait for them if need be.
+def leave_a_choice(device: str, number: int = 1) -> bool:
+    """Whether there are more GPUs than a job uses; arguments as of `leased_gpus`."""
+    return device in ("auto", "cuda") and len(visible_gpus()) > number
 
-    GPUs on which the workflow has its model host come first, then free ones, and those that another workflow
-    uses last.
+
+@contextlib.contextmanager
+def leased_gpus(
+    device: str, workflow: tuple[int, str], number: int = 1, jobs: int = 1
+) -> Iterator[str | None]:
+    """Yield GPUs that fewer than so many jobs of the workflow have, and wait for them if need be.
+
+    GPUs that no job has come first; among them those on which the workflow has its model host, then free
+    ones, and those that another workflow uses last.
 
     Args:
         device: the setting `model.device`; only "auto" and "cuda" leave a choice.
         workflow: what `keeper.owner` gives.
         number: how many GPUs, the setting `model.gpus_per_experiment`.
+        jobs: how many jobs of the workflow may have a GPU at once.
 
     Yields:
         A value of CUDA_VISIBLE_DEVICES for the process that loads the model, or None where there is nothing
@@ -66,12 +77,12 @@ def leased_gpus(device: str, workflow: tuple[int, str], number: int = 1) -> Iter
             f"model.gpus_per_experiment is {number}, but must be at most {len(gpus)}, the number of GPUs "
             "that this job may use"
         )
-    if len(gpus) <= number:
+    if not leave_a_choice(device, number):
         yield None
         return
     groups = [gpus[start : start + number] for start in range(0, len(gpus) - number + 1, number)]
     has_waited = False
-    while not (lease := _lease(groups, workflow)):
+    while not (lease := _lease(groups, workflow, jobs)):
         if not has_waited:
             print(_waiting(len(groups), number), file=sys.stderr)
         has_waited = True
@@ -112,17 +123,19 @@ def sweep(folder: Path) -> None:
         _is_held(path)
 
 
-def _lease(groups, workflow):
+def _lease(groups, workflow, jobs):
     """(group of GPUs, their locks) of the best that can be had now, or None."""
     with socket_folder.locked_folder() as folder:
 
         def rank(gpu):
-            own = [folder / _name(gpu, workflow, kind) for kind in ("claim", "lease")]
-            others = [path for path in folder.glob(f"{_name(gpu)}-*") if path not in own]
-            return 0 if _is_held(own[0]) else 2 if any(map(_is_held, others)) else 1
+            if _is_held(folder / _name(gpu, workflow, "claim")):
+                return 0
+            others = set(folder.glob(f"{_name(gpu)}-*")) - set(folder.glob(f"{_name(gpu, workflow)}.*"))
+            return 2 if any(map(_is_held, others)) else 1
 
-        for group in sorted(groups, key=lambda group: max(map(rank, group))):
-            locks = [_locked(folder / _name(gpu, workflow, "lease")) for gpu in group]
+        groups = sorted(groups, key=lambda group: max(map(rank, group)))
+        for place, group in itertools.product(range(jobs), groups):
+            locks = [_locked(folder / _name(gpu, workflow, f"{place}.lease")) for gpu in group]
             if all(locks):
                 return group, locks
             for lock in filter(None, locks):

@@ -38,8 +38,18 @@ def owner() -> tuple[int, str]:
     parents = job.parents()
     is_orphan = not parents or parents[0].pid == 1 or os.getsid(parents[0].pid) != os.getsid(0)
     otherwise = job if is_orphan else parents[0]
-    process = next((one for one in reversed(parents) if _is_snakemake(one)), otherwise)
-    return identity(process.pid)
+    return identity((_outermost_snakemake(parents) or otherwise).pid)
+
+
+def owner_of_own_jobs() -> tuple[int, str] | None:
+    """What `owner` is in the jobs that this process will start; None where no process is a `snakemake`."""
+    process = psutil.Process()
+    snakemake = _outermost_snakemake([process, *process.parents()])
+    return snakemake and identity(snakemake.pid)
+
+
+def _outermost_snakemake(processes):
+    return next((one for one in reversed(processes) if _is_snakemake(one)), None)
 
 
 def _is_snakemake(process):
@@ -55,7 +65,7 @@ def _is_snakemake(process):
 def start(
     server: str,
     listener: socket.socket,
-    name: str,
+    number: int,
     owner: tuple[int, str],
     log_path: Path,
     environment: Mapping[str, str],
@@ -67,7 +77,7 @@ def start(
     Args:
         server: module of the server.
         listener: the listening socket, which the host takes over.
-        name: the socket's file name.
+        number: of the socket's file (its inode), whose name may change.
         owner: what `owner` gave; the host ends with it.
         log_path: the host's log; its end is written to.
         environment: environment variables.
@@ -77,7 +87,7 @@ def start(
     settings = {
         "server": server,
         "listener": listener.fileno(),
-        "name": name,
+        "number": number,
         "owner": owner,
         "idle_seconds": idle_seconds,
         "gpus": gpus,

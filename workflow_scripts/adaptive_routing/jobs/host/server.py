@@ -84,7 +84,7 @@ class Server:
         waiting: queue.Queue[Connection],
     ) -> None:
         self.jobs = jobs
-        self.cache = cache_class(before_batch=self.check)
+        self.cache = cache_class(check=self.check)
         self._waiting = waiting
         self._running: Any = None
 
@@ -143,7 +143,10 @@ class Server:
 
 
 def main(settings: Mapping[str, Any], jobs_module: str) -> None:
-    """Serve the jobs of a module's `JOBS`, with its `Cache`, on the socket that was handed down."""
+    """Serve a module's `JOBS`, with its `Cache`, on the socket that was handed down.
+
+    Libraries are imported before the first job comes, by its `import_libraries`.
+    """
     exit_on_sigterm()
     faulthandler.enable()
     sys.stderr = Tee(sys.stderr)
@@ -153,12 +156,13 @@ def main(settings: Mapping[str, Any], jobs_module: str) -> None:
     for work in (_end_with_parent, lambda: _accept(listener, waiting)):
         threading.Thread(target=work, daemon=True).start()
     try:
-        _take_over(settings["name"])
+        _take_over(settings["number"])
         with gpus.claimed_gpus(settings["owner"], settings["gpus"]):
             module = importlib.import_module(jobs_module)
+            module.import_libraries()
             Server(module.JOBS, module.Cache, waiting).serve(settings["idle_seconds"])
     finally:
-        socket_folder.withdraw(settings["name"])
+        socket_folder.withdraw(settings["number"])
 
 
 def _accept(listener, waiting):
@@ -167,9 +171,9 @@ def _accept(listener, waiting):
         Connection(client, waiting)
 
 
-def _take_over(name):
+def _take_over(number):
     """Wait for the host before this one to finish its jobs and end: a device may not hold two models."""
-    for connection in socket_folder.predecessors(name):
+    for connection in socket_folder.predecessors(number):
         with connection, contextlib.suppress(OSError):
             connection.sendall(json.dumps({"retire": None}).encode() + b"\n")
             while connection.recv(1):

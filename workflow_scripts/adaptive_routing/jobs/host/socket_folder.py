@@ -115,19 +115,36 @@ def dial(path: Path) -> socket.socket | None:
         return None
 
 
-def predecessors(name: str) -> list[socket.socket]:
-    """Connections to the hosts that stand in the same place and were there before."""
+def adopt(waiting: Path, path: Path) -> None:
+    """Give a host that was started early the name that its first job asks for; only under the lock."""
+    if connection := dial(waiting):
+        connection.close()
+        waiting.rename(path)
+
+
+def predecessors(own: int) -> list[socket.socket]:
+    """Connections to the hosts that stand in the same place and were there before.
+
+    own: the number (inode) of the host's socket, whose name may change.
+    """
     with locked_folder() as folder:
-        own, place = folder / name, name.split("-")[0]
-        others = [path for path in folder.glob(f"{place}-*.sock") if path != own]
-        earlier = [path for path in others if path.stat().st_mtime_ns < own.stat().st_mtime_ns]
+        path = _path(folder, own)
+        if path is None:
+            return []
+        others = [one for one in folder.glob(f"{path.name.split('-')[0]}-*.sock") if one != path]
+        earlier = [one for one in others if one.stat().st_mtime_ns < path.stat().st_mtime_ns]
         return list(filter(None, map(dial, earlier)))
 
 
-def withdraw(name: str) -> None:
-    """Remove the host's socket: no job finds it any more."""
+def withdraw(own: int) -> None:
+    """Remove the host's socket, given by its number: no job finds it any more."""
     with locked_folder() as folder:
-        (folder / name).unlink(missing_ok=True)
+        if path := _path(folder, own):
+            path.unlink()
+
+
+def _path(folder, number):
+    return next((path for path in folder.glob("*.sock") if path.stat().st_ino == number), None)
 
 
 def sweep(folder: Path) -> None:

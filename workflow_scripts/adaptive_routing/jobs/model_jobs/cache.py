@@ -27,14 +27,15 @@ class Cache:
     """What jobs load: the model, and files that several of them use, each read once while unchanged.
 
     Args:
-        before_batch: called before every forward pass; what it raises ends the job.
+        check: called before every forward pass; what it raises ends the job.
 
     Attributes:
+        check: as given.
         done: what jobs do once.
     """
 
-    def __init__(self, before_batch: Callable[[], None] | None = None) -> None:
-        self._before_batch = before_batch
+    def __init__(self, check: Callable[[], None] = lambda: None) -> None:
+        self.check = check
         self.done: set[str] = set()
         self._model = functools.lru_cache(maxsize=1)(self._load_model)
         self._read = functools.lru_cache(maxsize=8)(lambda reader, path, *_: reader(path))
@@ -63,8 +64,7 @@ class Cache:
         loaded = load_model(info, dtype, device, gpus)
         if loaded.model.device.type == "cpu":
             use_cores_for_passes()
-        if self._before_batch:
-            loaded.model.base_model.register_forward_pre_hook(lambda *_: self._before_batch())  # ty: ignore[not-callable]
+        loaded.model.base_model.register_forward_pre_hook(lambda *_: self.check())
         seconds = time.perf_counter() - started
         print(f"loaded {info['name']}, {dtype}, on {loaded.device_name} in {seconds:.1f} s", file=sys.stderr)
         return loaded
