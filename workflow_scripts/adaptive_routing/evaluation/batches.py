@@ -28,32 +28,55 @@ T = TypeVar("T")
 def make_batches(
     samples: Sequence[PreparedSample], batch_tokens: int, indices: Iterable[int] | None = None
 ) -> list[list[int]]:
-    """Group sample indices into batches of at most `batch_tokens` tokens.
+    """Group sample indices into batches of at most `batch_tokens` tokens that a pass reads.
 
     Samples are sorted by their longest sequence, longest first: the sequences of a batch have similar
-    lengths, and a batch that is too large fails early. A sample's sequences stay together; a sample larger
-    than `batch_tokens` is a batch by itself. `indices` are the samples to group; all by default.
+    lengths, and a batch that is too large fails early. Samples with a common beginning follow one another, so
+    that few batches read it. A sample's sequences stay together; a sample larger than `batch_tokens` is a
+    batch by itself. `indices` are the samples to group; all by default.
     """
 
     def longest(index):
         return max(sequence.num_inputs for sequence in samples[index].sequences)
 
-    batches, tokens = [], 0
+    def order(index):
+        first = _first_of(samples, index)
+        return -longest(first), first, -longest(index), index
+
+    batches, tokens, beginnings = [], 0, {}
     if indices is None:
         indices = range(len(samples))
-    for index in sorted(indices, key=lambda index: (-longest(index), index)):
-        size = samples[index].num_inputs
+    for index in sorted(indices, key=order):
+        size = _added_tokens(samples, index, beginnings)
         if not batches or tokens + size > batch_tokens:
             batches.append([])
-            tokens = 0
+            tokens, beginnings = 0, {}
+            size = samples[index].num_inputs
         batches[-1].append(index)
         tokens += size
+        first = _first_of(samples, index)
+        read = math.inf if first == index else samples[index].num_others_tokens
+        beginnings[first] = max(beginnings.get(first, 0), read)
     return batches
+
+
+def _first_of(samples, index):
+    """The sample to which the beginning of one belongs, or itself."""
+    return index if samples[index].shared_with is None else samples[index].shared_with
+
+
+def _added_tokens(samples, index, beginnings):
+    """Tokens that a pass reads more with one sample more.
+
+    beginnings: {first sample: tokens of its beginning that the pass reads for others}.
+    """
+    read = beginnings.get(_first_of(samples, index), 0)
+    return samples[index].num_own_tokens + max(0, samples[index].num_others_tokens - read)
 
 
 def _evenly(samples, batch_tokens, multiple):
     """The batch size for as few batches as there must be, of similar sizes, their number such a multiple."""
-    total = sum(sample.num_inputs for sample in samples)
+    total = sum(sample.num_own_tokens for sample in samples)
     number = multiple * math.ceil(total / (multiple * batch_tokens))
     largest = max(sample.num_inputs for sample in samples)
     return min(batch_tokens, math.ceil(total / number) + largest)
@@ -100,9 +123,9 @@ class BatchQueue:
                 return result  # ty: ignore[invalid-explicit-return]
             self._put_back(self._batches.pop(0), said, was_alone=True)
 
-    def last_sample(self) -> PreparedSample:
-        """The last sample of the queue, which is a short one."""
-        return self._samples[self._batches[-1][-1]]
+    def last_index(self) -> int:
+        """The index of the last sample of the queue, which is a short one."""
+        return self._batches[-1][-1]
 
     def results(self, work: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
         """Do `work` of every batch, a list of sample indices: yield (batch, what it returned).

@@ -63,7 +63,9 @@ class _Padding:
     @classmethod
     def of(cls, queries, keys):
         """The padding of sequences, of which each one's tokens and what they see are given."""
-        (query_rows, query_places, query_shape), (key_rows, key_places, key_shape) = map(_pad, (queries, keys))
+        (query_rows, query_places, query_shape), (key_rows, key_places, key_shape) = map(
+            _pad, (queries, keys)
+        )
         before = torch.tensor([len(seen) - len(own) for own, seen in zip(queries, keys, strict=True)])
         places = query_places, key_places
         return cls(query_rows, key_rows, *places, before, query_shape, key_shape, bool(before.any()))
@@ -160,7 +162,9 @@ def _offsets(lengths):
 def _copied(packed, device):
     """A `Packing` or `_Padding` with its tensors on a device."""
     values = {one.name: getattr(packed, one.name) for one in fields(packed) if one.name != "_copies"}
-    copies = {name: to_device(value, device) for name, value in values.items() if torch.is_tensor(value)}
+    copies: dict[str, Any] = {
+        name: to_device(value, device) for name, value in values.items() if torch.is_tensor(value)
+    }
     if "paddings" in values:
         copies["paddings"] = tuple(_copied(one, device) for one in values["paddings"])
         copies["_copies"] = {}
@@ -337,10 +341,10 @@ def _attend(padding, query, key, value, scaling, sliding_window, sinks):
         mask = place <= position  # (rows or 1, 1, queries, keys)
         if is_narrow:
             mask &= place > position - sliding_window
-    if sinks is not None:
+    if sinks is not None and mask is not None:
         # A key more, of zeros, whose logit the mask gives: it has no value, and takes its share of the sum.
         key, value = (F.pad(one, (0, 0, 0, 1)) for one in (key, value))
-        bias = query.new_zeros(mask.shape).masked_fill(~mask, -torch.inf)  # ty: ignore[unresolved-attribute, unsupported-operator]
+        bias = query.new_zeros(mask.shape).masked_fill(~mask, -torch.inf)
         sinks = sinks.to(query.dtype)[:, None, None].expand(len(bias), -1, queries, 1)
         mask = torch.cat([bias.expand(-1, sinks.shape[1], -1, -1), sinks], -1)
     # Padding stands behind every token of its row, where causal attention does not look.
