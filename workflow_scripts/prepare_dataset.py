@@ -5,6 +5,7 @@ Output: results/datasets/{dataset}.json, all that the experiments need of the da
 
 from adaptive_routing.data.rows import open_rows
 from adaptive_routing.data.samples import check_vocabulary, prepare_samples, prepared_to_json, skipped_rows
+from adaptive_routing.data.shared import share_beginnings
 from adaptive_routing.jobs.script import job
 from adaptive_routing.model.description import read_model_info
 from adaptive_routing.model.tokenizer import load_tokenizer
@@ -51,5 +52,7 @@ with job(snakemake):
     dataset, settings = snakemake.wildcards.dataset, snakemake.params.settings
     model = read_model_info(snakemake.input.model)
     prepared, known = (of_harness if "harness" in settings else of_rows)(dataset, settings, model)
+    if settings.get("share_contexts"):
+        prepared = share_beginnings(prepared)
     check_vocabulary(prepared, model["shapes"]["vocab_size"], f"datasets.{dataset}")
     write_json(snakemake.output[0], prepared_to_json(dataset, prepared, settings | known))

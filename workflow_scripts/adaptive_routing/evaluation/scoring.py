@@ -258,7 +258,7 @@ def _scored_positions(arrangement):
 
     Returns the positions (P,) whose next token is scored, those tokens (P,), whether the model reads them
     (P,), and the places (R,) among the logged tokens of those that it reads. The last target of a sequence
-    that was cut to the model's length is not read, nor are single tokens after a context that others continue.
+    that was cut to the model's length is not read, nor are single tokens that stand for one another.
     """
     positions, targets, was_read, read_targets, start = [], [], [], [], 0
     lengths = arrangement.logged_lengths

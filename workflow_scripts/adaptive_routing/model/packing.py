@@ -63,9 +63,8 @@ class _Padding:
     @classmethod
     def of(cls, queries, keys):
         """The padding of sequences, of which each one's tokens and what they see are given."""
-        (query_rows, query_places, query_shape), (key_rows, key_places, key_shape) = map(
-            _pad, (queries, keys)
-        )
+        query_rows, query_places, query_shape = _pad(queries)
+        key_rows, key_places, key_shape = _pad(keys)
         before = torch.tensor([len(seen) - len(own) for own, seen in zip(queries, keys, strict=True)])
         places = query_places, key_places
         return cls(query_rows, key_rows, *places, before, query_shape, key_shape, bool(before.any()))

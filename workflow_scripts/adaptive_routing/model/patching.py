@@ -166,9 +166,9 @@ class RouterPatcher:
         self.restore()
 
     def expect(self, log_rows: NDArray[np.int64]) -> None:
-        """Tell which tokens this thread's next forward pass reads, by their places (N,) in the data set's log.
+        """Tell which tokens this thread's next forward pass reads; needed with `needs_rows` alone.
 
-        A strategy with `needs_rows` needs it, and no other.
+        log_rows: (N,) int64, their places in the log of the data set.
         """
         self._pass.expected = torch.from_numpy(log_rows)
 
@@ -212,9 +212,9 @@ class RouterPatcher:
             raise RuntimeError(
                 "the strategy routes numbered tokens without padding; see RouterPatcher.expect"
             )
-        sequence, rows = current_sequence(), own.expected
-        if sequence is not None:
-            rows = rows.split(current_packing().lengths)[sequence]  # ty: ignore[unresolved-attribute]
+        sequence, packing, rows = current_sequence(), current_packing(), own.expected
+        if sequence is not None and packing is not None:
+            rows = rows.split(packing.lengths)[sequence]
         return rows.to(device)
 
     def _router_hook(self, layer):

@@ -1,4 +1,4 @@
-"""Where the tokens of sequences stand in a log, in which a beginning that several of them share stands once."""
+"""Where the tokens of sequences stand in a log: a beginning that several of them share stands there once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class LoggedSequences:
 
     Attributes:
         offsets: (Q + 1,) int64, sequence q has the tokens `[offsets[q], offsets[q + 1])` of its own.
-        sample_sequences: (S + 1,) int64, sample i has the sequences `[sample_sequences[i], sample_sequences[i + 1])`.
+        sample_sequences: (S + 1,) int64, the same for samples: sequences `[…[i], …[i + 1])` are sample i's.
         shared_tokens: (Q,) int64, tokens of each sequence that stand before these, in the sequence `parents`.
         shared_with: (S,) int64, the sample that each base continues, −1 for none.
         parents: (Q,) int64, the sequence that each one continues, −1 for none.

@@ -210,10 +210,9 @@ def _write_request(file, portion):
 def _read_request(memory):
     length = int.from_bytes(memory[:8], "little")
     header = json.loads(memory[8 : 8 + length])
+    tuples = ("lengths", "shared_tokens")
     samples = [
-        LoggedSample(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in one.items()}
-        )
+        LoggedSample(**(one | {name: tuple(one[name]) for name in tuples}))
         for one in header["samples"]
     ]
     arrays, offset = {"routing": {"first_p_values": None}, "tensors": {}}, 8 + length + -length % 8
