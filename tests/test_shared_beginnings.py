@@ -394,7 +394,7 @@ def test_logs_of_samples_that_share_nothing_are_as_ever(tmp_path, embedded):
 
 
 def test_what_is_made_of_logs(tmp_path, embedded):
-    """Metrics, atlas and paired losses: where each token stands once, its place is still that in its sequence."""
+    """Metrics, atlas and paired losses: a token that stands once still has its place in each sequence."""
     samples = prepare_samples("hellaswag", rows_of(FILES["embedded"]), embedded.tokenizer, 8, 64, 512)
     shared = share_beginnings(samples)
     made = {}

@@ -212,8 +212,7 @@ def _read_request(memory):
     header = json.loads(memory[8 : 8 + length])
     tuples = ("lengths", "shared_tokens")
     samples = [
-        LoggedSample(**(one | {name: tuple(one[name]) for name in tuples}))
-        for one in header["samples"]
+        LoggedSample(**(one | {name: tuple(one[name]) for name in tuples})) for one in header["samples"]
     ]
     arrays, offset = {"routing": {"first_p_values": None}, "tensors": {}}, 8 + length + -length % 8
     for name, (dtype, shape) in header["arrays"].items():
