@@ -13,7 +13,9 @@ it, all or those of a window. `parity` finds out which.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
+import operator
 import threading
 import weakref
 from dataclasses import dataclass, field, fields, replace
@@ -143,14 +145,14 @@ class Packing:
                 if group
             ),
         )
-        return _copied(packing, device)
+        return _copied(packing, functools.partial(to_device, device=device))
 
     def on(self, device: torch.device) -> Packing:
         """The same packing on a device, copied once: layers of a model may stand on several."""
         if device == self.offsets.device:
             return self
         if device not in self._copies:
-            self._copies[device] = _copied(self, device)
+            self._copies[device] = _copied(self, operator.methodcaller("to", device))
         return self._copies[device]
 
 
@@ -158,15 +160,12 @@ def _offsets(lengths):
     return torch.tensor([0, *lengths]).cumsum(0).int()
 
 
-def _copied(packed, device):
-    """A `Packing` or `_Padding` with its tensors on a device."""
-    values = {one.name: getattr(packed, one.name) for one in fields(packed) if one.name != "_copies"}
-    copies: dict[str, Any] = {
-        name: to_device(value, device) for name, value in values.items() if torch.is_tensor(value)
-    }
-    if "paddings" in values:
-        copies["paddings"] = tuple(_copied(one, device) for one in values["paddings"])
-        copies["_copies"] = {}
+def _copied(packed, copy):
+    """A `Packing` or `_Padding` with copies of its tensors."""
+    values = {one.name: getattr(packed, one.name) for one in fields(packed)}
+    copies: dict[str, Any] = {name: copy(value) for name, value in values.items() if torch.is_tensor(value)}
+    if isinstance(packed, Packing):
+        copies |= {"paddings": tuple(_copied(one, copy) for one in packed.paddings), "_copies": {}}
     return replace(packed, **copies)
 
 
