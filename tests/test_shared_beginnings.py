@@ -298,6 +298,9 @@ def test_who_reads_each_sequence_by_itself_logs_the_same_tokens(unpacked):
     arrangement = arranger_of(shared, model, strategy).arrange(range(len(shared)))
     assert len(arrangement.token_ids) == sum(s.num_inputs for one in shared for s in one.sequences)
     assert not arrangement.beginnings
+    arranger = arranger_of(shared, model, strategy)
+    batches = make_batches(shared, 800, separately=arranger.separately)
+    assert max(len(arranger.arrange(batch).token_ids) for batch in batches) <= 800 and len(batches) < 9
     every = passes(model, strategy, shared)
     assert [one[3].lengths for one in every] == [
         tuple(s.num_own_tokens for s in one.sequences) for one in shared

@@ -80,6 +80,10 @@ class Arranger:
         model: the model that will read them.
         samples: all of the data set's `PreparedSample`s.
         patcher: the `RouterPatcher` that will be at work.
+
+    Attributes:
+        separately: whether each sequence is read by itself.
+        logged: `LoggedSequences` of the data set.
     """
 
     def __init__(
@@ -87,14 +91,14 @@ class Arranger:
     ) -> None:
         self.logged = LoggedSequences.of_samples(samples)
         self._samples = samples
-        self._shares = not (runs_unpacked(model) or patcher.strategy.needs_lengths)
+        self.separately = runs_unpacked(model) or patcher.strategy.needs_lengths
 
     def arrange(self, batch: Sequence[int]) -> Arrangement:
         """The `Arrangement` of some samples, by their indices, one after another."""
         bounds = self.logged.sample_sequences
         numbers = [number for index in batch for number in range(bounds[index], bounds[index + 1])]
         sequences = [sequence for index in batch for sequence in self._samples[index].sequences]
-        read_with = self._read_with(numbers) if self._shares else {}
+        read_with = {} if self.separately else self._read_with(numbers)
         lengths = [
             sequence.num_own_tokens if number in read_with else sequence.num_inputs
             for number, sequence in zip(numbers, sequences, strict=True)

@@ -26,14 +26,18 @@ T = TypeVar("T")
 
 
 def make_batches(
-    samples: Sequence[PreparedSample], batch_tokens: int, indices: Iterable[int] | None = None
+    samples: Sequence[PreparedSample],
+    batch_tokens: int,
+    indices: Iterable[int] | None = None,
+    separately: bool = False,
 ) -> list[list[int]]:
     """Group sample indices into batches of at most `batch_tokens` tokens that a pass reads.
 
     Samples are sorted by their longest sequence, longest first: the sequences of a batch have similar
     lengths, and a batch that is too large fails early. Samples with a common beginning follow one another, so
     that few batches read it. A sample's sequences stay together; a sample larger than `batch_tokens` is a
-    batch by itself. `indices` are the samples to group; all by default.
+    batch by itself. `indices` are the samples to group; all by default. `separately` says that a pass reads
+    what sequences share with each of them.
     """
 
     def longest(index):
@@ -43,20 +47,15 @@ def make_batches(
         first = _first_of(samples, index)
         return -longest(first), first, -longest(index), index
 
-    batches, tokens, beginnings = [], 0, {}
+    batches, read = [], _Read(samples, separately)
     if indices is None:
         indices = range(len(samples))
     for index in sorted(indices, key=order):
-        size = _added_tokens(samples, index, beginnings)
-        if not batches or tokens + size > batch_tokens:
+        if not batches or read.tokens + read.added_tokens(index) > batch_tokens:
             batches.append([])
-            tokens, beginnings = 0, {}
-            size = samples[index].num_inputs
+            read = _Read(samples, separately)
         batches[-1].append(index)
-        tokens += size
-        first = _first_of(samples, index)
-        read = math.inf if first == index else samples[index].num_others_tokens
-        beginnings[first] = max(beginnings.get(first, 0), read)
+        read.add(index)
     return batches
 
 
@@ -65,20 +64,36 @@ def _first_of(samples, index):
     return index if samples[index].shared_with is None else samples[index].shared_with
 
 
-def _added_tokens(samples, index, beginnings):
-    """Tokens that a pass reads more with one sample more.
+class _Read:
+    """Counts the tokens that a pass over samples reads; `tokens` is the number so far."""
 
-    beginnings: {first sample: tokens of its beginning that the pass reads for others}.
-    """
-    read = beginnings.get(_first_of(samples, index), 0)
-    return samples[index].num_own_tokens + max(0, samples[index].num_others_tokens - read)
+    def __init__(self, samples, separately, indices=()):
+        self._samples, self._separately, self.tokens = samples, separately, 0
+        self._beginnings = {}  # of samples by their index, tokens that the pass reads
+        for index in indices:
+            self.add(index)
+
+    def added_tokens(self, index):
+        """Tokens that are read more with one sample more."""
+        one = self._samples[index]
+        if self._separately:
+            return sum(sequence.num_inputs for sequence in one.sequences)
+        if one.shared_with is None:
+            return one.num_own_tokens
+        return one.num_own_tokens + max(0, one.num_others_tokens - self._beginnings.get(one.shared_with, 0))
+
+    def add(self, index):
+        self.tokens += self.added_tokens(index)
+        first, one = _first_of(self._samples, index), self._samples[index]
+        read = math.inf if first == index else one.num_others_tokens
+        self._beginnings[first] = max(self._beginnings.get(first, 0), read)
 
 
-def _evenly(samples, batch_tokens, multiple):
+def _evenly(samples, batch_tokens, multiple, separately):
     """The batch size for as few batches as there must be, of similar sizes, their number such a multiple."""
-    total = sum(sample.num_own_tokens for sample in samples)
+    total = _Read(samples, separately, range(len(samples))).tokens
     number = multiple * math.ceil(total / (multiple * batch_tokens))
-    largest = max(sample.num_inputs for sample in samples)
+    largest = max(_Read(samples, separately, [index]).tokens for index in range(len(samples)))
     return min(batch_tokens, math.ceil(total / number) + largest)
 
 
@@ -98,6 +113,7 @@ class BatchQueue:
         batch_tokens: the largest number of tokens in a batch, at first.
         shorter: which settings make samples shorter, for the error message.
         workers: number of passes side by side, by default `devices.passes_at_once`.
+        separately: as in `make_batches`.
     """
 
     def __init__(
@@ -107,11 +123,13 @@ class BatchQueue:
         batch_tokens: int,
         shorter: str,
         workers: int | None = None,
+        separately: bool = False,
     ) -> None:
         self._model, self._samples, self._shorter = model, samples, shorter
+        self._separately = separately
         # Two workers finish together; a GPU's pass takes at least as long as the host takes to begin it.
-        batch_tokens = _evenly(samples, batch_tokens, 2 if model.device.type == "cpu" else 1)
-        self._batches = make_batches(samples, batch_tokens)
+        batch_tokens = _evenly(samples, batch_tokens, 2 if model.device.type == "cpu" else 1, separately)
+        self._batches = make_batches(samples, batch_tokens, separately=separately)
         self._workers = workers or passes_at_once(model.device)
         self._is_tried_alone = False
 
@@ -160,14 +178,14 @@ class BatchQueue:
     def _put_back(self, batch, said, was_alone):
         """Requeue a batch that did not fit: in parts, or to run alone."""
         if len(batch) > 1:
-            tokens = sum(self._samples[index].num_inputs for index in batch)
+            tokens = _Read(self._samples, self._separately, batch).tokens
             print(
                 f"out of memory on {self._model.device} in a batch of {len(batch)} samples, {tokens:,} "
                 f"tokens ({said}); going on with at most {tokens // 2:,} tokens in a batch",
                 file=sys.stderr,
             )
             left = [index for remaining in (batch, *self._batches) for index in remaining]
-            self._batches = make_batches(self._samples, tokens // 2, left)
+            self._batches = make_batches(self._samples, tokens // 2, left, self._separately)
         elif was_alone:
             raise too_little_memory(self._model, self._samples[batch[0]], said, self._shorter)
         else:

@@ -125,8 +125,8 @@ def score_samples(
         InputError: a single sample does not fit into the device's memory, or what the model computes is not
             finite.
     """
-    queue = BatchQueue(model, samples, batch_tokens, _SHORTER, workers)
     arranger = Arranger(model, samples, patcher)
+    queue = BatchQueue(model, samples, batch_tokens, _SHORTER, workers, arranger.separately)
 
     def begin(batch):
         return _Pass(model, arranger.arrange(batch), patcher, min(batch) < num_with_greedy_tokens)
