@@ -37,6 +37,7 @@ from conftest import ROOT, VOCABULARY, normal_null_distribution, tiny_olmoe
 from harness import REAL_DATA, rows_of
 from model_families import tiny_model
 from rounding import ROUNDING, undecided
+from test_bad_inputs import ShortOfMemory
 from test_batch_independence import reached
 from test_packing import MODELS
 
@@ -286,6 +287,18 @@ def test_a_beginning_is_read_once_in_a_batch():
     assert max(read) <= 300 and sum(read) < sum(one.num_own_tokens for one in shared) + 79 * len(batches)
     every = arranger.arrange(range(40))
     assert len(every.token_ids) == len(every.logged) == sum(one.num_own_tokens for one in shared)
+
+
+def test_memory_that_runs_out_makes_batches_smaller():
+    """A batch's size is what it reads: half of what its samples read alone may be more than that."""
+    model, shared = tiny_olmoe(max_position_embeddings=128), share_beginnings(few_shot(samples=20))
+    strategy = of_study(NAMES[0])
+    expected = passes(model, strategy, shared)
+    with ShortOfMemory(model, most_tokens=180, watches=False) as device:
+        found = passes(model, strategy, shared)
+    assert device.failures and max(device.passes[-3:]) <= 180
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one[1], other[1], rtol=0, atol=1e-5, equal_nan=True)
 
 
 @pytest.mark.parametrize("unpacked", [False, True])
