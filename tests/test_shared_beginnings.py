@@ -161,6 +161,8 @@ def test_single_tokens_after_one_context_are_one_sequence(gold):
         context + 1 if place == read else 0 for place in range(4)
     ]
     assert shared.num_inputs == context + 1
+    (short,) = share_beginnings([sample(0, tuple(sequence([5, 6, 7], [n]) for n in range(10, 14)), gold)])
+    assert short.num_inputs == 4
 
 
 def test_prepared_samples_survive_the_file(tmp_path):

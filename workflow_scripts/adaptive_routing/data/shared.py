@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Shorter beginnings are read again: to share them is not faster.
 FEWEST_TOKENS = 8  # within a sample
-FEWEST_TOKENS_OF_SAMPLES = 64  # of another sample's; question and choices stand in different batches, mostly
+FEWEST_TOKENS_OF_SAMPLES = 64  # of an earlier sample, whose log one has to look into for them
 
 
 def share_beginnings(prepared: Sequence[PreparedSample]) -> list[PreparedSample]:
@@ -32,9 +32,9 @@ def share_beginnings(prepared: Sequence[PreparedSample]) -> list[PreparedSample]
     bases = {}  # by their first tokens, sequences that others continue, each with its sample's index
     for number, one in enumerate(prepared):
         sequences = list(one.sequences)
-        own = 0
+        own, fewest = 0, FEWEST_TOKENS
         if _is_one_context(sequences):
-            own = one.sample.gold or 0
+            own, fewest = one.sample.gold or 0, 1
             sequences = [
                 sequence if place == own else replace(sequence, num_inputs=sequence.num_context_tokens)
                 for place, sequence in enumerate(sequences)
@@ -43,7 +43,7 @@ def share_beginnings(prepared: Sequence[PreparedSample]) -> list[PreparedSample]
         for place, sequence in enumerate(sequences):
             if place != own:
                 tokens = _tokens_in_common(base, sequence, sequence.num_context_tokens)
-                sequences[place] = replace(sequence, shared_tokens=tokens if tokens >= FEWEST_TOKENS else 0)
+                sequences[place] = replace(sequence, shared_tokens=tokens if tokens >= fewest else 0)
         beginning = tuple(base.token_ids[:FEWEST_TOKENS_OF_SAMPLES])
         other = bases.setdefault(beginning, (number, base))
         tokens = _tokens_in_common(other[1], base, base.num_context_tokens - 1)
