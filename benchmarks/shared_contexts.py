@@ -12,6 +12,7 @@ begins to pay: endings of 20 tokens after contexts of some lengths, of random to
 
 import random
 import statistics
+import sys
 import time
 
 import torch
@@ -110,7 +111,9 @@ def compare(setting, configuration, dataset, separate, repeats, logged):
         statistics.median(seconds[1]),
         ratios[0],
     ]
-    return [*row, ratios[1] if logged else "-"]
+    row.append(ratios[1] if logged else "-")
+    print(*row, file=sys.stderr, flush=True)
+    return row
 
 
 def main():
