@@ -32,6 +32,7 @@ class Setting:
     tokenizer: object
     prepared: dict
     null_distribution: object
+    max_length: int  # that the model reads
 
     def strategy(self, configuration):
         """The routing strategy of a configuration of the grid."""
@@ -51,13 +52,13 @@ def parser(description):
     return arguments
 
 
-def load_setting(configfiles):
-    """Read a study's config files and load what they name (`Setting`)."""
+def load_setting(configfiles, device=None):
+    """Read a study's config files and load what they name (`Setting`), on a device of one's own."""
     config = yaml.safe_load((REPOSITORY / "config.yaml").read_text())
     for path in configfiles:
         _update(config, yaml.safe_load(Path(path).read_text()))
     settings = load_settings(config, REPOSITORY)
-    model = settings["model"]
+    model = settings["model"] | ({"device": device} if device else {})
     info = inspect_model(model["name"], model["revision"])
     tokenizer = load_tokenizer(info)
     loaded = load_model(info, model["dtype"], model["device"])
@@ -68,7 +69,7 @@ def load_setting(configfiles):
     logits = collect_router_logits(loaded, samples, settings["evaluation"]["batch_tokens"])
     estimate = {key: settings["null_distribution"][key] for key in ("kernel", "bandwidth", "trim")}
     null_distribution = fit_null_distribution(logits.transpose(0, 1).float().numpy(), **estimate)
-    return Setting(settings, loaded, tokenizer, prepared, null_distribution)
+    return Setting(settings, loaded, tokenizer, prepared, null_distribution, info["max_position_embeddings"])
 
 
 def prepare(settings, tokenizer, info, name):

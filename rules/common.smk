@@ -249,6 +249,9 @@ def dataset_settings(wildcards):
     decisive = {key: value for key, value in settings.items() if key != "local"}
     if settings.get("protocol") == "rows":  # all others are as long as the model reads
         decisive["max_length"] = SETTINGS["evaluation"]["max_length"]
+    if task_of(SETTINGS, wildcards.dataset) not in ("wikitext", "prompts"):
+        # These have no contexts to share.
+        decisive["share_contexts"] = SETTINGS["evaluation"]["share_contexts"]
     return decisive
 
 

@@ -62,7 +62,6 @@ def test_every_token_gets_its_count_however_it_is_batched(batch_tokens, workers)
     starts = np.cumsum([0, *(one.num_inputs for one in samples)])
     seen = 0
     with RouterPatcher(model, strategy) as patcher:
-        patcher.number_tokens(sequence for one in samples for sequence in one.sequences)
         for batch in score_samples(model, patcher, samples, batch_tokens, 0, workers):
             rows = np.concatenate([np.arange(starts[s.index], starts[s.index + 1]) for s in batch.samples])
             assert (batch.routing.counts.numpy() == counts[rows]).all()

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from adaptive_routing.routing_log.sequences import LoggedSequences
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.files import MADE_ANEW, atomic_path
 from adaptive_routing.system.tensor_files import TensorFile, sort_metadata
@@ -38,7 +39,7 @@ def summarize_routing(
     """
     num_layers, num_experts = tensors.shape("router_logits")[1:]
     counts, token_ids = tensors.read("expert_counts"), tensors.read("token_ids")  # (T, L), (T,)
-    losses, sequences = tensors.read("token_losses"), tensors.read("sequence_offsets")
+    losses, sequences = tensors.read("token_losses"), LoggedSequences.of_tensors(tensors)
     histogram = np.stack([np.bincount(layer, minlength=num_experts + 1) for layer in counts.T])
     shown = shown_samples(samples)
     types = counts_by_type(counts, token_ids)
@@ -47,11 +48,11 @@ def summarize_routing(
     arrays = {
         "count_histogram": histogram.astype(np.uint32),
         "co_selection": together,
-        **counts_by_position(counts, sequences),
+        **counts_by_position(counts, sequences.positions()),
         **types,
         **typical_tokens(by_type, np.einsum("lee->le", together), types, len(token_ids)),
-        **losses_by_count(counts, losses, sequences, num_experts),
-        **sample_tokens(shown, tensors.read("sample_offsets"), sequences, token_ids, losses, counts),
+        **losses_by_count(counts, losses, sequences.before(), num_experts),
+        **sample_tokens(shown, tensors.read("sample_offsets"), sequences.offsets, token_ids, losses, counts),
     }
     return arrays, [samples[i]["sample_id"] for i in shown]
 
@@ -134,12 +135,8 @@ def typical_tokens(
     return {"typical_ids": ids, "typical_tokens": tokens, "typical_occurrences": totals}
 
 
-def counts_by_position(
-    counts: NDArray[np.integer], sequence_offsets: NDArray[np.int64]
-) -> dict[str, NDArray[Any]]:
-    """Sum expert counts (T, L) over the tokens in each bin of positions in their sequences."""
-    lengths = np.diff(sequence_offsets)
-    position = np.arange(len(counts)) - np.repeat(sequence_offsets[:-1], lengths)
+def counts_by_position(counts: NDArray[np.integer], position: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """Sum expert counts (T, L) over the tokens in each bin of positions (T,) in their sequences."""
     bins = np.searchsorted(POSITION_EDGES, position, side="right") - 1
     used = int(bins.max()) + 1
     return {
@@ -164,25 +161,24 @@ def counts_by_type(counts: NDArray[np.integer], token_ids: NDArray[np.int32]) ->
 def losses_by_count(
     counts: NDArray[np.integer],
     losses: NDArray[np.float32],
-    sequence_offsets: NDArray[np.int64],
+    before: NDArray[np.int64],
     num_experts: int,
 ) -> dict[str, NDArray[Any]]:
     """Sum losses, and their squares, over the tokens with each expert count.
 
     First axis: the loss of the token itself, and that of the next token, which the experts chosen for a token
-    help to predict. `loss_*` (2, L, E + 1) are by a layer's count; `mean_loss_*` (2, 2E + 1) by the mean
-    count over layers, rounded to the nearest half.
+    help to predict; a token that several sequences share has one for each. `loss_*` (2, L, E + 1) are by a
+    layer's count; `mean_loss_*` (2, 2E + 1) by the mean count over layers, rounded to the nearest half.
+    `before` (T,) is the place of the token before each one.
     """
-    following = np.append(losses[1:], np.float32(np.nan))
-    following[sequence_offsets[1:] - 1] = np.nan  # the next token is another sequence's
+    scored = np.isfinite(losses)
+    moments = losses[scored].astype(float) ** np.arange(3)[:, None]  # (3, scored)
     num_layers = counts.shape[1]
     halves = np.rint(2 * counts.sum(axis=1, dtype=np.int64) / num_layers).astype(np.int64)
     by_layer, by_mean = [], []
-    for values in (losses, following):
-        scored = np.isfinite(values)
-        moments = values[scored].astype(float) ** np.arange(3)[:, None]  # (3, scored)
-        by_layer.append([_moment_sums(layer[scored], moments, num_experts + 1) for layer in counts.T])
-        by_mean.append(_moment_sums(halves[scored], moments, 2 * num_experts + 1))
+    for tokens in (np.flatnonzero(scored), before[scored]):
+        by_layer.append([_moment_sums(layer[tokens], moments, num_experts + 1) for layer in counts.T])
+        by_mean.append(_moment_sums(halves[tokens], moments, 2 * num_experts + 1))
     by_layer, by_mean = np.array(by_layer), np.array(by_mean)  # (2, L, 3, E + 1), (2, 3, 2E + 1)
     return {
         "loss_tokens": by_layer[:, :, 0].astype(np.uint32),

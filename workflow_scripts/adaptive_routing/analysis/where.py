@@ -16,6 +16,7 @@ import pandas as pd
 
 from adaptive_routing.analysis import statistics
 from adaptive_routing.analysis.routing_summary import POSITION_EDGES
+from adaptive_routing.routing_log.sequences import LoggedSequences
 from adaptive_routing.system.errors import InputError
 
 if TYPE_CHECKING:
@@ -122,16 +123,14 @@ def token_differences(
             f"{tensors.path} holds {len(sample_sizes)} samples, its summary {len(numbers)}; delete both and "
             "run again"
         )
-    sequence_offsets = tensors.read("sequence_offsets")
-    position = np.arange(len(token_ids)) - np.repeat(sequence_offsets[:-1], np.diff(sequence_offsets))
+    sequences = LoggedSequences.of_tensors(tensors)
     _, types, occurrences = np.unique(token_ids, return_inverse=True, return_counts=True)
     experts = tensors.read("expert_counts").mean(axis=1)  # (T,)
-    # A scored token always has one before it in its sequence.
-    before = np.flatnonzero(scored) - 1
+    before = sequences.before()[scored]  # a scored token always has one before it
     return TokenDifferences(
         differences=losses[scored] - others[0],
         clusters=np.repeat(numbers, sample_sizes)[scored],
-        position=position[scored],
+        position=sequences.positions()[scored],
         frequency=occurrences[types][scored],
         token_ids=token_ids[scored].astype(np.int64),
         baseline_loss=others[1],

@@ -25,17 +25,34 @@ if TYPE_CHECKING:
 class PreparedSample:
     """A sample with its token sequences: one per request, or one per window of a rolling request.
 
-    Its id is the data set's name and the row's number. All rows are numbered, from 0.
+    Its id is the data set's name and the row's number. All rows are numbered, from 0. `shared_with` is the
+    index of an earlier sample, to which its first tokens belong (`data.shared`), or None.
     """
 
     sample_id: str
     sample: Sample
     sequences: tuple[EncodedSequence, ...]
+    shared_with: int | None = None
+
+    @property
+    def base(self) -> int:
+        """The place of the sequence that the others continue, where they share tokens."""
+        return next(place for place, sequence in enumerate(self.sequences) if sequence.num_own_tokens)
+
+    @property
+    def num_own_tokens(self) -> int:
+        """The number of its tokens, each counted once, without those that belong to another sample."""
+        return sum(sequence.num_own_tokens for sequence in self.sequences)
 
     @property
     def num_inputs(self) -> int:
-        """The number of tokens that the model reads."""
-        return sum(sequence.num_inputs for sequence in self.sequences)
+        """The number of tokens that the model reads where it reads this sample alone."""
+        return self.num_own_tokens + self.num_others_tokens
+
+    @property
+    def num_others_tokens(self) -> int:
+        """The number of its tokens that belong to another sample."""
+        return 0 if self.shared_with is None else self.sequences[self.base].shared_tokens
 
 
 def prepare_samples(
@@ -158,6 +175,7 @@ def prepared_to_json(
                 "attributes": one.sample.attributes,
                 "requests": [asdict(request) for request in one.sample.requests],
                 "sequences": [asdict(sequence) for sequence in one.sequences],
+                "shared_with": one.shared_with,
             }
             for one in prepared
         ],
@@ -182,6 +200,7 @@ def read_prepared(path: Path | str) -> tuple[dict[str, Any], list[PreparedSample
                     one["attributes"],
                 ),
                 tuple(EncodedSequence(**sequence) for sequence in one["sequences"]),
+                one["shared_with"],
             )
             for one in content["samples"]
         ]
@@ -191,8 +210,8 @@ def read_prepared(path: Path | str) -> tuple[dict[str, Any], list[PreparedSample
         raise InputError(f"{path} is not a prepared data set: {reason}; {MADE_ANEW}") from error
     if not samples or not isinstance(settings, dict):
         raise InputError(f"{path} is not a prepared data set: it has no samples or settings; {MADE_ANEW}")
-    for one in samples:
-        if not one.sequences or not all(map(_is_whole, one.sequences)):
+    for index, one in enumerate(samples):
+        if not one.sequences or not all(map(_is_whole, one.sequences)) or not _has_own_tokens(index, one):
             raise InputError(f"{path}: the token sequences of {one.sample_id} are inconsistent; {MADE_ANEW}")
     return settings, samples
 
@@ -205,7 +224,14 @@ def _is_whole(sequence):
         and all(type(number) is int for number in (*token_ids, context, inputs))
         and 1 <= context < len(token_ids)
         and context <= inputs <= len(token_ids)
+        and 0 <= sequence.shared_tokens <= context
     )
+
+
+def _has_own_tokens(index, one):
+    """Whether the tokens of a sample that belong to others can be found there."""
+    other = one.shared_with
+    return one.num_own_tokens > 0 and (other is None or (type(other) is int and 0 <= other < index))
 
 
 def check_vocabulary(samples: Iterable[PreparedSample], vocab_size: int, name: str) -> None:

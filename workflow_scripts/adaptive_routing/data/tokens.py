@@ -24,14 +24,22 @@ class EncodedSequence:
         token_ids: context and continuation.
         num_context_tokens: tokens before the first scored one, at least 1.
         num_inputs: tokens that the model reads: all, except that the last token is only predicted where the
-            sequence was cut to the model's length.
+            sequence was cut to the model's length, or is one of several single tokens after one context.
         truncated: whether tokens were cut off.
+        shared_tokens: how many of its first tokens belong to another sequence (`data.shared`), which begins
+            with the same ones.
     """
 
     token_ids: list[int]
     num_context_tokens: int
     num_inputs: int
     truncated: bool
+    shared_tokens: int = 0
+
+    @property
+    def num_own_tokens(self) -> int:
+        """The number of tokens that the model reads and that belong to no other sequence."""
+        return self.num_inputs - self.shared_tokens
 
     @property
     def num_predicted_tokens(self) -> int:

@@ -26,36 +26,74 @@ T = TypeVar("T")
 
 
 def make_batches(
-    samples: Sequence[PreparedSample], batch_tokens: int, indices: Iterable[int] | None = None
+    samples: Sequence[PreparedSample],
+    batch_tokens: int,
+    indices: Iterable[int] | None = None,
+    separately: bool = False,
 ) -> list[list[int]]:
-    """Group sample indices into batches of at most `batch_tokens` tokens.
+    """Group sample indices into batches of at most `batch_tokens` tokens that a pass reads.
 
     Samples are sorted by their longest sequence, longest first: the sequences of a batch have similar
-    lengths, and a batch that is too large fails early. A sample's sequences stay together; a sample larger
-    than `batch_tokens` is a batch by itself. `indices` are the samples to group; all by default.
+    lengths, and a batch that is too large fails early. Samples with a common beginning follow one another, so
+    that few batches read it. A sample's sequences stay together; a sample larger than `batch_tokens` is a
+    batch by itself. `indices` are the samples to group; all by default. `separately` says that a pass reads
+    what sequences share with each of them.
     """
 
     def longest(index):
         return max(sequence.num_inputs for sequence in samples[index].sequences)
 
-    batches, tokens = [], 0
+    def order(index):
+        first = _first_of(samples, index)
+        return -longest(first), first, -longest(index), index
+
+    batches, read = [], _Read(samples, separately)
     if indices is None:
         indices = range(len(samples))
-    for index in sorted(indices, key=lambda index: (-longest(index), index)):
-        size = samples[index].num_inputs
-        if not batches or tokens + size > batch_tokens:
+    for index in sorted(indices, key=order):
+        if not batches or read.tokens + read.added_tokens(index) > batch_tokens:
             batches.append([])
-            tokens = 0
+            read = _Read(samples, separately)
         batches[-1].append(index)
-        tokens += size
+        read.add(index)
     return batches
 
 
-def _evenly(samples, batch_tokens, multiple):
+def _first_of(samples, index):
+    """The sample to which the beginning of one belongs, or itself."""
+    return index if samples[index].shared_with is None else samples[index].shared_with
+
+
+class _Read:
+    """Counts the tokens that a pass over samples reads; `tokens` is the number so far."""
+
+    def __init__(self, samples, separately, indices=()):
+        self._samples, self._separately, self.tokens = samples, separately, 0
+        self._beginnings = {}  # of samples by their index, tokens that the pass reads
+        for index in indices:
+            self.add(index)
+
+    def added_tokens(self, index):
+        """Tokens that are read more with one sample more."""
+        one = self._samples[index]
+        if self._separately:
+            return sum(sequence.num_inputs for sequence in one.sequences)
+        if one.shared_with is None:
+            return one.num_own_tokens
+        return one.num_own_tokens + max(0, one.num_others_tokens - self._beginnings.get(one.shared_with, 0))
+
+    def add(self, index):
+        self.tokens += self.added_tokens(index)
+        first, one = _first_of(self._samples, index), self._samples[index]
+        read = math.inf if first == index else one.num_others_tokens
+        self._beginnings[first] = max(self._beginnings.get(first, 0), read)
+
+
+def _evenly(samples, batch_tokens, multiple, separately):
     """The batch size for as few batches as there must be, of similar sizes, their number such a multiple."""
-    total = sum(sample.num_inputs for sample in samples)
+    total = _Read(samples, separately, range(len(samples))).tokens
     number = multiple * math.ceil(total / (multiple * batch_tokens))
-    largest = max(sample.num_inputs for sample in samples)
+    largest = max(_Read(samples, separately, [index]).tokens for index in range(len(samples)))
     return min(batch_tokens, math.ceil(total / number) + largest)
 
 
@@ -75,6 +113,7 @@ class BatchQueue:
         batch_tokens: the largest number of tokens in a batch, at first.
         shorter: which settings make samples shorter, for the error message.
         workers: number of passes side by side, by default `devices.passes_at_once`.
+        separately: as in `make_batches`.
     """
 
     def __init__(
@@ -84,11 +123,13 @@ class BatchQueue:
         batch_tokens: int,
         shorter: str,
         workers: int | None = None,
+        separately: bool = False,
     ) -> None:
         self._model, self._samples, self._shorter = model, samples, shorter
+        self._separately = separately
         # Two workers finish together; a GPU's pass takes at least as long as the host takes to begin it.
-        batch_tokens = _evenly(samples, batch_tokens, 2 if model.device.type == "cpu" else 1)
-        self._batches = make_batches(samples, batch_tokens)
+        batch_tokens = _evenly(samples, batch_tokens, 2 if model.device.type == "cpu" else 1, separately)
+        self._batches = make_batches(samples, batch_tokens, separately=separately)
         self._workers = workers or passes_at_once(model.device)
         self._is_tried_alone = False
 
@@ -100,9 +141,9 @@ class BatchQueue:
                 return result  # ty: ignore[invalid-explicit-return]
             self._put_back(self._batches.pop(0), said, was_alone=True)
 
-    def last_sample(self) -> PreparedSample:
-        """The last sample of the queue, which is a short one."""
-        return self._samples[self._batches[-1][-1]]
+    def last_index(self) -> int:
+        """The index of the last sample of the queue, which is a short one."""
+        return self._batches[-1][-1]
 
     def results(self, work: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
         """Do `work` of every batch, a list of sample indices: yield (batch, what it returned).
@@ -137,14 +178,14 @@ class BatchQueue:
     def _put_back(self, batch, said, was_alone):
         """Requeue a batch that did not fit: in parts, or to run alone."""
         if len(batch) > 1:
-            tokens = sum(self._samples[index].num_inputs for index in batch)
+            tokens = _Read(self._samples, self._separately, batch).tokens
             print(
                 f"out of memory on {self._model.device} in a batch of {len(batch)} samples, {tokens:,} "
                 f"tokens ({said}); going on with at most {tokens // 2:,} tokens in a batch",
                 file=sys.stderr,
             )
             left = [index for remaining in (batch, *self._batches) for index in remaining]
-            self._batches = make_batches(self._samples, tokens // 2, left)
+            self._batches = make_batches(self._samples, tokens // 2, left, self._separately)
         elif was_alone:
             raise too_little_memory(self._model, self._samples[batch[0]], said, self._shorter)
         else:

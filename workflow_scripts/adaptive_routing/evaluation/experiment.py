@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 
 from adaptive_routing.data.tasks import get_task
+from adaptive_routing.evaluation.arrangement import Arranger
 from adaptive_routing.evaluation.generation import generate_samples
 from adaptive_routing.evaluation.scoring import score_alone, score_samples
 from adaptive_routing.model.devices import passes_at_once
 from adaptive_routing.model.patching import RouterPatcher
 from adaptive_routing.model.tokenizer import load_tokenizer
 from adaptive_routing.routing_log.entries import Head, LoggedSample
+from adaptive_routing.routing_log.sequences import LoggedSequences
 from adaptive_routing.routing_log.writer import RoutingLogWriter
 from adaptive_routing.system.json_files import write_json
 
@@ -132,19 +134,19 @@ def run_experiment(
             prepared = [one for one, _ in generated]
             batches = (batch for _, batch in generated)
         else:
-            patcher.number_tokens(sequence for one in prepared for sequence in one.sequences)
             batches = score_samples(model, patcher, prepared, batch_tokens, second_pass_samples)
         writer = RoutingLogWriter(
             files.internal_routing,
             files.tensors,
             head,
-            [[sequence.num_inputs for sequence in one.sequences] for one in prepared],
+            [[sequence.num_own_tokens for sequence in one.sequences] for one in prepared],
             patcher.strategy,
             patcher.num_layers,
             patcher.num_experts,
             patcher.logits_dtype,
             second_pass_samples,
             log_workers,
+            LoggedSequences.of_samples(prepared),
         )
         with writer:
             greedy_tokens = {}
@@ -155,15 +157,13 @@ def run_experiment(
                     one = prepared[result.index]
                     outcome = task.outcome(one.sample, result.scores)
                     outcomes[result.index] = _sample_record(one, outcome, result)
-                    samples.append(
-                        LoggedSample(one.sample_id, one.sample.text, outcome["loss"], result.lengths)
-                    )
+                    samples.append(_logged_sample(prepared, one, outcome["loss"], result.lengths))
                     if result.index < second_pass_samples:
                         greedy_tokens[result.index] = result.greedy_tokens
                 indices = [result.index for result in batch.samples]
                 writer.write(indices, samples, batch.routing, batch.token_ids, batch.token_losses)
             writer.end_of_samples()
-            single = _second_pass(model, patcher, writer, prepared[:second_pass_samples], greedy_tokens)
+            single = _second_pass(model, patcher, writer, prepared, second_pass_samples, greedy_tokens)
     summary: Summary = {
         **head,
         "provenance": head["provenance"] | {"run": run},  # ty: ignore[missing-typed-dict-key]
@@ -257,16 +257,25 @@ def _sample_record(one, outcome, result):
     }
 
 
-def _second_pass(model, patcher, writer, prepared, greedy_tokens):
+def _logged_sample(prepared, one, loss, lengths):
+    shared_tokens = tuple(sequence.shared_tokens for sequence in one.sequences)
+    other = None if one.shared_with is None else prepared[one.shared_with].sample_id
+    return LoggedSample(one.sample_id, one.sample.text, loss, lengths, shared_tokens, other)
+
+
+def _second_pass(model, patcher, writer, prepared, number, greedy_tokens):
     """Run the first samples again, one at a time, for the latency and the stability metrics."""
     seconds, tokens = [], []
     known = _known_shapes.setdefault(model, set())
-    for index, one in enumerate(prepared):
-        shape = tuple(sequence.num_inputs for sequence in one.sequences), patcher.strategy.max_experts
+    arranger = Arranger(model, prepared, patcher)
+    for index in range(number):
+        arrangement = arranger.arrange([index])
+        shape = tuple(arrangement.lengths), patcher.strategy.max_experts
+        alone = model, prepared, index, arranger, patcher
         if index == 0 and shape not in known:
-            score_alone(model, one, patcher)  # the first pass with new shapes is slower
+            score_alone(*alone)  # the first pass with new shapes is slower
             known.add(shape)
-        scored, routing = score_alone(model, one, patcher, with_greedy_tokens=True)
+        scored, routing = score_alone(*alone, with_greedy_tokens=True)
         writer.write_second_pass(
             index,
             greedy_tokens[index].numpy(),
@@ -274,7 +283,7 @@ def _second_pass(model, patcher, writer, prepared, greedy_tokens):
             routing.packed.numpy(),
         )
         seconds.append(scored.seconds)
-        tokens.append(sum(sequence.num_inputs for sequence in one.sequences))
+        tokens.append(sum(arrangement.lengths))
     return {"seconds": seconds, "tokens": tokens}
 
 

@@ -48,7 +48,7 @@ def check_finite(samples: Sequence[PreparedSample], router_logits: torch.Tensor,
     layer = int(layers[0])  # later layers use this one's output
     token, expert = is_fault[:, layer].nonzero()[0].tolist()
     kind = "NaN" if router_logits[token, layer, expert].isnan() else "infinity"
-    ends = torch.tensor([sample.num_inputs for sample in samples]).cumsum(0)
+    ends = torch.tensor([sample.num_own_tokens for sample in samples]).cumsum(0)
     sample = samples[int(torch.searchsorted(ends, token, right=True))]
     raise _error(sample, f"the router logits of layer {layer} hold {kind}", router_logits.dtype)
 

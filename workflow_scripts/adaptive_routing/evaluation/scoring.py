@@ -1,7 +1,8 @@
 """Runs batches of token sequences through the model and computes log-likelihoods of the scored tokens.
 
-The language-model head runs at scored positions only. Batches are packed and no sequence attends to another,
-so scores do not depend on how samples are batched, apart from float rounding.
+The language-model head runs at scored positions only. Batches are packed and no sequence sees another, but
+for the beginning that they share, so scores do not depend on how samples are batched, apart from float
+rounding.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import numpy as np
 import torch
 
 from adaptive_routing.data.tasks import SequenceScore
+from adaptive_routing.evaluation.arrangement import Arrangement, Arranger
 from adaptive_routing.evaluation.batches import BatchQueue
 from adaptive_routing.evaluation.finiteness import check_finite, check_scores, finite_total
 from adaptive_routing.model.devices import Clock, HostCopies, devices_of, to_device
 from adaptive_routing.model.fused import score_targets
 from adaptive_routing.model.head import head_logits
 from adaptive_routing.model.memory import run_alone
-from adaptive_routing.model.packing import Packing, forward_packed, packed_attention
+from adaptive_routing.model.packing import forward_packed, packed_attention
 from adaptive_routing.routing.batch import BatchRouting
 
 if TYPE_CHECKING:
@@ -40,13 +42,13 @@ _HEAD_ROWS = 2048  # positions whose logits are in memory at once: 2048 x 50,304
 
 @dataclass(frozen=True)
 class BatchScores:
-    """Scores of a batch's sequences.
+    """Scores of a batch's sequences. Tokens that a sequence shares belong to one of those that do.
 
     Attributes:
         scores: `SequenceScore` per sequence.
-        token_losses: per sequence, (tokens read,) float32: −ln p of each token given those before it,
+        token_losses: per sequence, (its own tokens,) float32: −ln p of each token given those before it,
             NaN where it was not scored.
-        greedy_tokens: per sequence, (tokens read,) int64: the most likely next token at each position;
+        greedy_tokens: per sequence, (its own tokens,) int64: the most likely next token at each position;
             None unless requested.
         seconds: synchronised time of the forward pass and the head.
     """
@@ -64,8 +66,8 @@ class SampleResult:
     Attributes:
         index: the sample's index in its data set.
         scores: `SequenceScore` per sequence.
-        greedy_tokens: (tokens read,) int64, or None if not requested.
-        lengths: tokens read, per sequence.
+        greedy_tokens: (its own tokens,) int64, or None if not requested.
+        lengths: its own tokens, per sequence.
         details: further entries of the sample in the summary.
     """
 
@@ -85,7 +87,7 @@ class BatchResult:
             once.
         samples: `SampleResult`s.
         routing: `BatchRouting` of all N tokens.
-        token_ids: (N,) int64, as read.
+        token_ids: (N,) int64.
         token_losses: (N,) float32, as in `BatchScores`.
     """
 
@@ -123,10 +125,11 @@ def score_samples(
         InputError: a single sample does not fit into the device's memory, or what the model computes is not
             finite.
     """
-    queue = BatchQueue(model, samples, batch_tokens, _SHORTER, workers)
+    arranger = Arranger(model, samples, patcher)
+    queue = BatchQueue(model, samples, batch_tokens, _SHORTER, workers, arranger.separately)
 
     def begin(batch):
-        return _Pass(model, _sequences(samples, batch), patcher, min(batch) < num_with_greedy_tokens)
+        return _Pass(model, arranger.arrange(batch), patcher, min(batch) < num_with_greedy_tokens)
 
     with packed_attention(model):
         if model not in _warm:
@@ -134,7 +137,7 @@ def score_samples(
             queue.warm_up(lambda batch: begin(batch).finish())
             _warm.add(model)
         # Nor must what a strategy computes only once, such as thresholds.
-        score_alone(model, queue.last_sample(), patcher)
+        score_alone(model, samples, queue.last_index(), arranger, patcher)
         covered = 0.0
         for batch, forward_pass in queue.results(begin):
             scored, routing = forward_pass.finish()
@@ -145,18 +148,22 @@ def score_samples(
 
 
 def score_alone(
-    model: PreTrainedModel, sample: PreparedSample, patcher: RouterPatcher, with_greedy_tokens: bool = False
+    model: PreTrainedModel,
+    samples: Sequence[PreparedSample],
+    index: int,
+    arranger: Arranger,
+    patcher: RouterPatcher,
+    with_greedy_tokens: bool = False,
 ) -> tuple[BatchScores, BatchRouting]:
-    """`score_patched_batch` of one `PreparedSample`; InputError if it does not fit into memory."""
+    """Score one of the samples that an arranger is of, in a pass of its own.
+
+    Returns (`BatchScores`, `BatchRouting` on the CPU); InputError if it does not fit into memory.
+    """
 
     def score():
-        return score_patched_batch(model, sample.sequences, patcher, with_greedy_tokens)
+        return _Pass(model, arranger.arrange([index]), patcher, with_greedy_tokens).finish()
 
-    return run_alone(model, sample, score, _SHORTER)
-
-
-def _sequences(samples, batch):
-    return [sequence for index in batch for sequence in samples[index].sequences]
+    return run_alone(model, samples[index], score, _SHORTER)
 
 
 def _batch_result(batch, forward_pass, scored, routing, seconds, samples, num_with_greedy_tokens):
@@ -177,14 +184,14 @@ def _batch_result(batch, forward_pass, scored, routing, seconds, samples, num_wi
 def score_batch(
     model: PreTrainedModel, sequences: Sequence[EncodedSequence], with_greedy_tokens: bool = False
 ) -> BatchScores:
-    """Score `tokens.EncodedSequence`s in one forward pass, and wait for the `BatchScores`.
+    """Score `tokens.EncodedSequence`s in one forward pass, each by itself, and wait for the `BatchScores`.
 
     Args:
         model: a causal language model of transformers.
         sequences: the batch.
         with_greedy_tokens: whether to return the most likely next token at every position.
     """
-    return _Pass(model, sequences, None, with_greedy_tokens).finish()[0]
+    return _Pass(model, Arrangement.of_separate(sequences), None, with_greedy_tokens).finish()[0]
 
 
 def score_patched_batch(
@@ -194,46 +201,51 @@ def score_patched_batch(
     with_greedy_tokens: bool = False,
 ) -> tuple[BatchScores, BatchRouting]:
     """`score_batch` under an active patcher: (`BatchScores`, the tokens' `BatchRouting` on the CPU)."""
-    return _Pass(model, sequences, patcher, with_greedy_tokens).finish()
+    return _Pass(model, Arrangement.of_separate(sequences), patcher, with_greedy_tokens).finish()
 
 
 class _Pass:
     """An asynchronous forward pass: the constructor starts it, `finish` waits for it."""
 
     @torch.inference_mode()
-    def __init__(self, model, sequences, patcher, with_greedy_tokens):
+    def __init__(self, model, arrangement, patcher, with_greedy_tokens):
         device = model.device
-        self._sequences = sequences
-        packing = Packing.of([sequence.num_inputs for sequence in sequences], device)
-        self.token_ids = torch.tensor(
-            [token for one in sequences for token in one.token_ids[: one.num_inputs]]
-        )
-        positions, targets, self._was_read = _scored_positions(sequences)
-        self._read_positions = positions[self._was_read]
-        inputs, positions, targets = (to_device(one, device) for one in (self.token_ids, positions, targets))
-        if patcher:
-            patcher.expect(sequences)
+        self._arrangement = arrangement
+        token_ids, logged = arrangement.token_ids, torch.from_numpy(arrangement.logged)
+        self.token_ids = token_ids[logged]
+        positions, targets, self._was_read, self._read_targets = _scored_positions(arrangement)
+        inputs, positions, targets = (to_device(one, device) for one in (token_ids, positions, targets))
+        if patcher and arrangement.log_rows is not None:
+            patcher.expect(arrangement.log_rows)
+        packing = arrangement.packing(device)
         self.clock = Clock(*devices_of(model))
         hidden = forward_packed(model, inputs, packing)  # (N, H)
         scored = score_positions(model, hidden, positions, targets)
         self.clock.stop()
-        greedy = most_likely_tokens(model, hidden) if with_greedy_tokens else None
-        self._routing = patcher.take_batch() if patcher else None
-        total = finite_total(self._routing.router_logits) if patcher else None  # ty: ignore[missing-union-attribute]
-        routing = self._routing.tensors() if patcher else ()  # ty: ignore[missing-union-attribute]
-        self._copies = HostCopies([*scored, greedy, total, *routing])
+        is_whole = len(logged) == len(token_ids)  # in the same order then
+        greedy = routing = total = None
+        if with_greedy_tokens:
+            states = hidden if is_whole else hidden[to_device(logged, hidden.device)]
+            greedy = most_likely_tokens(model, states)
+        if patcher:
+            routing = patcher.take_batch()
+            tokens = slice(None) if is_whole else to_device(logged, routing.counts.device)
+            routing = routing.tokens(tokens, arrangement.logged_lengths)
+            total = finite_total(routing.router_logits)
+        self._routing = routing
+        self._copies = HostCopies([*scored, greedy, total, *(routing.tensors() if routing else ())])
 
     def finish(self):
         """Wait for the pass: (`BatchScores`, `BatchRouting` on the CPU or None)."""
         log_probabilities, is_greedy, greedy, self.logits_total, *routing = self._copies.wait()
-        predicted = [sequence.num_predicted_tokens for sequence in self._sequences]
+        predicted = [sequence.num_predicted_tokens for sequence in self._arrangement.sequences]
         starts = np.cumsum([0, *predicted[:-1]])
         totals = np.add.reduceat(log_probabilities.double().numpy(), starts).tolist()
         all_greedy = np.logical_and.reduceat(is_greedy.numpy(), starts).tolist()
         scores = [SequenceScore(*one) for one in zip(totals, predicted, all_greedy, strict=True)]
-        lengths = [sequence.num_inputs for sequence in self._sequences]
+        lengths = self._arrangement.logged_lengths
         token_losses = torch.full((sum(lengths),), float("nan"))
-        token_losses[self._read_positions + 1] = -log_probabilities[self._was_read]
+        token_losses[self._read_targets] = -log_probabilities[self._was_read]
         token_losses = token_losses.split(lengths)
         if greedy is not None:
             greedy = greedy.split(lengths)
@@ -241,20 +253,27 @@ class _Pass:
         return scores, self._routing.replace_tensors(routing) if self._routing else None
 
 
-def _scored_positions(sequences):
-    """Positions whose next token is scored, those tokens, and whether the model reads them: (P,) each.
+def _scored_positions(arrangement):
+    """What is scored: P tokens, of which the model reads R.
 
-    The last target of a sequence that was cut to the model's length is not read.
+    Returns the positions (P,) whose next token is scored, those tokens (P,), whether the model reads them
+    (P,), and the places (R,) among the logged tokens of those that it reads. The last target of a sequence
+    that was cut to the model's length is not read, nor are single tokens that stand for one another.
     """
-    positions, targets, was_read, start = [], [], [], 0
-    for one in sequences:
-        first = start + one.num_context_tokens - 1
-        positions.append(np.arange(first, first + one.num_predicted_tokens))
-        targets += one.token_ids[one.num_context_tokens :]
-        was_read.append(np.arange(one.num_context_tokens, len(one.token_ids)) < one.num_inputs)
-        start += one.num_inputs
-    positions, was_read = (torch.from_numpy(np.concatenate(column)) for column in (positions, was_read))
-    return positions, torch.tensor(targets), was_read
+    positions, targets, was_read, read_targets, start = [], [], [], [], 0
+    lengths = arrangement.logged_lengths
+    for one, rows, length in zip(arrangement.sequences, arrangement.rows, lengths, strict=True):
+        first, end = one.num_context_tokens, len(one.token_ids)
+        positions.append(rows[first - 1 : end - 1])
+        targets += one.token_ids[first:]
+        was_read.append(np.arange(first, end) < one.num_inputs)
+        # The last of a sequence's tokens belong to it.
+        read_targets.append(np.arange(start + length - (one.num_inputs - first), start + length))
+        start += length
+    positions, was_read, read_targets = (
+        torch.from_numpy(np.concatenate(column)) for column in (positions, was_read, read_targets)
+    )
+    return positions, torch.tensor(targets), was_read, read_targets
 
 
 def score_positions(

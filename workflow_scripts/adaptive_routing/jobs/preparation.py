@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from adaptive_routing.data.rows import open_rows
 from adaptive_routing.data.samples import check_vocabulary, prepare_samples, prepared_to_json, skipped_rows
+from adaptive_routing.data.shared import share_beginnings
 from adaptive_routing.model.description import read_model_info
 from adaptive_routing.model.tokenizer import load_tokenizer
 from adaptive_routing.system.errors import InputError
@@ -37,6 +38,8 @@ def prepare_dataset(request: PreparationRequest, before_writing: Callable[[], No
     dataset, settings = request["dataset"], request["settings"]
     model = read_model_info(request["model"])
     prepared, known = (_of_harness if "harness" in settings else _of_rows)(dataset, settings, model)
+    if settings.get("share_contexts"):
+        prepared = share_beginnings(prepared)
     check_vocabulary(prepared, model["shapes"]["vocab_size"], f"datasets.{dataset}")
     before_writing()
     write_json(request["output"], prepared_to_json(dataset, prepared, settings | known))

@@ -2,7 +2,8 @@
 
 A packed pass has one row of tokens. Positions start anew with each sequence, and attention stays within it:
 on a GPU in half precision through torch's attention for packed sequences, elsewhere by padding queries,
-keys and values (and nothing else of the model) for torch's usual attention.
+keys and values (and nothing else of the model) for torch's usual attention. A sequence may continue the
+beginning of another one, which then stands in the row once: it has fewer queries than keys.
 
 Models that this cannot be done to run one sequence after another through their own forward: those whose
 layers mix tokens by other means than attention, or whose attention sees something else than the tokens before
@@ -12,10 +13,12 @@ it, all or those of a window. `parity` finds out which.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
+import operator
 import threading
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +30,7 @@ from adaptive_routing.model.devices import to_device
 from adaptive_routing.model.fused import fused_operations
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any, Self
 
     from transformers import PreTrainedModel
@@ -38,14 +41,57 @@ _HAS_WINDOW = "window_size" in inspect.signature(varlen_attn).parameters
 
 
 @dataclass(frozen=True)
+class _Padding:
+    """Some sequences of a packing as rows of one length, for torch's usual attention.
+
+    Attributes:
+        queries: (n,) int64, their tokens in the pass.
+        keys: (m,) int64, the tokens that they see, one sequence after another.
+        query_places, key_places: (n,) and (m,) int64, places of these among the padded rows.
+        before: (rows,) int64, how many tokens stand before each one's first query.
+        query_shape, key_shape: rows and padded length.
+        continues: whether any of `before` is not 0.
+    """
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    query_places: torch.Tensor
+    key_places: torch.Tensor
+    before: torch.Tensor
+    query_shape: tuple[int, int]
+    key_shape: tuple[int, int]
+    continues: bool
+
+    @classmethod
+    def of(cls, queries, keys):
+        """The padding of sequences, of which each one's tokens and what they see are given."""
+        query_rows, query_places, query_shape = _pad(queries)
+        key_rows, key_places, key_shape = _pad(keys)
+        before = torch.tensor([len(seen) - len(own) for own, seen in zip(queries, keys, strict=True)])
+        places = query_places, key_places
+        return cls(query_rows, key_rows, *places, before, query_shape, key_shape, bool(before.any()))
+
+
+def _pad(rows):
+    """Rows one after another (n,), the place of each element where they have one length, and that shape."""
+    longest = max(map(len, rows))
+    places = [number * longest + torch.arange(len(row)) for number, row in enumerate(rows)]
+    return torch.cat(rows), torch.cat(places), (len(rows), longest)
+
+
+@dataclass(frozen=True)
 class Packing:
     """How B sequences of N tokens in all stand in a row.
 
     Attributes:
-        lengths: of the sequences.
+        lengths: of the sequences, without what they have in common with others.
         position_ids: (1, N) int64.
         offsets: (B + 1,) int32, where each sequence starts.
-        padded: (N,) int64, each token's place among B rows of the longest length.
+        keys: (K,) int64, the tokens that each sequence sees, one sequence after another; None where these are
+            its own.
+        key_offsets: (B + 1,) int32, where those of each sequence start.
+        longest_key: the most tokens that one sees.
+        paddings: the sequences as padded rows: those that stand alone, and those that continue others.
 
     All stand on one device; `on` gives a copy on another.
     """
@@ -53,29 +99,74 @@ class Packing:
     lengths: tuple[int, ...]
     position_ids: torch.Tensor
     offsets: torch.Tensor
-    padded: torch.Tensor
+    keys: torch.Tensor | None
+    key_offsets: torch.Tensor
+    longest_key: int
+    paddings: tuple[_Padding, ...]
     _copies: dict[torch.device, Packing] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device) -> Self:
-        """The packing of sequences of these lengths."""
-        longest = max(lengths)
-        positions = torch.cat([torch.arange(length) for length in lengths])
-        rows = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-        offsets = torch.tensor([0, *lengths]).cumsum(0).int()
-        tensors = positions[None], offsets, rows * longest + positions
-        position_ids, offsets, padded = (to_device(tensor, device) for tensor in tensors)
-        return cls(tuple(lengths), position_ids, offsets, padded)
+    def of(
+        cls,
+        lengths: Sequence[int],
+        device: torch.device,
+        beginnings: Mapping[int, tuple[int, int]] | None = None,
+    ) -> Self:
+        """The packing of sequences of these lengths.
+
+        beginnings: {number of a sequence: (number of another one, tokens)}, the first tokens of that other
+        sequence, its own beginning included, which stand before this sequence too.
+        """
+        beginnings = beginnings or {}
+        own = list(torch.arange(sum(lengths)).split(list(lengths)))
+        seen: dict[int, torch.Tensor] = {}
+
+        def sees(number):
+            if number not in seen:
+                other, tokens = beginnings.get(number, (number, 0))
+                seen[number] = torch.cat([sees(other)[:tokens], own[number]]) if tokens else own[number]
+            return seen[number]
+
+        keys = [sees(number) for number in range(len(own))]
+        positions = [
+            torch.arange(len(key) - length, len(key)) for key, length in zip(keys, lengths, strict=True)
+        ]
+        groups = [[number for number in range(len(own)) if number not in beginnings], sorted(beginnings)]
+        packing = cls(
+            tuple(lengths),
+            torch.cat(positions)[None],
+            _offsets(lengths),
+            torch.cat(keys) if beginnings else None,
+            _offsets(list(map(len, keys))),
+            max(map(len, keys)),
+            tuple(
+                _Padding.of([own[number] for number in group], [keys[number] for number in group])
+                for group in groups
+                if group
+            ),
+        )
+        return _copied(packing, functools.partial(to_device, device=device))
 
     def on(self, device: torch.device) -> Packing:
         """The same packing on a device, copied once: layers of a model may stand on several."""
         if device == self.offsets.device:
             return self
         if device not in self._copies:
-            self._copies[device] = Packing(
-                self.lengths, self.position_ids.to(device), self.offsets.to(device), self.padded.to(device)
-            )
+            self._copies[device] = _copied(self, operator.methodcaller("to", device))
         return self._copies[device]
+
+
+def _offsets(lengths):
+    return torch.tensor([0, *lengths]).cumsum(0).int()
+
+
+def _copied(packed, copy):
+    """A `Packing` or `_Padding` with copies of its tensors."""
+    values = {one.name: getattr(packed, one.name) for one in fields(packed)}
+    copies: dict[str, Any] = {name: copy(value) for name, value in values.items() if torch.is_tensor(value)}
+    if isinstance(packed, Packing):
+        copies |= {"paddings": tuple(_copied(one, copy) for one in packed.paddings), "_copies": {}}
+    return replace(packed, **copies)
 
 
 class _Current(threading.local):
@@ -182,6 +273,8 @@ def packed_attention_forward(
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each packed sequence, for transformers' `AttentionInterface`.
 
+    A sequence that continues another one's beginning sees that too.
+
     query: (1, heads, N, D); key: (1, key-value heads, N, D); value: (1, key-value heads, N, D'); s_aux:
     (heads,), each head's sink, a logit that takes part in the softmax and has no value.
     Returns ((1, N, heads, D'), None).
@@ -206,35 +299,57 @@ def _flash(packing, query, key, value, scaling, sliding_window):
     if not _HAS_WINDOW and before >= 0:
         return _padded(packing, query, key, value, scaling, sliding_window)
     causal = {"window_size": (before, 0)} if _HAS_WINDOW else {"is_causal": True}
-    longest = max(packing.lengths)
-    tensors = query, key, value, packing.offsets, packing.offsets
-    return varlen_attn(*tensors, longest, longest, scale=scaling, **causal)  # ty: ignore[invalid-argument-type]
+    if packing.keys is not None:
+        # A sequence's last query sees its last key, so that what it continues stands before all its queries.
+        key, value = (one.index_select(0, packing.keys) for one in (key, value))
+    offsets = packing.offsets, packing.key_offsets
+    longest = max(packing.lengths), packing.longest_key
+    return varlen_attn(query, key, value, *offsets, *longest, scale=scaling, **causal)  # ty: ignore[invalid-argument-type]
 
 
 def _padded(packing, query, key, value, scaling, sliding_window, sinks=None):
-    rows, longest = len(packing.lengths), max(packing.lengths)
+    output = None
+    for padding in packing.paddings:
+        attended = _attend(padding, query, key, value, scaling, sliding_window, sinks)
+        if len(attended) == len(query):
+            return attended
+        output = attended.new_empty(len(query), *attended.shape[1:]) if output is None else output
+        output.index_copy_(0, padding.queries, attended)
+    return output
 
-    def pad(tensor):
-        padded = tensor.new_zeros(rows * longest, *tensor.shape[1:])
-        return padded.index_copy_(0, packing.padded, tensor).unflatten(0, (rows, longest)).transpose(1, 2)
 
-    query, key, value = map(pad, (query, key, value))  # (rows, heads, longest, D)
+def _attend(padding, query, key, value, scaling, sliding_window, sinks):
+    """What the queries of a padding see: (n, heads, D')."""
+
+    def pad(tensor, rows, places, shape):
+        if len(rows) != len(tensor) or padding.continues:
+            tensor = tensor.index_select(0, rows)
+        padded = tensor.new_zeros(shape[0] * shape[1], *tensor.shape[1:])
+        return padded.index_copy_(0, places, tensor).unflatten(0, shape).transpose(1, 2)
+
+    query = pad(query, padding.queries, padding.query_places, padding.query_shape)
+    key, value = (pad(one, padding.keys, padding.key_places, padding.key_shape) for one in (key, value))
+    queries, keys = padding.query_shape[1], padding.key_shape[1]  # (rows, heads, queries or keys, D)
     mask: torch.Tensor | None = None
-    if sinks is not None or (sliding_window is not None and sliding_window < longest):
-        mask = torch.ones(longest, longest, dtype=torch.bool, device=query.device).tril()
-        if sliding_window is not None:
-            mask = mask.triu(1 - sliding_window)
-    if sinks is not None:
+    is_narrow = sliding_window is not None and sliding_window < keys
+    if padding.continues or sinks is not None or is_narrow:
+        before = padding.before if padding.continues else padding.before[:1]  # 0 in every row
+        position = before[:, None, None, None] + torch.arange(queries, device=query.device)[:, None]
+        place = torch.arange(keys, device=query.device)
+        mask = place <= position  # (rows or 1, 1, queries, keys)
+        if is_narrow:
+            mask &= place > position - sliding_window
+    if sinks is not None and mask is not None:
         # A key more, of zeros, whose logit the mask gives: it has no value, and takes its share of the sum.
         key, value = (F.pad(one, (0, 0, 0, 1)) for one in (key, value))
-        bias = query.new_zeros(longest, longest).masked_fill(~mask, -torch.inf)  # ty: ignore[unsupported-operator]
-        sinks = sinks.to(query.dtype)[:, None, None].expand(-1, longest, 1)
-        mask = torch.cat([bias.expand(len(sinks), -1, -1), sinks], -1)  # (heads, longest, longest + 1)
+        bias = query.new_zeros(mask.shape).masked_fill(~mask, -torch.inf)
+        sinks = sinks.to(query.dtype)[:, None, None].expand(len(bias), -1, queries, 1)
+        mask = torch.cat([bias.expand(-1, sinks.shape[1], -1, -1), sinks], -1)
     # Padding stands behind every token of its row, where causal attention does not look.
     output = F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling
     )
-    return output.transpose(1, 2).flatten(0, 1)[packing.padded]
+    return output.transpose(1, 2).flatten(0, 1).index_select(0, padding.query_places)
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention_forward)

@@ -23,6 +23,7 @@ from adaptive_routing.model.packing import (
     forward_packed,
     packed_attention_forward,
     run_unpacked,
+    runs_unpacked,
     set_packing,
 )
 from adaptive_routing.model.routers import find_routers
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 HEAD_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.01, torch.float16: 0.01}
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 LENGTHS = (5, 21, 1, 16)
+# The same tokens, of which the second sequence ends early and the third one continues it.
+_CONTINUED = (5, 9, 12, 1, 16), {2: (1, 9)}
 _WINDOW = 8
 _RECORDING = "records_masks"
 # What attention may be told besides: none of it changes what it computes.
@@ -143,7 +146,8 @@ def _routed_as(model, routing):
 
 def _difference(model, token_ids, own):
     """`_relative` of the logits of a pass as experiments make it."""
-    hidden = forward_packed(model, token_ids, Packing.of(LENGTHS, model.device))
+    lengths, beginnings = (LENGTHS, None) if runs_unpacked(model) else _CONTINUED
+    hidden = forward_packed(model, token_ids, Packing.of(lengths, model.device, beginnings))
     return _relative(head_logits(model, hidden).float(), own)
 
 

@@ -26,9 +26,10 @@ from adaptive_routing.routing.batch import BatchRouting, pack_selection
 from adaptive_routing.system.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from typing import Any, Self
 
+    import numpy as np
+    from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
     from adaptive_routing.routing.base import RoutingStrategy
@@ -43,15 +44,15 @@ class _Pass(threading.local):
         real_tokens: their places among all tokens, None where there is no padding.
         continues: whether the pass reads on from a key-value cache.
         parts: `BatchRouting` of sequences of the pass that have run on their own.
-        starts: place of each sequence's first token among all of the data set's, for the next pass.
-        rows: those places (T,) of the tokens that the model reads now.
+        expected: places (N,) of the next pass's tokens in the log of the data set.
+        rows: those (T,) of the tokens that the model reads now.
         batch: `BatchRouting` of the thread's last pass, until it is taken.
     """
 
     def __init__(self) -> None:
         self.columns, self.lengths, self.real_tokens = [], [], None
         self.parts = []
-        self.starts, self.rows = None, None
+        self.expected, self.rows = None, None
         self.continues, self.batch = False, None
 
 
@@ -122,7 +123,6 @@ class RouterPatcher:
         self._depth = 0
         self._handles = []
         self._pass = _Pass()
-        self._starts = {}
         self.after_pass = []
 
     # Patching
@@ -165,22 +165,12 @@ class RouterPatcher:
     def __exit__(self, *_: object) -> None:
         self.restore()
 
-    def number_tokens(self, sequences: Iterable[Any]) -> None:
-        """Number the tokens of a data set: `EncodedSequence`s in their order, one after another.
+    def expect(self, log_rows: NDArray[np.int64]) -> None:
+        """Tell which tokens this thread's next forward pass reads; needed with `needs_rows` alone.
 
-        A strategy that needs to know which tokens it sees (`needs_rows`) routes these sequences alone, each
-        pass after `expect`.
+        log_rows: (N,) int64, their places in the log of the data set.
         """
-        starts, start = {}, 0
-        for sequence in sequences:
-            starts[id(sequence)] = start
-            start += sequence.num_inputs
-        self._starts = starts
-
-    def expect(self, sequences: Iterable[Any]) -> None:
-        """Tell which sequences this thread's next forward pass reads; needed with `needs_rows` alone."""
-        if self.strategy.needs_rows:
-            self._pass.starts = [self._starts[id(sequence)] for sequence in sequences]
+        self._pass.expected = torch.from_numpy(log_rows)
 
     # Hooks
 
@@ -217,16 +207,15 @@ class RouterPatcher:
             own.rows = self._rows_read(own, inputs.device)
 
     def _rows_read(self, own, device):
-        """The places (T,) of the tokens of this pass, or of its present sequence, among the data set's."""
-        if own.starts is None or own.real_tokens is not None:
+        """The places (T,) of the tokens of this pass, or of its present sequence, in the data set's log."""
+        if own.expected is None or own.real_tokens is not None:
             raise RuntimeError(
                 "the strategy routes numbered tokens without padding; see RouterPatcher.expect"
             )
-        sequence, starts = current_sequence(), own.starts
-        if sequence is not None:
-            starts = starts[sequence : sequence + 1]
-        spans = zip(starts, own.lengths, strict=True)
-        return torch.cat([torch.arange(start, start + length) for start, length in spans]).to(device)
+        sequence, packing, rows = current_sequence(), current_packing(), own.expected
+        if sequence is not None and packing is not None:
+            rows = rows.split(packing.lengths)[sequence]
+        return rows.to(device)
 
     def _router_hook(self, layer):
         def hook(router, args, output):

@@ -72,12 +72,22 @@ class Head(TypedDict):
 
 @dataclass(frozen=True)
 class LoggedSample:
-    """What the log says of a sample beside its routing; `lengths` are its sequences', in tokens."""
+    """What the log says of a sample beside its routing.
+
+    Attributes:
+        sample_id, text_preview, loss: of the sample.
+        lengths: tokens that belong to each of its sequences.
+        shared_tokens: tokens that stand before these in each, and belong to its first sequence with tokens,
+            or for that one itself to the first such sequence of the sample `shared_with`.
+        shared_with: id of that sample; None where there is none.
+    """
 
     sample_id: str
     text_preview: str
     loss: float | None
     lengths: tuple[int, ...]
+    shared_tokens: tuple[int, ...] = ()
+    shared_with: str | None = None
 
 
 @dataclass(frozen=True)
@@ -136,6 +146,9 @@ def format_samples(
         }
         if len(one.lengths) > 1:
             entry["sequence_lengths"] = one.lengths
+        if any(one.shared_tokens):
+            entry["shared_tokens"] = one.shared_tokens
+            entry["shared_with"] = one.shared_with
         entry["layers"] = [
             {
                 "layer": layer,

@@ -21,6 +21,7 @@ from adaptive_routing.null_distribution.table import null_distribution_file
 from adaptive_routing.routing.base import ExpertWeighting
 from adaptive_routing.routing.router_rule import RouterRule
 from adaptive_routing.routing_log.json_file import COMPRESSED, open_to_read, other_form, present
+from adaptive_routing.routing_log.sequences import LoggedSequences
 from adaptive_routing.system.errors import InputError
 from adaptive_routing.system.files import MADE_ANEW
 from adaptive_routing.system.json_files import read_json
@@ -61,6 +62,7 @@ class RoutingLog:
             self.head: Head = self.tensors.metadata_json("head")
             self.sample_offsets = self._offsets("sample_offsets")
             self.sequence_offsets = self._offsets("sequence_offsets")
+            self.sequences = LoggedSequences.of_tensors(self.tensors)
         except BaseException:
             self.tensors.close()
             raise
@@ -247,9 +249,28 @@ class SampleRouting:
 
     @property
     def sequence_lengths(self) -> list[int]:
-        """Tokens of each sequence; they sum to T."""
-        bounds = self.log.sequence_offsets
-        return np.diff(bounds[(bounds >= self.start) & (bounds <= self.stop)]).tolist()
+        """Tokens that belong to each sequence; they sum to T."""
+        return np.diff(self.log.sequence_offsets[self._sequences.start : self._sequences.stop + 1]).tolist()
+
+    @property
+    def shared_tokens(self) -> list[int]:
+        """Tokens of each sequence that stand before these and belong to another one, which begins alike."""
+        return self.log.sequences.shared_tokens[self._sequences.start : self._sequences.stop].tolist()
+
+    @property
+    def shared_with(self) -> int | None:
+        """The index of the sample to which this one's first tokens belong; None where they are its own."""
+        other = int(self.log.sequences.shared_with[self.index])
+        return None if other < 0 else other
+
+    @property
+    def sequence_rows(self) -> list[NDArray[np.int64]]:
+        """For each sequence, where all of its tokens stand in the log's tensors, shared ones included."""
+        return list(map(self.log.sequences.rows, self._sequences))
+
+    @property
+    def _sequences(self):
+        return range(*self.log.sequences.sample_sequences[self.index : self.index + 2].tolist())
 
     @property
     def token_ids(self) -> NDArray[np.int32]:

@@ -210,7 +210,10 @@ def _write_request(file, portion):
 def _read_request(memory):
     length = int.from_bytes(memory[:8], "little")
     header = json.loads(memory[8 : 8 + length])
-    samples = [LoggedSample(**{**one, "lengths": tuple(one["lengths"])}) for one in header["samples"]]  # ty: ignore[invalid-argument-type]
+    tuples = ("lengths", "shared_tokens")
+    samples = [
+        LoggedSample(**(one | {name: tuple(one[name]) for name in tuples})) for one in header["samples"]
+    ]
     arrays, offset = {"routing": {"first_p_values": None}, "tensors": {}}, 8 + length + -length % 8
     for name, (dtype, shape) in header["arrays"].items():
         kind, _, name = name.partition(".")

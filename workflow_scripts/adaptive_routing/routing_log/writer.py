@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from adaptive_routing.routing.base import RoutingStrategy
     from adaptive_routing.routing.batch import BatchRouting
     from adaptive_routing.routing_log.entries import Head, LoggedSample
+    from adaptive_routing.routing_log.sequences import LoggedSequences
 
 # The log is written in portions of about this many tokens, by several workers at once. With 64 of 64 experts
 # and 16 layers in bfloat16 the arrays of one portion are 25 MB, its text 60 MB.
@@ -68,11 +69,12 @@ class RoutingLogWriter:
         json_path, tensors_path: the two files; the JSON is compressed where its name ends with `.zst`.
         head: the experiment's head (config, strategy, …), first in the JSON and the tensors' metadata. Its
             `routing_log`, where there is one, says of how many of the first samples everything is kept.
-        sequence_lengths: per sample, the lengths of its sequences in tokens.
+        sequence_lengths: per sample, how many tokens belong to each of its sequences.
         strategy: the routing strategy in force.
         num_layers, num_experts, dtype: of the router logits.
         second_pass_samples: number of first samples that a second pass repeats.
         workers: `LogWorkers` that do the writing; by default the caller's thread does.
+        sequences: `LoggedSequences` of the same lengths, which say what sequences share; by default nothing.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class RoutingLogWriter:
         dtype: torch.dtype,
         second_pass_samples: int = 0,
         workers: LogWorkers | None = None,
+        sequences: LoggedSequences | None = None,
     ) -> None:
         self.json_path, self.tensors_path = Path(json_path), Path(tensors_path)
         self.head, self.strategy = head, strategy
@@ -114,6 +117,15 @@ class RoutingLogWriter:
             "second_pass_greedy_tokens": ((second_tokens,), torch.int32),
             "second_pass_selected_experts": ((second_tokens, num_layers, packed), torch.uint8),
         }
+        self._sharing = {}
+        if sequences is not None and sequences.is_shared:
+            self._sharing = {
+                "shared_tokens": sequences.shared_tokens.astype(np.int32),
+                "shared_with": sequences.shared_with.astype(np.int32),
+                "sample_sequences": sequences.sample_sequences,
+            }
+        for name, values in self._sharing.items():
+            self._layout[name] = values.shape, getattr(torch, str(values.dtype))
         bias = strategy.weighting.rule.bias  # what gives choice scores, and p-values, from the logits
         self._choice_bias = None if bias is None else bias.float().cpu().numpy()
         if bias is not None:
@@ -150,6 +162,8 @@ class RoutingLogWriter:
             self._tensors = stack.enter_context(_SafetensorsFile(tensors, self._layout, self.head))
             self._tensors.write("sample_offsets", 0, self.sample_offsets)
             self._tensors.write("sequence_offsets", 0, self.sequence_offsets)
+            for name, values in self._sharing.items():
+                self._tensors.write(name, 0, values)
             if self._choice_bias is not None:
                 self._tensors.write("choice_bias", 0, self._choice_bias)
             self._stack = stack.pop_all()

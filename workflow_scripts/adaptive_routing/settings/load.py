@@ -132,6 +132,7 @@ class EvaluationSettings(TypedDict):
     max_samples: int
     max_length: int
     batch_tokens: int
+    share_contexts: bool
     second_pass_samples: int
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from adaptive_routing.analysis.metrics.behaviour import native_similarity
 from adaptive_routing.analysis.metrics.selections import expert_usage, jaccard_similarity
+from adaptive_routing.routing_log.sequences import LoggedSequences
 
 if TYPE_CHECKING:
     from adaptive_routing.evaluation.experiment import Summary
@@ -35,7 +36,7 @@ class Quantities:
         k_or_max_k: k of top-k, max_k of others.
         min_k, max_k: bounds of the expert counts; None where they are fixed, as with top-k.
         native_top_k, num_experts, shapes: the model's.
-        num_samples, num_tokens, mean_sequence_length: what was evaluated.
+        num_samples, num_tokens: what was evaluated.
         forward_seconds: of all passes.
         single_sample_seconds, single_sample_tokens: of each pass of one sample alone.
     """
@@ -52,7 +53,6 @@ class Quantities:
         self.min_k, self.max_k = (routing[key] if bounded else None for key in ("min_k", "max_k"))
         self.num_experts, self.shapes = summary["num_experts"], summary["provenance"]["model"]["shapes"]
         self.num_samples, self.num_tokens = totals["total_samples"], totals["total_tokens"]
-        self.mean_sequence_length = totals["total_tokens"] / totals["total_sequences"]
         self.forward_seconds = timings["forward_seconds"]
         self.single_sample_seconds = single_sample["seconds"]
         self.single_sample_tokens = single_sample["tokens"]
@@ -66,6 +66,11 @@ class Quantities:
     def expert_counts(self) -> NDArray[np.integer]:
         """(T, L)."""
         return self.tensors.read("expert_counts")
+
+    @cached_property
+    def mean_sequence_length(self) -> float:
+        """Mean number of tokens of a sequence, shared ones included."""
+        return float(LoggedSequences.of_tensors(self.tensors).lengths.mean())
 
     @cached_property
     def avg_experts(self) -> float:

@@ -137,7 +137,7 @@ def _check_room(request, info, cache):
     for dataset, path in files.items():
         settings, samples = cache.read(read_prepared, str(path))
         new_tokens = settings.get("max_new_tokens", 0)
-        lengths[dataset] = [one.num_inputs + new_tokens for one in samples]
+        lengths[dataset] = [one.num_own_tokens + new_tokens for one in samples]
     kept = {key: None if n == "all" else n for key, n in (request.get("routing_log") or {}).items()}
     compressed = request["outputs"]["internal_routing"].endswith(COMPRESSED)
     itemsize = getattr(torch, request["dtype"]).itemsize
@@ -172,7 +172,7 @@ def _control_counts(control, configuration, prepared):
     """The expert counts (N, L) of a control on the prepared samples."""
     with TensorFile(control["tensors"]) as tensors:
         counts = tensors.read("expert_counts")
-    num_tokens = sum(one.num_inputs for one in prepared)
+    num_tokens = sum(one.num_own_tokens for one in prepared)
     if len(counts) != num_tokens:
         raise InputError(
             f"{control['tensors']} has {len(counts)} tokens, but the data set has {num_tokens}; delete it "
