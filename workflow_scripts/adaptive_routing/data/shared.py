@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from adaptive_routing.data.samples import PreparedSample
     from adaptive_routing.data.tokens import EncodedSequence
 
-# Shorter beginnings are read again: to share them is not faster.
+# Shorter beginnings are read again: to share them saves little (docs/speed.md).
 FEWEST_TOKENS = 8  # within a sample
 FEWEST_TOKENS_OF_SAMPLES = 64  # of an earlier sample, whose log one has to look into for them
 
