@@ -171,12 +171,13 @@ def losses_by_count(
     layer's count; `mean_loss_*` (2, 2E + 1) by the mean count over layers, rounded to the nearest half.
     `before` (T,) is the place of the token before each one.
     """
-    scored = np.isfinite(losses)
-    moments = losses[scored].astype(float) ** np.arange(3)[:, None]  # (3, scored)
+    scored = np.flatnonzero(np.isfinite(losses))
+    predicted = scored[before[scored] >= 0]
     num_layers = counts.shape[1]
     halves = np.rint(2 * counts.sum(axis=1, dtype=np.int64) / num_layers).astype(np.int64)
     by_layer, by_mean = [], []
-    for tokens in (np.flatnonzero(scored), before[scored]):
+    for own, tokens in ((scored, scored), (predicted, before[predicted])):
+        moments = losses[own].astype(float) ** np.arange(3)[:, None]  # (3, own)
         by_layer.append([_moment_sums(layer[tokens], moments, num_experts + 1) for layer in counts.T])
         by_mean.append(_moment_sums(halves[tokens], moments, 2 * num_experts + 1))
     by_layer, by_mean = np.array(by_layer), np.array(by_mean)  # (2, L, 3, E + 1), (2, 3, 2E + 1)

@@ -53,6 +53,7 @@ class Quantities:
         self.min_k, self.max_k = (routing[key] if bounded else None for key in ("min_k", "max_k"))
         self.num_experts, self.shapes = summary["num_experts"], summary["provenance"]["model"]["shapes"]
         self.num_samples, self.num_tokens = totals["total_samples"], totals["total_tokens"]
+        self._num_sequences = totals["total_sequences"]
         self.forward_seconds = timings["forward_seconds"]
         self.single_sample_seconds = single_sample["seconds"]
         self.single_sample_tokens = single_sample["tokens"]
@@ -70,7 +71,7 @@ class Quantities:
     @cached_property
     def mean_sequence_length(self) -> float:
         """Mean number of tokens of a sequence, shared ones included."""
-        return float(LoggedSequences.of_tensors(self.tensors).lengths.mean())
+        return int(LoggedSequences.of_tensors(self.tensors).lengths.sum()) / self._num_sequences
 
     @cached_property
     def avg_experts(self) -> float:
