@@ -119,6 +119,7 @@ def test_a_module_names_what_differs_from_the_config_file(tmp_path, monkeypatch)
     settings = load_settings(imported_config(config, REPOSITORY))
     assert settings["evaluation"] == {
         "max_samples": 3, "max_length": 512, "batch_tokens": 2048, "second_pass_samples": 1,
+        "share_contexts": True,
     }  # fmt: skip
     assert settings["strategies"]["topk"] == {"k": [8]}
     assert settings["model"]["name"] == f"{REPOSITORY}/resources/embedded_model"
