@@ -95,7 +95,7 @@ MOMENTS = [
     Moment("inspect_model", "job"),
     Moment("prepare_dataset", "snakemake"),
     Moment("prepare_dataset", "job"),
-    Moment("collect_router_logits", "host"),
+    Moment("collect_router_logits", "host", writing=True),  # one killed before it has a job is replaced
     Moment("collect_router_logits", "job"),
     Moment("collect_router_logits", "snakemake"),
     Moment("fit_null_distribution", "snakemake"),

@@ -41,7 +41,7 @@ print(*sys.modules)
 """
 # A process that Python's command line calls snakemake: it runs one job, and stays.
 WORKFLOW = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]]); sys.stdin.read()"
-# One that starts a host early, then runs jobs one after another, and stays.
+# One that starts a host early, runs jobs one after another when it is told to, and stays.
 EARLY = """
 import json, subprocess, sys
 from adaptive_routing.jobs.host import client
@@ -49,6 +49,7 @@ from adaptive_routing.jobs.host import client
 client.SERVER = "stub_host"
 settings, jobs = map(json.loads, sys.argv[1:])
 client.start_early(settings, "host", "results")
+sys.stdin.readline()
 for job in jobs:
     subprocess.run([sys.executable, "job.py", job], check=True)
 sys.stdin.read()
@@ -259,7 +260,7 @@ def test_only_the_jobs_of_the_table_can_be_asked_for(place):
 
 
 def start_early(place, jobs, **settings):
-    """Start a workflow that starts a host early, and then does jobs; returns the process."""
+    """Start a workflow that starts a host early and, after a line on its stdin, does jobs; its process."""
     folder = place.folder / "early"
     folder.mkdir()
     (folder / "snakemake").write_text(EARLY)
@@ -280,8 +281,13 @@ def early_job(output, **request):
     return json.dumps(["report", request, config, f"{output}.log", "stub_host", 60])
 
 
+def go_on(workflow):
+    workflow.stdin.write("\n")
+    workflow.stdin.flush()
+
+
 def test_a_host_that_was_started_early_does_the_jobs(place):
-    start_early(place, [early_job("out"), early_job("other")])
+    go_on(start_early(place, [early_job("out"), early_job("other")]))
     wait_until(lambda: place.log.count("report: done") == 2)
     assert place.pid_in("out") == place.pid_in("other")
     assert place.log.count(": started") == 1
@@ -289,7 +295,7 @@ def test_a_host_that_was_started_early_does_the_jobs(place):
 
 @pytest.mark.parametrize("settings", [{"dtype": "bfloat16"}, {"name": "another"}])
 def test_a_host_that_was_started_early_for_another_model_gives_way(place, settings):
-    start_early(place, [early_job("out")], **settings)
+    go_on(start_early(place, [early_job("out")], **settings))
     wait_until(lambda: place.log.count("report: done") == 1)
     first, second = map(int, re.findall(r"model host (\d+): started", place.log))
     assert place.pid_in("out") == second
@@ -298,10 +304,20 @@ def test_a_host_that_was_started_early_for_another_model_gives_way(place, settin
 
 def test_a_host_that_was_started_early_does_not_do_two_models(place):
     (place.folder / "other.json").write_text(json.dumps({**MODEL, "fingerprint": "1"}))
-    start_early(place, [early_job("out"), early_job("other", model="other.json"), early_job("third")])
+    jobs = [early_job("out"), early_job("other", model="other.json"), early_job("third")]
+    go_on(start_early(place, jobs))
     wait_until(lambda: place.log.count("report: done") == 3)
     assert len({place.pid_in(name) for name in ("out", "other", "third")}) == 3
     assert len(place.hosts()) == 1
+
+
+def test_a_host_that_was_started_early_and_dies_is_replaced(place):
+    workflow = start_early(place, [early_job("out")])
+    (early,) = wait_until(place.hosts)
+    os.kill(early, signal.SIGKILL)
+    go_on(workflow)
+    wait_until(lambda: place.log.count("report: done") == 1)
+    assert place.pid_in("out") != early
 
 
 def test_a_host_that_was_started_early_ends_with_a_workflow_without_jobs(place):
