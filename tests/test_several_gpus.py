@@ -153,7 +153,9 @@ def test_a_packing_is_copied_to_a_device_once():
         other = packing.on(SECOND)
         assert packing.on(SECOND) is other
         assert devices.moves == [(FIRST, SECOND)] * 8  # its tensors and those of its padding, each once
-        assert {one.device for one in (other.position_ids, other.offsets, other.padded)} == {SECOND}
+        (padding,) = other.paddings
+        tensors = (other.position_ids, other.offsets, other.key_offsets, padding.queries, padding.before)
+        assert {one.device for one in tensors} == {SECOND}
         assert other.offsets.cpu().tolist() == [0, 2, 5]
     assert devices_of(torch.nn.Linear(1, 1)) == [CPU]
 
