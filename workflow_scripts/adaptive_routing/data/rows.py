@@ -18,6 +18,7 @@ from adaptive_routing.system.errors import InputError, lack_of_memory
 from adaptive_routing.system.hub_faults import HubUnreachable, asking, is_unanswered
 
 LOCAL_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+COPY = "adaptive_routing_rows_"  # the beginning of the name of the folder that a local file is read in
 _DESCRIPTIONS = ("README.md", ".huggingface.yaml", "dataset_infos.json")
 _BUILDERS = {"json": "Json", "parquet": "Parquet"}
 
@@ -88,7 +89,7 @@ def _local_rows(source, name):
     """The rows of a file. It is read each time: a cache would only be a second copy of it."""
     kind = LOCAL_FORMATS[Path(source).suffix]
     # Under a plain name and past the library's own search: it takes [, ?, * and :: in a name for patterns.
-    with tempfile.TemporaryDirectory() as cache:
+    with tempfile.TemporaryDirectory(prefix=COPY) as cache:
         link = Path(cache, f"rows{Path(source).suffix}")
         try:
             if not Path(source).is_file():
