@@ -505,7 +505,6 @@ def test_a_full_disk_is_one_sentence_and_with_room_the_rest_is_done(small_disk, 
     assert run.end() == 1
     said = errors(run)
     assert len(said) == len(targets), run.said
-    print(*said, sep="\n")
     for folder in {path.parent.name for path in paths}:
         pattern = rf"error: {RESULTS}/{folder}/\S+ cannot be written: the disk is full"
         if folder == "logs":  # what they need is known before the first is written

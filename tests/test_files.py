@@ -214,6 +214,18 @@ def test_a_log_that_cannot_be_written_does_not_end_the_job(tmp_path, capsys):
     assert capsys.readouterr().err == "error: out.txt cannot be written: the disk is full\n"
 
 
+def test_a_line_reaches_the_terminal_in_one_piece(tmp_path, monkeypatch):
+    """Other jobs write to it at the same time."""
+    pieces = []
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=pieces.append, flush=lambda: None))
+    with job(snakemake_object(tmp_path)):
+        print("one", "sentence", file=sys.stderr)
+        print(" 40 %", end="\r", file=sys.stderr)
+        print("a question", end="", flush=True, file=sys.stderr)
+        print("its end", end="", file=sys.stderr)
+    assert pieces == ["one sentence\n", " 40 %\r", "a question", "its end"]
+
+
 def test_a_terminated_job_leaves_no_temporary_file(tmp_path):
     process, output = start_job(tmp_path, os.getpid())
     process.send_signal(signal.SIGTERM)

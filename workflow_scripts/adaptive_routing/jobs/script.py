@@ -44,21 +44,27 @@ def told(key: str) -> Any:
 class Tee:
     """Writes to several streams: a job's to the terminal and to the rule's log file.
 
-    Where one cannot be written to (a full disk, a terminal that is gone) the others still are.
+    Where one cannot be written to (a full disk, a terminal that is gone) the others still are. A line is
+    written at once with its end, which `print` gives apart: other jobs write to the same terminal.
     """
 
     def __init__(self, *streams: TextIO) -> None:
         self.streams = list(streams)
+        self._begun = ""
 
     def write(self, text: str) -> int:
-        for stream in self.streams:
-            with contextlib.suppress(OSError):
-                stream.write(text)
-                stream.flush()
+        self._begun += text
+        if text.endswith(("\n", "\r")):
+            self.flush()
         return len(text)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Write what has begun, a whole line or not."""
+        text, self._begun = self._begun, ""
+        for stream in self.streams if text else ():
+            with contextlib.suppress(OSError):
+                stream.write(text)
+                stream.flush()
 
     def isatty(self) -> bool:
         return False
@@ -114,4 +120,5 @@ def job(snakemake: Any) -> Iterator[None]:
             print(f"error: {sentence}", file=sys.stderr)
             sys.exit(1)
         finally:
+            sys.stderr.flush()
             sys.stderr = terminal

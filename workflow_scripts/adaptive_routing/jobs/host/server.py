@@ -138,6 +138,7 @@ class Server:
                 traceback.print_exc()  # to the client as well
             return "failed", None
         finally:
+            sys.stderr.flush()
             sys.stderr.streams.remove(connection)  # ty: ignore[missing-union-attribute]
         return "done", None
 
