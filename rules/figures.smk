@@ -18,9 +18,11 @@ rule plot_panels:
         job_log("plot_panels"),
     benchmark:
         job_benchmark("plot_panels")
+    priority: 2
     conda:
         "../envs/adaptive_routing.yaml"
-    threads: 4
+    # The report waits for it. The atlas, which nothing waits for, is drawn on the other half of the cores.
+    threads: 4 if workflow.cores is None else max(1, min(4, workflow.cores // 2))
     resources:
         mem_mb=each_attempt(4000),
         runtime=each_attempt(5),
