@@ -81,6 +81,7 @@ def restored(olmoe):
     hooks_before = hooks(olmoe)
     yield olmoe
     assert hooks(olmoe) == hooks_before
+    assert all(router.top_k == 8 for router in find_routers(olmoe))
     assert olmoe.config._experts_implementation == "eager"
     assert torch.equal(logits_of(olmoe, input_ids), before)
 
@@ -330,10 +331,11 @@ def test_an_exception_outside_the_model_restores(restored):
         raise KeyError("reader's own")
 
 
-@pytest.mark.parametrize("place", ["experts", "norm"])
+@pytest.mark.parametrize("place", ["router", "experts", "norm"])
 def test_an_exception_within_a_forward_pass(restored, place):
     """The model is restored; the same patcher works again; nothing of the failed pass is handed out."""
-    module = restored.model.layers[1].mlp.experts if place == "experts" else restored.model.norm
+    block = restored.model.layers[1].mlp
+    module = {"router": block.gate, "experts": block.experts, "norm": restored.model.norm}[place]
 
     def fail(*_):
         raise ArithmeticError("in the middle")
@@ -355,6 +357,7 @@ def test_an_exception_within_a_forward_pass(restored, place):
         with pytest.raises(ArithmeticError):
             logits_of(restored, tokens(1, 3))
         handle.remove()
+        assert all(router.top_k == 8 for router in find_routers(restored))
         assert torch.equal(logits_of(restored, tokens(2, 8)), expected)
         assert patcher.take_batch().lengths == (8, 8)
 
