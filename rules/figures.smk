@@ -22,7 +22,7 @@ rule plot_panels:
     conda:
         "../envs/adaptive_routing.yaml"
     # The report waits for it. The atlas, which nothing waits for, is drawn on the other half of the cores.
-    threads: 4 if workflow.cores is None else max(1, min(4, workflow.cores // 2))
+    threads: max(1, min(4, (workflow.resource_settings.cores or 8) // 2))
     resources:
         mem_mb=each_attempt(4000),
         runtime=each_attempt(5),

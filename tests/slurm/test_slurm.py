@@ -173,7 +173,8 @@ def test_the_experiments_of_a_slurm_job_share_one_loaded_model(study):
         assert study.finished_in(number) == EXPERIMENTS_PER_JOB
     hosts, loads = study.hosts()
     share = {"run_experiment": EXPERIMENTS_PER_JOB}
-    assert sorted(hosts, key=str) == [{"collect_router_logits": 1}, share, share]
+    preparation = {"prepare_dataset": 2, "collect_router_logits": 1}
+    assert sorted(hosts, key=str) == [preparation, share, share]
     assert loads == 3
 
 
