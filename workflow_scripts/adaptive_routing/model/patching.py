@@ -1,8 +1,8 @@
 """Replaces the routers' selection in a Hugging Face mixture-of-experts model, and restores it.
 
 Works on models whose router returns (logits, weights, indices) by a rule that `routers` knows. Forward hooks
-do the replacement, so that nothing of the model is rewritten: removing them restores it. The model's own
-top-k is left untouched and only logged.
+do the replacement, so that nothing of the model is rewritten: removing them restores it. Routers have another
+`top_k` while they run, and no longer. The model's own top-k is left untouched and only logged.
 """
 
 from __future__ import annotations
