@@ -52,12 +52,17 @@ def parser(description):
     return arguments
 
 
-def load_setting(configfiles, device=None):
-    """Read a study's config files and load what they name (`Setting`), on a device of one's own."""
+def merged_config(configfiles):
+    """config.yaml with a study's config files over it, as Snakemake merges them."""
     config = yaml.safe_load((REPOSITORY / "config.yaml").read_text())
     for path in configfiles:
         _update(config, yaml.safe_load(Path(path).read_text()))
-    settings = load_settings(config, REPOSITORY)
+    return config
+
+
+def load_setting(configfiles, device=None):
+    """Read a study's config files and load what they name (`Setting`), on a device of one's own."""
+    settings = load_settings(merged_config(configfiles), REPOSITORY)
     model = settings["model"] | ({"device": device} if device else {})
     info = inspect_model(model["name"], model["revision"])
     tokenizer = load_tokenizer(info)
