@@ -12,6 +12,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import defaultdict
@@ -85,11 +86,12 @@ def main():
     if arguments.configfile:
         command += ["--configfile", *arguments.configfile]
     started = time.time()
-    with Memory() as memory:
-        ended = subprocess.run(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL, check=False)
-    wall = time.time() - started
-    if ended.returncode:
-        sys.exit(f"snakemake ended with exit status {ended.returncode}; its log is in .snakemake/log")
+    with Memory() as memory, tempfile.TemporaryFile("w+", errors="replace") as said:
+        ended = subprocess.run(command, cwd=REPOSITORY, stderr=said, check=False)
+        wall = time.time() - started
+        if ended.returncode:
+            said.seek(0)
+            sys.exit(f"{said.read()[-5000:]}\nsnakemake ended with exit status {ended.returncode}")
 
     rows, totals = [], defaultdict(float)
     for rule, jobs in sorted(jobs_by_rule(str(results), started).items(), key=lambda item: min(item[1])):

@@ -18,10 +18,16 @@ import pyzstd
 import torch
 from adaptive_routing.routing import bh, topk
 from adaptive_routing.routing.base import ExpertWeighting
-from adaptive_routing.routing.batch import BatchRouting, pack_selection
+from adaptive_routing.routing.batch import BatchRouting, pack_native_selection, pack_selection
 from adaptive_routing.routing_log import RoutingLog
 from adaptive_routing.routing_log.arrays import logged_routing
-from adaptive_routing.routing_log.entries import LoggedRouting, LoggedSample, first_tokens, format_samples
+from adaptive_routing.routing_log.entries import (
+    SAMPLE_TOKENS,
+    LoggedRouting,
+    LoggedSample,
+    format_samples,
+    tokens_of,
+)
 from adaptive_routing.routing_log.workers import LogWorkers
 from adaptive_routing.routing_log.writer import RoutingLogWriter, _copy, _portions
 from adaptive_routing.system.errors import InputError
@@ -53,6 +59,7 @@ def route(strategy, logits, lengths):
         torch.stack([one.counts for one in columns], 1).to(torch.int16),
         pack_selection(experts, logits.shape[-1]),
         tuple(lengths),
+        pack_native_selection(logits, strategy.weighting.rule, 4),
     )
 
 
@@ -385,7 +392,7 @@ def test_entries_hold_any_selection(data):
     experts = np.where(np.arange(slots) < counts[..., None], experts, num_experts).astype(np.int16)
     weights = rng.random(experts.shape).astype(np.float32)
     samples = [LoggedSample(f"s{number}", "t", None, (length,)) for number, length in enumerate(lengths)]
-    shown = len(first_tokens(samples))
+    shown = len(tokens_of([sum(one.lengths) for one in samples], range(len(samples)), SAMPLE_TOKENS))
     routing = LoggedRouting(experts, weights, counts, np.zeros((shown, 2, num_experts), np.float32), None)
     entries = [json.loads(entry) for entry in format_samples(samples, routing, lowest, slots)]
     start = 0

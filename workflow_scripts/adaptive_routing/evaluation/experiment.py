@@ -123,6 +123,8 @@ def run_experiment(
     second_pass_samples = min(second_pass_samples, len(prepared))
     patcher = RouterPatcher(model, strategy)
     head = _head(loaded, configuration, patcher, dataset, settings) | _kept(routing_log, len(prepared))
+    kept = head.get("routing_log")
+    patcher.with_native_selection = kept is not None and kept["router_logits"] < len(prepared)
     outcomes: list[Any] = [None] * len(prepared)
     forward_seconds = 0.0
     with patcher:

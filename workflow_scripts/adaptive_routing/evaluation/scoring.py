@@ -22,7 +22,7 @@ from adaptive_routing.model.devices import Clock, HostCopies, devices_of, to_dev
 from adaptive_routing.model.fused import score_targets
 from adaptive_routing.model.head import head_logits
 from adaptive_routing.model.memory import run_alone
-from adaptive_routing.model.packing import forward_packed, packed_attention
+from adaptive_routing.model.packing import count_up, forward_packed, packed_attention
 from adaptive_routing.routing.batch import BatchRouting
 
 if TYPE_CHECKING:
@@ -260,19 +260,22 @@ def _scored_positions(arrangement):
     (P,), and the places (R,) among the logged tokens of those that it reads. The last target of a sequence
     that was cut to the model's length is not read, nor are single tokens that stand for one another.
     """
-    positions, targets, was_read, read_targets, start = [], [], [], [], 0
-    lengths = arrangement.logged_lengths
-    for one, rows, length in zip(arrangement.sequences, arrangement.rows, lengths, strict=True):
-        first, end = one.num_context_tokens, len(one.token_ids)
-        positions.append(rows[first - 1 : end - 1])
-        targets += one.token_ids[first:]
-        was_read.append(np.arange(first, end) < one.num_inputs)
-        # The last of a sequence's tokens belong to it.
-        read_targets.append(np.arange(start + length - (one.num_inputs - first), start + length))
-        start += length
-    positions, was_read, read_targets = (
-        torch.from_numpy(np.concatenate(column)) for column in (positions, was_read, read_targets)
-    )
+    positions, targets, first, end, num_inputs = [], [], [], [], []
+    for one, rows in zip(arrangement.sequences, arrangement.rows, strict=True):
+        first.append(one.num_context_tokens)
+        end.append(len(one.token_ids))
+        num_inputs.append(one.num_inputs)
+        positions.append(rows[first[-1] - 1 : end[-1] - 1])
+        targets += one.token_ids[first[-1] :]
+    first, num_inputs = np.array(first), np.array(num_inputs)
+    num_targets = np.array(end) - first
+    was_read = count_up(num_targets, first) < np.repeat(num_inputs, num_targets)
+    # The last of a sequence's tokens belong to it.
+    stops = np.cumsum(arrangement.logged_lengths)
+    num_read = num_inputs - first
+    read_targets = count_up(num_read, stops - num_read)
+    columns = np.concatenate(positions), was_read, read_targets
+    positions, was_read, read_targets = (torch.from_numpy(column) for column in columns)
     return positions, torch.tensor(targets), was_read, read_targets
 
 

@@ -21,6 +21,7 @@ import weakref
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.varlen import varlen_attn
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from typing import Any, Self
 
+    from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
 PACKED_ATTENTION = "packed_sequences"
@@ -64,7 +66,7 @@ class _Padding:
 
     @classmethod
     def of(cls, queries, keys):
-        """The padding of sequences, of which each one's tokens and what they see are given."""
+        """The padding of sequences, of which each one's tokens and what they see are given as arrays."""
         query_rows, query_places, query_shape = _pad(queries)
         key_rows, key_places, key_shape = _pad(keys)
         before = torch.tensor([len(seen) - len(own) for own, seen in zip(queries, keys, strict=True)])
@@ -74,9 +76,16 @@ class _Padding:
 
 def _pad(rows):
     """Rows one after another (n,), the place of each element where they have one length, and that shape."""
-    longest = max(map(len, rows))
-    places = [number * longest + torch.arange(len(row)) for number, row in enumerate(rows)]
-    return torch.cat(rows), torch.cat(places), (len(rows), longest)
+    lengths = np.array(list(map(len, rows)))
+    longest = int(lengths.max())
+    places = count_up(lengths, np.arange(len(rows)) * longest)
+    return torch.from_numpy(np.concatenate(rows)), torch.from_numpy(places), (len(rows), longest)
+
+
+def count_up(lengths: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each of some rows, so many numbers from its first one on, one row after another."""
+    starts = np.cumsum(lengths) - lengths
+    return np.arange(lengths.sum()) + np.repeat(first - starts, lengths)
 
 
 @dataclass(frozen=True)
@@ -91,9 +100,10 @@ class Packing:
             its own.
         key_offsets: (B + 1,) int32, where those of each sequence start.
         longest_key: the most tokens that one sees.
-        paddings: the sequences as padded rows: those that stand alone, and those that continue others.
+        seen: the tokens (in all K) that each sequence sees, on the CPU.
+        continuing: numbers of the sequences that continue others.
 
-    All stand on one device; `on` gives a copy on another.
+    Tensors stand on one device; `on` gives a copy on another.
     """
 
     lengths: tuple[int, ...]
@@ -102,7 +112,8 @@ class Packing:
     keys: torch.Tensor | None
     key_offsets: torch.Tensor
     longest_key: int
-    paddings: tuple[_Padding, ...]
+    seen: Sequence[NDArray[np.int64]] = field(repr=False)
+    continuing: Sequence[int] = field(repr=False)
     _copies: dict[torch.device, Packing] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -118,34 +129,43 @@ class Packing:
         sequence, its own beginning included, which stand before this sequence too.
         """
         beginnings = beginnings or {}
-        own = list(torch.arange(sum(lengths)).split(list(lengths)))
-        seen: dict[int, torch.Tensor] = {}
+        own_lengths = np.array(lengths)
+        own = np.split(np.arange(own_lengths.sum()), np.cumsum(own_lengths)[:-1])
+        seen: dict[int, NDArray[np.int64]] = {}
 
         def sees(number):
             if number not in seen:
                 other, tokens = beginnings.get(number, (number, 0))
-                seen[number] = torch.cat([sees(other)[:tokens], own[number]]) if tokens else own[number]
+                seen[number] = np.concatenate([sees(other)[:tokens], own[number]]) if tokens else own[number]
             return seen[number]
 
         keys = [sees(number) for number in range(len(own))]
-        positions = [
-            torch.arange(len(key) - length, len(key)) for key, length in zip(keys, lengths, strict=True)
-        ]
-        groups = [[number for number in range(len(own)) if number not in beginnings], sorted(beginnings)]
+        key_lengths = np.array(list(map(len, keys)))
         packing = cls(
             tuple(lengths),
-            torch.cat(positions)[None],
-            _offsets(lengths),
-            torch.cat(keys) if beginnings else None,
-            _offsets(list(map(len, keys))),
-            max(map(len, keys)),
-            tuple(
-                _Padding.of([own[number] for number in group], [keys[number] for number in group])
-                for group in groups
-                if group
-            ),
+            torch.from_numpy(count_up(own_lengths, key_lengths - own_lengths))[None],
+            _offsets(own_lengths),
+            torch.from_numpy(np.concatenate(keys)) if beginnings else None,
+            _offsets(key_lengths),
+            int(key_lengths.max()),
+            keys,
+            sorted(beginnings),
         )
         return _copied(packing, functools.partial(to_device, device=device))
+
+    @functools.cached_property
+    def paddings(self) -> tuple[_Padding, ...]:
+        """The sequences as padded rows: those that stand alone, and those that continue others."""
+        queries = np.split(np.arange(sum(self.lengths)), np.cumsum(self.lengths)[:-1])
+        alone = sorted(set(range(len(queries))) - set(self.continuing))
+        paddings = (
+            _Padding.of([queries[number] for number in group], [self.seen[number] for number in group])
+            for group in (alone, self.continuing)
+            if group
+        )
+        return tuple(
+            _copied(one, functools.partial(to_device, device=self.offsets.device)) for one in paddings
+        )
 
     def on(self, device: torch.device) -> Packing:
         """The same packing on a device, copied once: layers of a model may stand on several."""
@@ -157,7 +177,7 @@ class Packing:
 
 
 def _offsets(lengths):
-    return torch.tensor([0, *lengths]).cumsum(0).int()
+    return torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32))
 
 
 def _copied(packed, copy):
@@ -165,7 +185,7 @@ def _copied(packed, copy):
     values = {one.name: getattr(packed, one.name) for one in fields(packed)}
     copies: dict[str, Any] = {name: copy(value) for name, value in values.items() if torch.is_tensor(value)}
     if isinstance(packed, Packing):
-        copies |= {"paddings": tuple(_copied(one, copy) for one in packed.paddings), "_copies": {}}
+        copies["_copies"] = {}
     return replace(packed, **copies)
 
 

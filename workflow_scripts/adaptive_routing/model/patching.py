@@ -22,7 +22,7 @@ from adaptive_routing.model.packing import current_packing, current_sequence
 from adaptive_routing.model.routers import find_routers, find_rule, native_top_k, router_dtypes
 from adaptive_routing.routing import Selection
 from adaptive_routing.routing.base import order_selected
-from adaptive_routing.routing.batch import BatchRouting, pack_selection
+from adaptive_routing.routing.batch import BatchRouting, pack_native_selection, pack_selection
 from adaptive_routing.system.errors import InputError
 
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ class RouterPatcher:
     Attributes:
         after_pass: functions that are called after each forward pass, with its `BatchRouting` and whether it
             read on from a key-value cache.
+        with_native_selection: whether `take_batch` says too what the model itself would select; False unless
+            set.
     """
 
     _sample: Any  # the open one, or None
@@ -124,6 +126,7 @@ class RouterPatcher:
         self._handles = []
         self._pass = _Pass()
         self.after_pass = []
+        self.with_native_selection = False
 
     # Patching
 
@@ -301,6 +304,9 @@ class RouterPatcher:
         if self._pass.batch is None:
             raise RuntimeError("no forward pass since the last take_batch()")
         batch, self._pass.batch = self._pass.batch, None
+        if self.with_native_selection:
+            rule = self.strategy.weighting.rule
+            return replace(batch, native=pack_native_selection(batch.router_logits, rule, self.native_top_k))
         return batch
 
     def __getattr__(self, name: str) -> Any:

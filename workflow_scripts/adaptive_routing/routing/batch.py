@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
+
+from adaptive_routing.routing.base import order_by_logit
+
+if TYPE_CHECKING:
+    from adaptive_routing.routing.router_rule import RouterRule
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,7 @@ class BatchRouting:
         counts: (N, L) int16.
         packed: (N, L, ceil(E / 8)) uint8, the selection as bits (`pack_selection`).
         lengths: real tokens of each sequence of the batch.
+        native: (N, L, ceil(E / 8)) uint8, the model's own selection, as `packed`; None unless asked for.
     """
 
     router_logits: torch.Tensor
@@ -29,24 +35,40 @@ class BatchRouting:
     counts: torch.Tensor
     packed: torch.Tensor
     lengths: tuple[int, ...]
+    native: torch.Tensor | None = None
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """The tensors, in the order of the attributes."""
-        return self.router_logits, self.experts, self.weights, self.counts, self.packed
+        """The tensors that there are, in the order of the attributes."""
+        of_all = self.router_logits, self.experts, self.weights, self.counts, self.packed
+        return of_all if self.native is None else (*of_all, self.native)
+
+    @classmethod
+    def _of_tensors(cls, tensors, lengths):
+        router_logits, experts, weights, counts, packed, *native = tensors
+        return cls(router_logits, experts, weights, counts, packed, tuple(lengths), *native)
 
     def replace_tensors(self, tensors: Iterable[torch.Tensor]) -> BatchRouting:
         """The same batch with other tensors, such as copies on the CPU."""
-        return BatchRouting(*tensors, self.lengths)
+        return self._of_tensors(tensors, self.lengths)
 
     def tokens(self, tokens: slice | torch.Tensor, lengths: Iterable[int]) -> BatchRouting:
         """The routing of some tokens, a slice or indices: the sequences of the given lengths."""
-        return BatchRouting(*(tensor[tokens] for tensor in self.tensors()), tuple(lengths))
+        return self._of_tensors((tensor[tokens] for tensor in self.tensors()), lengths)
 
     @classmethod
     def joined(cls, parts: Sequence[BatchRouting], lengths: Iterable[int]) -> Self:
         """Parts that follow one another as one batch of sequences of the given lengths."""
         columns = zip(*(part.tensors() for part in parts), strict=True)
-        return cls(*(torch.cat(column) for column in columns), tuple(lengths))
+        return cls._of_tensors((torch.cat(column) for column in columns), lengths)
+
+
+def pack_native_selection(router_logits: torch.Tensor, rule: RouterRule, native_top_k: int) -> torch.Tensor:
+    """What a model's own router selects with logits (N, L, E), ties by lower index: as `pack_selection`."""
+    order = [
+        order_by_logit(rule.choice(logits.float(), layer))[1][:, :native_top_k]
+        for layer, logits in enumerate(router_logits.unbind(1))
+    ]
+    return pack_selection(torch.stack(order, 1), router_logits.shape[-1])
 
 
 def pack_selection(experts: torch.Tensor, num_experts: int) -> torch.Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from numpy.typing import NDArray
 
-from adaptive_routing.routing_log.entries import LoggedRouting, first_tokens
+from adaptive_routing.routing_log.entries import SAMPLE_TOKENS, LoggedRouting, tokens_of
 
 if TYPE_CHECKING:
     from adaptive_routing.routing.base import RoutingStrategy
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def logged_routing(
-    samples: Sequence[LoggedSample], routing: BatchRouting, strategy: RoutingStrategy
+    samples: Sequence[LoggedSample],
+    routing: BatchRouting,
+    strategy: RoutingStrategy,
+    with_entries: Iterable[int] | None = None,
 ) -> LoggedRouting:
     """The arrays that the log's entries are made of.
 
@@ -25,8 +28,12 @@ def logged_routing(
         samples: `LoggedSample`s.
         routing: `BatchRouting` of all their tokens, on the CPU.
         strategy: gives the p-values.
+        with_entries: places of the samples that get entries; all unless given.
     """
-    shown = routing.router_logits[torch.from_numpy(first_tokens(samples))].float()  # (F, L, E)
+    lengths = [sum(one.lengths) for one in samples]
+    chosen = range(len(samples)) if with_entries is None else with_entries
+    first = tokens_of(lengths, chosen, SAMPLE_TOKENS)
+    shown = routing.router_logits[torch.from_numpy(first)].float()  # (F, L, E)
     p_values = [strategy.p_values(shown[:, layer], layer) for layer in range(shown.shape[1])]
     # Adaptive strategies leave most slots unused by any token; the text has nothing of them.
     slots = max(1, int(routing.counts.max()))

@@ -6,7 +6,7 @@ experts of adaptive routing are, are put together from a table of ready-made pie
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 
@@ -98,7 +98,7 @@ class LoggedRouting:
         experts: (N, L, K) int16, most significant first; unused slots hold E.
         weights: (N, L, K) float32 or float16, or bfloat16 as its bits, uint16.
         counts: (N, L) int16.
-        first_logits: (F, L, E) float32, of the first `SAMPLE_TOKENS` tokens of each sample.
+        first_logits: (F, L, E) float32, of the first `SAMPLE_TOKENS` tokens of each sample with an entry.
         first_p_values: (F, L, E) float64, or None for a strategy without.
     """
 
@@ -108,14 +108,20 @@ class LoggedRouting:
     first_logits: NDArray[np.float32]
     first_p_values: NDArray[np.float64] | None
 
+    def tokens(self, tokens: NDArray[np.int64]) -> LoggedRouting:
+        """The routing of some tokens, by their indices, among them all of samples with an entry."""
+        of_tokens = (column[tokens] for column in (self.experts, self.weights, self.counts))
+        return LoggedRouting(*of_tokens, self.first_logits, self.first_p_values)
 
-def first_tokens(samples: Sequence[LoggedSample]) -> NDArray[np.int64]:
-    """Indices of the first `SAMPLE_TOKENS` tokens of each sample among all their tokens."""
-    lengths = [sum(one.lengths) for one in samples]
-    starts = np.cumsum([0, *lengths[:-1]])
-    return np.concatenate(
-        [start + np.arange(min(length, SAMPLE_TOKENS)) for start, length in zip(starts, lengths, strict=True)]
-    )
+
+def tokens_of(lengths: Sequence[int], chosen: Iterable[int], most: int | None = None) -> NDArray[np.int64]:
+    """Indices of the tokens of some samples among those of all, or at most so many of each, its first.
+
+    lengths: tokens of every sample.
+    """
+    starts = np.cumsum([0, *lengths])
+    rows = [starts[one] + np.arange(lengths[one])[:most] for one in chosen]
+    return np.concatenate(rows) if rows else np.empty(0, np.int64)
 
 
 def format_samples(

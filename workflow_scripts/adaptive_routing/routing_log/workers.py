@@ -6,6 +6,7 @@ its socket.
 """
 
 import contextlib
+import itertools
 import json
 import mmap
 import os
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, Self
 
@@ -28,10 +29,15 @@ from adaptive_routing.routing_log.entries import (
     LoggedSample,
     RoutingStatistics,
     format_samples,
+    tokens_of,
 )
 from adaptive_routing.system.cores import usable_cores
 from adaptive_routing.system.errors import HostError
 from adaptive_routing.system.processes import describe_end
+
+# In a log that keeps the logits of some samples only: each token's selected experts, layer after layer,
+# and their weights.
+PAIRS = "pair_experts", "pair_weights"
 
 MOST_WORKERS = 8
 _CORES_FOR_OTHERS = 2  # the process with the model, and what Snakemake runs beside it
@@ -49,45 +55,66 @@ class Portion:
     """Some samples of a run, on their way into its two log files.
 
     Attributes:
-        samples: `LoggedSample`s.
-        routing: `LoggedRouting` of their N tokens, for the JSON.
+        lengths: tokens of each sample, N in all.
+        first_tokens: of each sample, its first token among all the run's.
+        routing: `LoggedRouting` of the N tokens.
         limits: the fewest and the most experts of the strategy.
         tensors: arrays (N, ...) for the tensors file, by name, as they stand there.
-        places: by the same names, the byte in the file where the tensor starts, and the bytes of a token.
-        first_tokens: of each sample, its first token among all the run's.
-        has_entries: whether the JSON holds the samples.
+        places: by the names of these, and of `PAIRS` where the file holds them, the byte where the tensor
+            starts, and the bytes of a row.
+        pairs_per_token: rows of `PAIRS` that there is room for.
+        with_entries: places of the samples that the JSON holds, among those of the portion.
+        samples: these `LoggedSample`s.
     """
 
-    samples: list[LoggedSample]
+    lengths: list[int]
+    first_tokens: list[int]
     routing: LoggedRouting
     limits: tuple[int, int]
     tensors: dict[str, NDArray[Any]]
     places: dict[str, tuple[int, int]]
-    first_tokens: list[int]
-    has_entries: bool
+    pairs_per_token: int
+    with_entries: list[int]
+    samples: list[LoggedSample]
 
 
 def write_portion(portion: Portion, text: BinaryIO, tensors: OpenFile) -> tuple[list[int], RoutingStatistics]:
     """Append a portion's JSON entries to one open file and put its tensors in their place in another.
 
-    Returns (bytes of each entry, 0 where the JSON holds none, `RoutingStatistics` of the tokens).
+    Returns (bytes of each entry, `RoutingStatistics` of all tokens).
     """
-    start = 0
-    for one, first in zip(portion.samples, portion.first_tokens, strict=True):
-        stop = start + sum(one.lengths)
+    routing, stops = portion.routing, np.cumsum([0, *portion.lengths])
+    for (start, stop), first in zip(itertools.pairwise(stops), portion.first_tokens, strict=True):
         for name, array in portion.tensors.items():
             offset, size = portion.places[name]
             write_at(tensors.fileno(), array[start:stop], offset + first * size)
-        start = stop
-    if portion.has_entries:
-        entries = format_samples(portion.samples, portion.routing, *portion.limits)
+    if PAIRS[0] in portion.places:
+        _write_pairs(portion, stops, tensors)
+    if portion.samples:
+        told = routing
+        if len(portion.with_entries) < len(portion.lengths):
+            told = routing.tokens(tokens_of(portion.lengths, portion.with_entries))
+        entries = format_samples(portion.samples, told, *portion.limits)
         lengths = [text.write(entry) for entry in entries]
     else:
-        lengths = [0] * len(portion.samples)
+        lengths = []
     text.flush()
-    statistics = RoutingStatistics(*portion.routing.first_logits.shape[1:])
-    statistics.add(portion.routing.experts, portion.routing.counts)
+    statistics = RoutingStatistics(*routing.first_logits.shape[1:])
+    statistics.add(routing.experts, routing.counts)
     return lengths, statistics
+
+
+def _write_pairs(portion, stops, tensors):
+    """Write each sample's selected experts and their weights: as if all tokens before had the most."""
+    routing = portion.routing
+    used = np.arange(routing.experts.shape[-1]) < routing.counts[..., None]  # (N, L, K)
+    pairs_before = np.cumsum([0, *routing.counts.sum(1, dtype=np.int64)])[stops]
+    for name, values in zip(PAIRS, (routing.experts, routing.weights), strict=True):
+        offset, size = portion.places[name]
+        pairs = values[used].astype(f"u{size}" if name == PAIRS[0] else values.dtype)
+        for (start, stop), first in zip(itertools.pairwise(pairs_before), portion.first_tokens, strict=True):
+            place = offset + first * portion.pairs_per_token * size
+            write_at(tensors.fileno(), pairs[start:stop], place)
 
 
 def write_at(descriptor: int, array: NDArray[Any], offset: int) -> None:
@@ -186,19 +213,17 @@ def memory_file() -> BinaryIO:
     return tempfile.TemporaryFile()
 
 
+_ARRAYS = "routing", "tensors"  # of a portion; the rest goes into the header
+
+
 def _write_request(file, portion):
     """The length of a JSON header, the header, and the arrays, each at a multiple of 8 bytes."""
     arrays = {f"routing.{one.name}": getattr(portion.routing, one.name) for one in fields(portion.routing)}
     arrays |= {f"tensors.{name}": array for name, array in portion.tensors.items()}
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None}
-    header = {
-        "samples": [asdict(one) for one in portion.samples],
-        "limits": portion.limits,
-        "places": portion.places,
-        "first_tokens": portion.first_tokens,
-        "has_entries": portion.has_entries,
-        "arrays": {name: (array.dtype.str, array.shape) for name, array in arrays.items()},
-    }
+    header = {one.name: getattr(portion, one.name) for one in fields(portion) if one.name not in _ARRAYS}
+    header["samples"] = [vars(one) for one in portion.samples]
+    header["arrays"] = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
     encoded = json.dumps(header).encode()
     file.write(len(encoded).to_bytes(8, "little") + encoded + bytes(-len(encoded) % 8))
     for array in arrays.values():
@@ -211,18 +236,17 @@ def _read_request(memory):
     length = int.from_bytes(memory[:8], "little")
     header = json.loads(memory[8 : 8 + length])
     tuples = ("lengths", "shared_tokens")
-    samples = [
+    header["samples"] = [
         LoggedSample(**(one | {name: tuple(one[name]) for name in tuples})) for one in header["samples"]
     ]
     arrays, offset = {"routing": {"first_p_values": None}, "tensors": {}}, 8 + length + -length % 8
-    for name, (dtype, shape) in header["arrays"].items():
+    for name, (dtype, shape) in header.pop("arrays").items():
         kind, _, name = name.partition(".")
         array = np.frombuffer(memory, dtype, int(np.prod(shape)), offset).reshape(shape)
         arrays[kind][name] = array
         offset += array.nbytes + -array.nbytes % 8
     routing = LoggedRouting(**arrays["routing"])  # ty: ignore[invalid-argument-type]
-    rest = header["places"], header["first_tokens"], header["has_entries"]
-    return Portion(samples, routing, header["limits"], arrays["tensors"], *rest)  # ty: ignore[invalid-argument-type]
+    return Portion(routing=routing, tensors=arrays["tensors"], **header)  # ty: ignore[invalid-argument-type]
 
 
 def _serve(connection):

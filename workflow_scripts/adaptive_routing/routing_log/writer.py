@@ -25,12 +25,10 @@ import orjson
 import torch
 from numpy.typing import NDArray
 
-from adaptive_routing.routing.base import order_by_logit
-from adaptive_routing.routing.batch import pack_selection
 from adaptive_routing.routing_log.arrays import logged_routing, raw_array
 from adaptive_routing.routing_log.entries import RoutingStatistics
 from adaptive_routing.routing_log.json_file import open_to_write, other_form
-from adaptive_routing.routing_log.workers import LogWorkers, Portion, memory_file, write_at
+from adaptive_routing.routing_log.workers import PAIRS, LogWorkers, Portion, memory_file, write_at
 from adaptive_routing.system.files import atomic_path
 
 if TYPE_CHECKING:
@@ -130,12 +128,14 @@ class RoutingLogWriter:
         self._choice_bias = None if bias is None else bias.float().cpu().numpy()
         if bias is not None:
             self._layout["choice_bias"] = (tuple(bias.shape), torch.float32)
-        if self._tokens_with_logits < tokens:
+        self._pairs_per_token = num_layers * strategy.max_experts
+        self._keeps_all_logits = self._tokens_with_logits == tokens
+        if not self._keeps_all_logits:
             # What else would come from the logits. There is room for the most pairs of a token and an expert.
-            pairs = tokens * num_layers * strategy.max_experts
+            pairs = tokens * self._pairs_per_token
             self._layout["native_experts"] = ((tokens, num_layers, packed), torch.uint8)
-            self._layout["pair_experts"] = ((pairs,), count_dtype)
-            self._layout["pair_weights"] = ((pairs,), getattr(torch, head["routing"]["dtype"]))
+            dtypes = count_dtype, getattr(torch, head["routing"]["dtype"])
+            self._layout |= {name: ((pairs,), dtype) for name, dtype in zip(PAIRS, dtypes, strict=True)}
         self._pairs = [(0, 0)] * len(sample_lengths)  # of each sample, the rows that hold some
         self._entries: list[Any] = [None] * len(sample_lengths)  # (file, start, stop) of each
         self._workers = workers or LogWorkers(0)
@@ -177,8 +177,8 @@ class RoutingLogWriter:
                 if not self._is_assembled:
                     self.end_of_samples()
                 self._wait()
-                if "pair_experts" in self._layout:
-                    self._tensors.keep_rows(dict.fromkeys(("pair_experts", "pair_weights"), self._pairs))
+                if not self._keeps_all_logits:
+                    self._tensors.keep_rows(dict.fromkeys(PAIRS, self._pairs))
             finally:
                 self._is_abandoned = True
                 self._threads.shutdown(cancel_futures=True)
@@ -206,32 +206,17 @@ class RoutingLogWriter:
         Args:
             indices: of the samples in the data set.
             samples: `LoggedSample`, in the same order.
-            routing: `BatchRouting` of all their tokens, on the CPU.
+            routing: `BatchRouting` of all their tokens, on the CPU, with the model's own selection where the
+                log does not keep all logits.
             token_ids: (N,) int64 tensor.
             token_losses: (N,) float32 tensor.
         """
         while len(self._under_way) > self._num_threads:
             self._under_way.popleft().result()
-        for has_entries, chosen, of_chosen in self._with_entries_or_without(indices, samples):
-            own_indices, own_samples = ([every[one] for one in chosen] for every in (indices, samples))
-            for own, tokens in _portions(own_samples):
-                lengths = [length for one in own_samples[own] for length in one.lengths]
-                tokens = tokens if of_chosen is None else of_chosen[tokens]
-                portion = routing.tokens(tokens, lengths), token_ids[tokens], token_losses[tokens]
-                self._begin(self._write, has_entries, own_indices[own], own_samples[own], *portion)
-
-    def _with_entries_or_without(self, indices, samples):
-        """Yield (whether the JSON holds them, places of samples, their tokens: None for all) of a batch."""
-        chosen = {True: [], False: []}
-        for place, index in enumerate(indices):
-            chosen[index < self._kept["json_samples"]].append(place)
-        if not all(chosen.values()):
-            yield bool(chosen[True]), range(len(indices)), None
-            return
-        lengths = [sum(one.lengths) for one in samples]
-        of_sample = torch.arange(sum(lengths)).split(lengths)
-        for has_entries, places in chosen.items():
-            yield has_entries, places, torch.cat([of_sample[place] for place in places])
+        for own, tokens in _portions(samples):
+            lengths = [length for one in samples[own] for length in one.lengths]
+            portion = routing.tokens(tokens, lengths), token_ids[tokens], token_losses[tokens]
+            self._begin(self._write, indices[own], samples[own], *portion)
 
     def _begin(self, work, *arguments):
         self._under_way.append(self._threads.submit(work, *arguments))
@@ -241,66 +226,62 @@ class RoutingLogWriter:
         while self._under_way:
             self._under_way.popleft().result()
 
-    def _write(self, has_entries, indices, samples, routing, token_ids, token_losses):
+    def _write(self, indices, samples, routing, token_ids, token_losses):
+        lengths = [sum(one.lengths) for one in samples]
+        first_tokens = self.sample_offsets[indices]
+        with_entries = [place for place, index in enumerate(indices) if index < self._kept["json_samples"]]
         tensors = {
             "expert_counts": routing.counts.numpy(),
             "selected_experts": routing.packed.numpy(),
             "token_ids": token_ids.numpy(),
             "token_losses": token_losses.numpy(),
         }
-        if "pair_experts" in self._layout:
-            tensors["native_experts"] = self._native_experts(routing.router_logits)
-            self._write_pairs_and_logits(indices, samples, routing)
-        else:
+        if self._keeps_all_logits:
             tensors["router_logits"] = raw_array(routing.router_logits)
+        else:
+            tensors["native_experts"] = routing.native.numpy()
+            self._write_kept_logits(indices, lengths, routing.router_logits)
+            self._note_pairs(indices, lengths, routing.counts)
+        places = [*tensors, *(() if self._keeps_all_logits else PAIRS)]
         portion = Portion(
-            samples,
-            logged_routing(samples, routing, self.strategy),
+            lengths,
+            first_tokens.tolist(),
+            logged_routing(samples, routing, self.strategy, with_entries),
             (self.strategy.min_experts, self.strategy.max_experts),
             {name: self._tensors.as_stored(name, values) for name, values in tensors.items()},
-            {name: self._tensors.place(name) for name in tensors},
-            self.sample_offsets[indices].tolist(),
-            has_entries,
+            {name: self._tensors.place(name) for name in places},
+            self._pairs_per_token,
+            with_entries,
+            [samples[place] for place in with_entries],
         )
         text = self._text_files.get()
         try:
             start = text.seek(0, os.SEEK_END)
-            lengths, statistics = self._workers.write_portion(portion, text, self._tensors)
+            entry_lengths, statistics = self._workers.write_portion(portion, text, self._tensors)
         finally:
             self._text_files.put(self._with_room(text))
-        for index, length in zip(indices, lengths, strict=True):
-            self._entries[index] = text, start, start + length
+        for index in indices:
+            self._entries[index] = text, start, start
+        for place, length in zip(with_entries, entry_lengths, strict=True):
+            self._entries[indices[place]] = text, start, start + length
             start += length
         with self._lock:
             self.statistics.merge(statistics)
 
-    def _native_experts(self, router_logits):
-        """The model's own selection, packed as the run's; ties go to the lower index."""
-        rule, native = self.strategy.weighting.rule, self.head["routing"]["native_top_k"]
-        order = [
-            order_by_logit(rule.choice(logits.float(), layer))[1][:, :native]
-            for layer, logits in enumerate(router_logits.unbind(1))
-        ]
-        return pack_selection(torch.stack(order, 1), router_logits.shape[-1]).numpy()
-
-    def _write_pairs_and_logits(self, indices, samples, routing):
-        """Write each sample's selected experts with their weights, and the logits of those that keep them.
-
-        A sample's pairs begin where they would if all before it had the most; `keep_rows` closes the gaps.
-        """
-        most_pairs = routing.counts.shape[1] * self.strategy.max_experts
-        stop = 0
-        for index, one in zip(indices, samples, strict=True):
-            own = slice(stop, stop := stop + sum(one.lengths))
-            experts = routing.experts[own].numpy()
-            used = np.arange(experts.shape[-1]) < routing.counts[own].numpy()[..., None]
-            first_token = int(self.sample_offsets[index])
-            row = first_token * most_pairs
-            self._tensors.write("pair_experts", row, experts[used])
-            self._tensors.write("pair_weights", row, raw_array(routing.weights[own])[used])
-            self._pairs[index] = row, row + int(used.sum())
+    def _write_kept_logits(self, indices, lengths, router_logits):
+        for index, of_sample in zip(indices, router_logits.split(lengths), strict=True):
             if index < self._kept["router_logits"]:
-                self._tensors.write("router_logits", first_token, raw_array(routing.router_logits[own]))
+                self._tensors.write("router_logits", int(self.sample_offsets[index]), raw_array(of_sample))
+
+    def _note_pairs(self, indices, lengths, counts):
+        """Note where a worker writes each sample's pairs: as if all tokens before had the most.
+
+        `keep_rows` closes the gaps.
+        """
+        pairs = np.cumsum([0, *counts.numpy().sum(1, dtype=np.int64)])[np.cumsum([0, *lengths])]
+        for index, number in zip(indices, np.diff(pairs).tolist(), strict=True):
+            row = int(self.sample_offsets[index]) * self._pairs_per_token
+            self._pairs[index] = row, row + number
 
     def _with_room(self, text):
         """The file that the next portion's text goes to: this one, or one on the disk when this one is full.
