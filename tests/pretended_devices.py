@@ -14,11 +14,15 @@ CPU = torch.device("cpu")
 
 
 class PretendedDevices(TorchFunctionMode):
-    """Keeps the device of every tensor, by its memory, which views share; unknown ones are on the CPU."""
+    """Keeps the device of every tensor, by its memory, which views share; unknown ones are on the CPU.
+
+    Memory of the two devices is not given back before the end: NumPy would take it for arrays on the CPU.
+    """
 
     def __init__(self):
         super().__init__()
         self.places = {}
+        self._memory = []
         self.moves = []  # (from, to) of every copy between the two
 
     def place_of(self, tensor):
@@ -27,6 +31,8 @@ class PretendedDevices(TorchFunctionMode):
     def put(self, tensor, device):
         if tensor.numel():
             self.places[tensor.untyped_storage().data_ptr()] = device
+            if device != CPU:
+                self._memory.append(tensor.untyped_storage())
         return tensor
 
     def __torch_function__(self, function, types, args=(), kwargs=None):

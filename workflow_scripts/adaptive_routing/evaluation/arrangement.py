@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import weakref
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adaptive_routing.model.packing import Packing, runs_unpacked
+from adaptive_routing.model.devices import to_device
+from adaptive_routing.model.packing import Packing, count_up, runs_unpacked
 from adaptive_routing.routing_log.sequences import LoggedSequences
 
 if TYPE_CHECKING:
@@ -20,6 +22,11 @@ if TYPE_CHECKING:
     from adaptive_routing.data.samples import PreparedSample
     from adaptive_routing.data.tokens import EncodedSequence
     from adaptive_routing.model.patching import RouterPatcher
+
+
+_MOST_KEPT_TOKENS = 1 << 22  # some 200 MB on the device, and twice that in memory
+
+_kept = weakref.WeakKeyDictionary()  # model: the `_KeptInputs` of the data set that it read last
 
 
 @dataclass(frozen=True)
@@ -65,9 +72,67 @@ class Arrangement:
             token_ids[rows] = sequence.token_ids[: sequence.num_inputs]
         return torch.from_numpy(token_ids)
 
-    def packing(self, device: torch.device) -> Packing:
-        """The `Packing` of the N tokens."""
-        return Packing.of(self.lengths, device, self.beginnings)
+
+@dataclass(frozen=True)
+class PassInputs:
+    """What a pass over an `Arrangement` takes, whatever routes it: P tokens are scored, of which it reads R.
+
+    The last target of a sequence that was cut to the model's length is not read, nor are single tokens that
+    stand for one another.
+
+    Attributes:
+        arrangement: as given.
+        token_ids: (N,) int64, on the device.
+        packing: the `Packing` of the N tokens, on the device.
+        positions, targets: (P,) int64, on the device: positions whose next token is scored, and that token.
+        logged: (M,) int64, on the device: the logged tokens among the N; None where all are, in their order.
+        logged_ids: (M,) int64, their token ids, on the CPU.
+        was_read: (P,) bool, on the CPU: whether the pass reads a target.
+        read_targets: (R,) int64, on the CPU: the places of those among the logged tokens.
+    """
+
+    arrangement: Arrangement
+    token_ids: torch.Tensor
+    packing: Packing
+    positions: torch.Tensor
+    targets: torch.Tensor
+    logged: torch.Tensor | None
+    logged_ids: torch.Tensor
+    was_read: torch.Tensor
+    read_targets: torch.Tensor
+
+    @classmethod
+    def of(cls, arrangement: Arrangement, device: torch.device) -> Self:
+        """The inputs for a model whose first layer is on a device."""
+        token_ids, logged = arrangement.token_ids, torch.from_numpy(arrangement.logged)
+        positions, targets, was_read, read_targets = _scored_positions(arrangement)
+        logged_ids = token_ids[logged]
+        is_whole = len(logged) == len(token_ids)  # in the same order then
+        return cls(
+            arrangement,
+            to_device(token_ids, device),
+            Packing.of(arrangement.lengths, device, arrangement.beginnings),
+            to_device(positions, device),
+            to_device(targets, device),
+            None if is_whole else to_device(logged, device),
+            logged_ids,
+            was_read,
+            read_targets,
+        )
+
+    @classmethod
+    def of_separate(cls, sequences: Iterable[EncodedSequence], device: torch.device) -> Self:
+        """The inputs of `Arrangement.of_separate`."""
+        return cls.of(Arrangement.of_separate(sequences), device)
+
+
+@dataclass
+class _KeptInputs:
+    """Inputs of passes over samples by (whether each sequence is read by itself, indices of the samples)."""
+
+    samples: Sequence[PreparedSample]
+    inputs: dict[tuple[bool, tuple[int, ...]], PassInputs] = field(default_factory=dict)
+    tokens: int = 0
 
 
 class Arranger:
@@ -90,8 +155,25 @@ class Arranger:
         self, model: PreTrainedModel, samples: Sequence[PreparedSample], patcher: RouterPatcher
     ) -> None:
         self.logged = LoggedSequences.of_samples(samples)
-        self._samples = samples
+        self._model, self._samples = model, samples
         self.separately = runs_unpacked(model) or patcher.strategy.needs_lengths
+
+    def inputs(self, batch: Sequence[int]) -> PassInputs:
+        """The `PassInputs` of some samples, by their indices, one after another.
+
+        They are kept for the next configuration, whose batches are the same, until the model reads other
+        samples: a GPU would wait for them each time.
+        """
+        if self._model not in _kept or _kept[self._model].samples is not self._samples:
+            _kept[self._model] = _KeptInputs(self._samples)
+        kept, key = _kept[self._model], (self.separately, tuple(batch))
+        inputs = kept.inputs.get(key)
+        if inputs is None:
+            inputs = PassInputs.of(self.arrange(batch), self._model.device)
+            if kept.tokens < _MOST_KEPT_TOKENS:
+                kept.inputs[key] = inputs
+                kept.tokens += len(inputs.token_ids)
+        return inputs
 
     def arrange(self, batch: Sequence[int]) -> Arrangement:
         """The `Arrangement` of some samples, by their indices, one after another."""
@@ -150,3 +232,24 @@ class Arranger:
 def _split(lengths):
     """The places of tokens that stand one after another, sequence by sequence."""
     return np.split(np.arange(sum(lengths)), np.cumsum(lengths)[:-1])
+
+
+def _scored_positions(arrangement):
+    """`positions`, `targets`, `was_read` and `read_targets` of `PassInputs`, on the CPU."""
+    positions, targets, first, end, num_inputs = [], [], [], [], []
+    for one, rows in zip(arrangement.sequences, arrangement.rows, strict=True):
+        first.append(one.num_context_tokens)
+        end.append(len(one.token_ids))
+        num_inputs.append(one.num_inputs)
+        positions.append(rows[first[-1] - 1 : end[-1] - 1])
+        targets += one.token_ids[first[-1] :]
+    first, num_inputs = np.array(first), np.array(num_inputs)
+    num_targets = np.array(end) - first
+    was_read = count_up(num_targets, first) < np.repeat(num_inputs, num_targets)
+    # The last of a sequence's tokens belong to it.
+    stops = np.cumsum(arrangement.logged_lengths)
+    num_read = num_inputs - first
+    read_targets = count_up(num_read, stops - num_read)
+    columns = np.concatenate(positions), was_read, read_targets
+    positions, was_read, read_targets = (torch.from_numpy(column) for column in columns)
+    return positions, torch.tensor(targets), was_read, read_targets

@@ -21,7 +21,6 @@ from adaptive_routing.model.devices import passes_at_once
 from adaptive_routing.model.patching import RouterPatcher
 from adaptive_routing.model.tokenizer import load_tokenizer
 from adaptive_routing.routing_log.entries import Head, LoggedSample
-from adaptive_routing.routing_log.sequences import LoggedSequences
 from adaptive_routing.routing_log.writer import RoutingLogWriter
 from adaptive_routing.system.json_files import write_json
 
@@ -135,8 +134,12 @@ def run_experiment(
             generated = list(generate_samples(model, patcher, tokenizer, prepared, max_new_tokens))
             prepared = [one for one, _ in generated]
             batches = (batch for _, batch in generated)
+            arranger = Arranger(model, prepared, patcher)
         else:
-            batches = score_samples(model, patcher, prepared, batch_tokens, second_pass_samples)
+            arranger = Arranger(model, prepared, patcher)
+            batches = score_samples(
+                model, patcher, prepared, batch_tokens, second_pass_samples, arranger=arranger
+            )
         writer = RoutingLogWriter(
             files.internal_routing,
             files.tensors,
@@ -148,7 +151,7 @@ def run_experiment(
             patcher.logits_dtype,
             second_pass_samples,
             log_workers,
-            LoggedSequences.of_samples(prepared),
+            arranger.logged,
         )
         with writer:
             greedy_tokens = {}
@@ -165,7 +168,7 @@ def run_experiment(
                 indices = [result.index for result in batch.samples]
                 writer.write(indices, samples, batch.routing, batch.token_ids, batch.token_losses)
             writer.end_of_samples()
-            single = _second_pass(model, patcher, writer, prepared, second_pass_samples, greedy_tokens)
+            single = _second_pass(model, patcher, writer, prepared, arranger, greedy_tokens)
     summary: Summary = {
         **head,
         "provenance": head["provenance"] | {"run": run},  # ty: ignore[missing-typed-dict-key]
@@ -265,14 +268,16 @@ def _logged_sample(prepared, one, loss, lengths):
     return LoggedSample(one.sample_id, one.sample.text, loss, lengths, shared_tokens, other)
 
 
-def _second_pass(model, patcher, writer, prepared, number, greedy_tokens):
-    """Run the first samples again, one at a time, for the latency and the stability metrics."""
+def _second_pass(model, patcher, writer, prepared, arranger, greedy_tokens):
+    """Run the first samples again, one at a time, for the latency and the stability metrics.
+
+    greedy_tokens: of these samples by their indices, what the first pass found.
+    """
     seconds, tokens = [], []
     known = _known_shapes.setdefault(model, set())
-    arranger = Arranger(model, prepared, patcher)
-    for index in range(number):
-        arrangement = arranger.arrange([index])
-        shape = tuple(arrangement.lengths), patcher.strategy.max_experts
+    for index in sorted(greedy_tokens):
+        lengths = arranger.inputs([index]).arrangement.lengths
+        shape = tuple(lengths), patcher.strategy.max_experts
         alone = model, prepared, index, arranger, patcher
         if index == 0 and shape not in known:
             score_alone(*alone)  # the first pass with new shapes is slower
@@ -285,7 +290,7 @@ def _second_pass(model, patcher, writer, prepared, number, greedy_tokens):
             routing.packed.numpy(),
         )
         seconds.append(scored.seconds)
-        tokens.append(sum(arrangement.lengths))
+        tokens.append(sum(lengths))
     return {"seconds": seconds, "tokens": tokens}
 
 

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 
 from adaptive_routing.data.tasks import SequenceScore
-from adaptive_routing.evaluation.arrangement import Arrangement, Arranger
+from adaptive_routing.evaluation.arrangement import Arranger, PassInputs
 from adaptive_routing.evaluation.batches import BatchQueue
 from adaptive_routing.evaluation.finiteness import check_finite, check_scores, finite_total
-from adaptive_routing.model.devices import Clock, HostCopies, devices_of, to_device
+from adaptive_routing.model.devices import Clock, HostCopies, devices_of
 from adaptive_routing.model.fused import score_targets
 from adaptive_routing.model.head import head_logits
 from adaptive_routing.model.memory import run_alone
-from adaptive_routing.model.packing import count_up, forward_packed, packed_attention
+from adaptive_routing.model.packing import forward_packed, packed_attention
 from adaptive_routing.routing.batch import BatchRouting
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ def score_samples(
     batch_tokens: int,
     num_with_greedy_tokens: int,
     workers: int | None = None,
+    arranger: Arranger | None = None,
 ) -> Iterator[BatchResult]:
     """Score samples batch by batch under an active patcher.
 
@@ -117,6 +118,7 @@ def score_samples(
         batch_tokens: the largest number of tokens in a batch.
         num_with_greedy_tokens: for how many of the first samples greedy tokens are returned.
         workers: number of passes side by side, as in `BatchQueue`.
+        arranger: an `Arranger` of the same, where there is one already.
 
     Yields:
         `BatchResult`, batch by batch.
@@ -125,11 +127,11 @@ def score_samples(
         InputError: a single sample does not fit into the device's memory, or what the model computes is not
             finite.
     """
-    arranger = Arranger(model, samples, patcher)
+    arranger = arranger or Arranger(model, samples, patcher)
     queue = BatchQueue(model, samples, batch_tokens, _SHORTER, workers, arranger.separately)
 
     def begin(batch):
-        return _Pass(model, arranger.arrange(batch), patcher, min(batch) < num_with_greedy_tokens)
+        return _Pass(model, arranger.inputs(batch), patcher, min(batch) < num_with_greedy_tokens)
 
     with packed_attention(model):
         if model not in _warm:
@@ -161,7 +163,7 @@ def score_alone(
     """
 
     def score():
-        return _Pass(model, arranger.arrange([index]), patcher, with_greedy_tokens).finish()
+        return _Pass(model, arranger.inputs([index]), patcher, with_greedy_tokens).finish()
 
     return run_alone(model, samples[index], score, _SHORTER)
 
@@ -191,7 +193,7 @@ def score_batch(
         sequences: the batch.
         with_greedy_tokens: whether to return the most likely next token at every position.
     """
-    return _Pass(model, Arrangement.of_separate(sequences), None, with_greedy_tokens).finish()[0]
+    return _Pass(model, PassInputs.of_separate(sequences, model.device), None, with_greedy_tokens).finish()[0]
 
 
 def score_patched_batch(
@@ -201,35 +203,29 @@ def score_patched_batch(
     with_greedy_tokens: bool = False,
 ) -> tuple[BatchScores, BatchRouting]:
     """`score_batch` under an active patcher: (`BatchScores`, the tokens' `BatchRouting` on the CPU)."""
-    return _Pass(model, Arrangement.of_separate(sequences), patcher, with_greedy_tokens).finish()
+    return _Pass(model, PassInputs.of_separate(sequences, model.device), patcher, with_greedy_tokens).finish()
 
 
 class _Pass:
     """An asynchronous forward pass: the constructor starts it, `finish` waits for it."""
 
     @torch.inference_mode()
-    def __init__(self, model, arrangement, patcher, with_greedy_tokens):
-        device = model.device
-        self._arrangement = arrangement
-        token_ids, logged = arrangement.token_ids, torch.from_numpy(arrangement.logged)
-        self.token_ids = token_ids[logged]
-        positions, targets, self._was_read, self._read_targets = _scored_positions(arrangement)
-        inputs, positions, targets = (to_device(one, device) for one in (token_ids, positions, targets))
+    def __init__(self, model, read, patcher, with_greedy_tokens):
+        self._read, self.token_ids = read, read.logged_ids
+        arrangement = read.arrangement
         if patcher and arrangement.log_rows is not None:
             patcher.expect(arrangement.log_rows)
-        packing = arrangement.packing(device)
         self.clock = Clock(*devices_of(model))
-        hidden = forward_packed(model, inputs, packing)  # (N, H)
-        scored = score_positions(model, hidden, positions, targets)
+        hidden = forward_packed(model, read.token_ids, read.packing)  # (N, H)
+        scored = score_positions(model, hidden, read.positions, read.targets)
         self.clock.stop()
-        is_whole = len(logged) == len(token_ids)  # in the same order then
         greedy = routing = total = None
         if with_greedy_tokens:
-            states = hidden if is_whole else hidden[to_device(logged, hidden.device)]
+            states = hidden if read.logged is None else hidden[read.logged.to(hidden.device)]
             greedy = most_likely_tokens(model, states)
         if patcher:
             routing = patcher.take_batch()
-            tokens = slice(None) if is_whole else to_device(logged, routing.counts.device)
+            tokens = slice(None) if read.logged is None else read.logged.to(routing.counts.device)
             routing = routing.tokens(tokens, arrangement.logged_lengths)
             total = finite_total(routing.router_logits)
         self._routing = routing
@@ -238,45 +234,20 @@ class _Pass:
     def finish(self):
         """Wait for the pass: (`BatchScores`, `BatchRouting` on the CPU or None)."""
         log_probabilities, is_greedy, greedy, self.logits_total, *routing = self._copies.wait()
-        predicted = [sequence.num_predicted_tokens for sequence in self._arrangement.sequences]
+        arrangement = self._read.arrangement
+        predicted = [sequence.num_predicted_tokens for sequence in arrangement.sequences]
         starts = np.cumsum([0, *predicted[:-1]])
         totals = np.add.reduceat(log_probabilities.double().numpy(), starts).tolist()
         all_greedy = np.logical_and.reduceat(is_greedy.numpy(), starts).tolist()
         scores = [SequenceScore(*one) for one in zip(totals, predicted, all_greedy, strict=True)]
-        lengths = self._arrangement.logged_lengths
+        lengths = arrangement.logged_lengths
         token_losses = torch.full((sum(lengths),), float("nan"))
-        token_losses[self._read_targets] = -log_probabilities[self._was_read]
+        token_losses[self._read.read_targets] = -log_probabilities[self._read.was_read]
         token_losses = token_losses.split(lengths)
         if greedy is not None:
             greedy = greedy.split(lengths)
         scores = BatchScores(scores, token_losses, greedy, self.clock.seconds())
         return scores, self._routing.replace_tensors(routing) if self._routing else None
-
-
-def _scored_positions(arrangement):
-    """What is scored: P tokens, of which the model reads R.
-
-    Returns the positions (P,) whose next token is scored, those tokens (P,), whether the model reads them
-    (P,), and the places (R,) among the logged tokens of those that it reads. The last target of a sequence
-    that was cut to the model's length is not read, nor are single tokens that stand for one another.
-    """
-    positions, targets, first, end, num_inputs = [], [], [], [], []
-    for one, rows in zip(arrangement.sequences, arrangement.rows, strict=True):
-        first.append(one.num_context_tokens)
-        end.append(len(one.token_ids))
-        num_inputs.append(one.num_inputs)
-        positions.append(rows[first[-1] - 1 : end[-1] - 1])
-        targets += one.token_ids[first[-1] :]
-    first, num_inputs = np.array(first), np.array(num_inputs)
-    num_targets = np.array(end) - first
-    was_read = count_up(num_targets, first) < np.repeat(num_inputs, num_targets)
-    # The last of a sequence's tokens belong to it.
-    stops = np.cumsum(arrangement.logged_lengths)
-    num_read = num_inputs - first
-    read_targets = count_up(num_read, stops - num_read)
-    columns = np.concatenate(positions), was_read, read_targets
-    positions, was_read, read_targets = (torch.from_numpy(column) for column in columns)
-    return positions, torch.tensor(targets), was_read, read_targets
 
 
 def score_positions(
