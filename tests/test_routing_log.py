@@ -475,12 +475,31 @@ def test_a_log_of_the_first_samples_is_the_same_however_it_is_written(tmp_path, 
     assert len(contents) == 1
 
 
-def test_pairs_whose_gaps_are_larger_than_what_is_moved_at_once(tmp_path, monkeypatch):
-    run = make_run(STRATEGIES["bh"](), torch.bfloat16)
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_pairs_stand_in_the_order_of_samples_however_they_come(tmp_path, monkeypatch, workers, name):
+    run = make_run(STRATEGIES[name](), torch.bfloat16)
     kept = {"json_samples": 4, "router_logits": 0}
     before = write(tmp_path, run, kept=kept)[1].read_bytes()
-    monkeypatch.setattr("adaptive_routing.routing_log.writer._MOVED_BYTES", 5)
-    assert write(tmp_path, run, kept=kept)[1].read_bytes() == before
+    for at_once, order, pool in ((1, [3, 0, 2, 1], None), (3, [1, 3, 2, 0], workers)):
+        monkeypatch.setattr("adaptive_routing.routing_log.writer._SAMPLES_AT_ONCE", at_once)
+        assert write(tmp_path, run, order, kept=kept, workers=pool)[1].read_bytes() == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [[(3,), (2, 2)], [(1,)], [(5,), (6,), (1, 1)]])
+def test_tensors_behind_bytes_are_aligned(tmp_path, dtype, lengths):
+    """As torch needs them that maps a file into memory."""
+    run = make_run(STRATEGIES["bh"](), dtype, sequence_lengths=lengths)
+    kept = {"json_samples": 0, "router_logits": 0}
+    _, path = write(tmp_path, run, second_pass_samples=0, kept=kept)
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    header = json.loads(path.read_bytes()[8 : 8 + length])
+    assert length % 8 == 0 and list(header)[-2:] == ["pair_weights", "pair_experts"]
+    assert header["pair_weights"]["data_offsets"][0] % 8 == 0 and header["padding"]["shape"][0] < 8
+    with safe_open(path, "torch") as file:
+        weights = file.get_tensor("pair_weights")
+        assert len(weights) == len(file.get_tensor("pair_experts")) == file.get_tensor("expert_counts").sum()
+    assert weights.dtype == dtype
 
 
 # Compressed JSON

@@ -20,6 +20,7 @@ from adaptive_routing.data.samples import (
 from adaptive_routing.data.shared import share_beginnings
 from adaptive_routing.data.tasks import Request, Sample
 from adaptive_routing.data.tokens import EncodedSequence
+from adaptive_routing.evaluation import arrangement
 from adaptive_routing.evaluation.arrangement import Arranger
 from adaptive_routing.evaluation.batches import make_batches
 from adaptive_routing.evaluation.experiment import ExperimentFiles, run_experiment
@@ -291,6 +292,25 @@ def test_a_beginning_is_read_once_in_a_batch():
     assert len(every.token_ids) == len(every.logged) == sum(one.num_own_tokens for one in shared)
 
 
+def test_the_next_configuration_reads_what_is_arranged_already(monkeypatch):
+    """For one model and one data set; more than a bound is arranged each time."""
+    model, shared = tiny_olmoe(), share_beginnings(few_shot(samples=10))
+    first = arranger_of(shared, model)
+    kept = first.inputs([2, 0]), first.inputs([1])
+    again = arranger_of(shared, model, of_study("16experts_bh_a050"))
+    assert (again.inputs([2, 0]), again.inputs([1])) == kept
+    assert torch.equal(kept[0].token_ids, first.arrange([2, 0]).token_ids)
+    separately = arranger_of(shared, model, of_study("8experts_pooled_b3"))
+    assert len(separately.inputs([2, 0]).token_ids) > len(kept[0].token_ids)
+    assert again.inputs([0, 2]) is not kept[0]
+    other = share_beginnings(few_shot(samples=11))
+    assert arranger_of(other, model).inputs([10]).arrangement.sequences == list(other[10].sequences)
+    assert again.inputs([1]) is not kept[1]
+    monkeypatch.setattr(arrangement, "_MOST_KEPT_TOKENS", 1)
+    bounded = arranger_of(shared, tiny_olmoe())
+    assert bounded.inputs([0]) is bounded.inputs([0]) and bounded.inputs([1]) is not bounded.inputs([1])
+
+
 def test_memory_that_runs_out_makes_batches_smaller():
     """A batch's size is what it reads: half of what its samples read alone may be more than that."""
     model, shared = tiny_olmoe(max_position_embeddings=128), share_beginnings(few_shot(samples=20))
@@ -310,9 +330,9 @@ def test_who_reads_each_sequence_by_itself_logs_the_same_tokens(unpacked):
     if unpacked:
         run_unpacked(model)
     strategy = of_study(NAMES[0] if unpacked else "8experts_pooled_b3")
-    arrangement = arranger_of(shared, model, strategy).arrange(range(len(shared)))
-    assert len(arrangement.token_ids) == sum(s.num_inputs for one in shared for s in one.sequences)
-    assert not arrangement.beginnings
+    every = arranger_of(shared, model, strategy).arrange(range(len(shared)))
+    assert len(every.token_ids) == sum(s.num_inputs for one in shared for s in one.sequences)
+    assert not every.beginnings
     arranger = arranger_of(shared, model, strategy)
     batches = make_batches(shared, 800, separately=arranger.separately)
     assert max(len(arranger.arrange(batch).token_ids) for batch in batches) <= 800 and len(batches) < 9

@@ -285,7 +285,7 @@ class RouterPatcher:
         if own.real_tokens is not None:
             columns = [column[own.real_tokens.to(device)] for column in columns]
         columns.append(pack_selection(columns[1], self.num_experts))
-        own.batch = BatchRouting(*(column.detach() for column in columns), tuple(own.lengths))
+        own.batch = BatchRouting.of_tensors((column.detach() for column in columns), own.lengths)
         own.columns = []
         if (sequence := current_sequence()) is not None:
             own.parts = [*(own.parts if sequence else []), own.batch]
@@ -339,10 +339,6 @@ def _set_experts_implementation(model):
     if routes_natively:
         implementation = active.experts_implementation
     else:
-        strategy = active.stack[-1].strategy
-        # Where a token sees some groups of experts only, it may see fewer than it is to get; and padding gets
-        # none of a strategy that looks at sequences.
-        varies = strategy.weighting.rule.masks_groups or strategy.needs_lengths
-        fixed = strategy.min_experts == strategy.max_experts and not varies
-        implementation = ALL_SLOTS if fixed else SELECTED_PAIRS
+        is_fixed = active.stack[-1].strategy.selects_fixed_number
+        implementation = ALL_SLOTS if is_fixed else SELECTED_PAIRS
     model.set_experts_implementation(implementation)

@@ -107,6 +107,16 @@ class RoutingStrategy(Protocol):
     ) -> RoutingStrategy:
         """Build from the configuration's own parameters and the config's `routing` section."""
 
+    @property
+    def selects_fixed_number(self) -> bool:
+        """Whether every token gets `max_experts`.
+
+        A token that sees some groups of experts only may see fewer, and padding gets none of a strategy that
+        looks at sequences.
+        """
+        varies = self.weighting.rule.masks_groups or self.needs_lengths
+        return self.min_experts == self.max_experts and not varies
+
     def selects_top_k(self, k: int) -> bool:
         """Whether the selection is always the k largest logits: a model's own is then left as it is."""
         return False

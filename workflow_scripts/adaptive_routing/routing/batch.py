@@ -43,23 +43,24 @@ class BatchRouting:
         return of_all if self.native is None else (*of_all, self.native)
 
     @classmethod
-    def _of_tensors(cls, tensors, lengths):
+    def of_tensors(cls, tensors: Iterable[torch.Tensor], lengths: Iterable[int]) -> Self:
+        """Of what `tensors` gives."""
         router_logits, experts, weights, counts, packed, *native = tensors
         return cls(router_logits, experts, weights, counts, packed, tuple(lengths), *native)
 
-    def replace_tensors(self, tensors: Iterable[torch.Tensor]) -> BatchRouting:
+    def replace_tensors(self, tensors: Iterable[torch.Tensor]) -> Self:
         """The same batch with other tensors, such as copies on the CPU."""
-        return self._of_tensors(tensors, self.lengths)
+        return self.of_tensors(tensors, self.lengths)
 
-    def tokens(self, tokens: slice | torch.Tensor, lengths: Iterable[int]) -> BatchRouting:
+    def tokens(self, tokens: slice | torch.Tensor, lengths: Iterable[int]) -> Self:
         """The routing of some tokens, a slice or indices: the sequences of the given lengths."""
-        return self._of_tensors((tensor[tokens] for tensor in self.tensors()), lengths)
+        return self.of_tensors((tensor[tokens] for tensor in self.tensors()), lengths)
 
     @classmethod
     def joined(cls, parts: Sequence[BatchRouting], lengths: Iterable[int]) -> Self:
         """Parts that follow one another as one batch of sequences of the given lengths."""
         columns = zip(*(part.tensors() for part in parts), strict=True)
-        return cls._of_tensors((torch.cat(column) for column in columns), lengths)
+        return cls.of_tensors((torch.cat(column) for column in columns), lengths)
 
 
 def pack_native_selection(router_logits: torch.Tensor, rule: RouterRule, native_top_k: int) -> torch.Tensor:

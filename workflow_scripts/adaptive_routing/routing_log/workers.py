@@ -1,7 +1,7 @@
 """The routing log written by processes of their own, so that the process with the model only computes.
 
 Text is made by one core at a time in a Python process. A worker gets open files: the arrays, in one without a
-name, and the two to write to. However a run ends, nothing stays behind. It ends with its parent, which closes
+name, and those to write to. However a run ends, nothing stays behind. It ends with its parent, which closes
 its socket.
 """
 
@@ -60,9 +60,9 @@ class Portion:
         routing: `LoggedRouting` of the N tokens.
         limits: the fewest and the most experts of the strategy.
         tensors: arrays (N, ...) for the tensors file, by name, as they stand there.
-        places: by the names of these, and of `PAIRS` where the file holds them, the byte where the tensor
-            starts, and the bytes of a row.
-        pairs_per_token: rows of `PAIRS` that there is room for.
+        places: by the same names, the byte in the file where the tensor starts, and the bytes of a token.
+        pair_places: of `PAIRS`, by name, the byte in the file of pairs where each sample's start, and the
+            bytes of one; empty where the log has none.
         with_entries: places of the samples that the JSON holds, among those of the portion.
         samples: these `LoggedSample`s.
     """
@@ -73,13 +73,15 @@ class Portion:
     limits: tuple[int, int]
     tensors: dict[str, NDArray[Any]]
     places: dict[str, tuple[int, int]]
-    pairs_per_token: int
+    pair_places: dict[str, tuple[list[int], int]]
     with_entries: list[int]
     samples: list[LoggedSample]
 
 
-def write_portion(portion: Portion, text: BinaryIO, tensors: OpenFile) -> tuple[list[int], RoutingStatistics]:
-    """Append a portion's JSON entries to one open file and put its tensors in their place in another.
+def write_portion(
+    portion: Portion, text: BinaryIO, tensors: OpenFile, pairs: OpenFile
+) -> tuple[list[int], RoutingStatistics]:
+    """Append a portion's JSON entries to a file, and put its tensors and pairs in their places in others.
 
     Returns (bytes of each entry, `RoutingStatistics` of all tokens).
     """
@@ -88,8 +90,8 @@ def write_portion(portion: Portion, text: BinaryIO, tensors: OpenFile) -> tuple[
         for name, array in portion.tensors.items():
             offset, size = portion.places[name]
             write_at(tensors.fileno(), array[start:stop], offset + first * size)
-    if PAIRS[0] in portion.places:
-        _write_pairs(portion, stops, tensors)
+    if portion.pair_places:
+        _write_pairs(portion, stops, pairs)
     if portion.samples:
         told = routing
         if len(portion.with_entries) < len(portion.lengths):
@@ -104,17 +106,16 @@ def write_portion(portion: Portion, text: BinaryIO, tensors: OpenFile) -> tuple[
     return lengths, statistics
 
 
-def _write_pairs(portion, stops, tensors):
-    """Write each sample's selected experts and their weights: as if all tokens before had the most."""
+def _write_pairs(portion, stops, file):
+    """Write each sample's selected experts and their weights, sample after sample up to the given tokens."""
     routing = portion.routing
     used = np.arange(routing.experts.shape[-1]) < routing.counts[..., None]  # (N, L, K)
-    pairs_before = np.cumsum([0, *routing.counts.sum(1, dtype=np.int64)])[stops]
+    bounds = np.cumsum([0, *routing.counts.sum(1, dtype=np.int64)])[stops]
     for name, values in zip(PAIRS, (routing.experts, routing.weights), strict=True):
-        offset, size = portion.places[name]
+        starts, size = portion.pair_places[name]
         pairs = values[used].astype(f"u{size}" if name == PAIRS[0] else values.dtype)
-        for (start, stop), first in zip(itertools.pairwise(pairs_before), portion.first_tokens, strict=True):
-            place = offset + first * portion.pairs_per_token * size
-            write_at(tensors.fileno(), pairs[start:stop], place)
+        for (start, stop), place in zip(itertools.pairwise(bounds), starts, strict=True):
+            write_at(file.fileno(), pairs[start:stop], place)
 
 
 def write_at(descriptor: int, array: NDArray[Any], offset: int) -> None:
@@ -142,14 +143,14 @@ class LogWorkers:
             self._idle.put(worker)
 
     def write_portion(
-        self, portion: Portion, text: BinaryIO, tensors: OpenFile
+        self, portion: Portion, text: BinaryIO, tensors: OpenFile, pairs: OpenFile
     ) -> tuple[list[int], RoutingStatistics]:
         """As the function of that name, by a worker."""
         if not self._workers:
-            return write_portion(portion, text, tensors)
+            return write_portion(portion, text, tensors, pairs)
         worker = self._idle.get()
         try:
-            return worker.write_portion(portion, text, tensors)
+            return worker.write_portion(portion, text, tensors, pairs)
         finally:
             self._idle.put(worker)
 
@@ -179,12 +180,11 @@ class _Worker:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
             )
 
-    def write_portion(self, portion, text, tensors):
+    def write_portion(self, portion, *files):
         with memory_file() as arrays:
             _write_request(arrays, portion)
             try:
-                descriptors = [arrays.fileno(), text.fileno(), tensors.fileno()]
-                socket.send_fds(self._socket, [b"\n"], descriptors)
+                socket.send_fds(self._socket, [b"\n"], [file.fileno() for file in (arrays, *files)])
                 with self._socket.makefile("rb") as replies:
                     reply = replies.readline()
             except OSError:
@@ -252,14 +252,17 @@ def _read_request(memory):
 def _serve(connection):
     """Do what comes until the parent closes the socket or dies."""
     while True:
-        message, descriptors, *_ = socket.recv_fds(connection, 1, 3)
+        message, descriptors, *_ = socket.recv_fds(connection, 1, 4)
         if not message:
             return
-        arrays, text, tensors = descriptors
-        with open(arrays, "rb") as arrays, open(text, "wb") as text, open(tensors, "r+b") as tensors:
+        with contextlib.ExitStack() as stack:
+            modes = "rb", "wb", "r+b", "r+b"
+            arrays, text, tensors, pairs = (
+                stack.enter_context(open(one, mode)) for one, mode in zip(descriptors, modes, strict=True)
+            )
             try:
                 memory = mmap.mmap(arrays.fileno(), 0, access=mmap.ACCESS_READ)
-                lengths, statistics = write_portion(_read_request(memory), text, tensors)
+                lengths, statistics = write_portion(_read_request(memory), text, tensors, pairs)
                 answer = {
                     "lengths": lengths,
                     "count_histogram": statistics.count_histogram.tolist(),

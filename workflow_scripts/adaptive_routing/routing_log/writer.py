@@ -44,7 +44,7 @@ _PORTION_TOKENS = 4096
 # Until it is put in order; the text of 200 samples with up to 16 of 64 experts in 16 layers fits.
 _TEXT_BYTES_IN_MEMORY = 1 << 28
 
-_MOVED_BYTES = 1 << 22  # within the tensors file, at a time
+_SAMPLES_AT_ONCE = 16  # whose pairs are in memory while they are put in order
 
 _SAFETENSORS_DTYPES = {
     torch.float32: "F32",
@@ -130,13 +130,17 @@ class RoutingLogWriter:
             self._layout["choice_bias"] = (tuple(bias.shape), torch.float32)
         self._pairs_per_token = num_layers * strategy.max_experts
         self._keeps_all_logits = self._tokens_with_logits == tokens
+        growing = {}
         if not self._keeps_all_logits:
-            # What else would come from the logits. There is room for the most pairs of a token and an expert.
+            # What else would come from the logits. `pairs` is the most that there can be.
             pairs = tokens * self._pairs_per_token
             self._layout["native_experts"] = ((tokens, num_layers, packed), torch.uint8)
             dtypes = count_dtype, getattr(torch, head["routing"]["dtype"])
-            self._layout |= {name: ((pairs,), dtype) for name, dtype in zip(PAIRS, dtypes, strict=True)}
-        self._pairs = [(0, 0)] * len(sample_lengths)  # of each sample, the rows that hold some
+            growing = {name: ((pairs,), dtype) for name, dtype in zip(PAIRS, dtypes, strict=True)}
+        self._growing = growing
+        # Of each sample the number of pairs, and the bytes where its `PAIRS` stand until they are in order.
+        self._pairs: list[Any] = [None] * len(sample_lengths)
+        self._pair_bytes = 0
         self._entries: list[Any] = [None] * len(sample_lengths)  # (file, start, stop) of each
         self._workers = workers or LogWorkers(0)
         self._num_threads = max(1, self._workers.count)
@@ -159,7 +163,14 @@ class RoutingLogWriter:
             self._text_files = queue.SimpleQueue()  # one a thread, each taken while it is written to
             for _ in range(self._num_threads):
                 self._text_files.put(stack.enter_context(memory_file()))
-            self._tensors = stack.enter_context(_SafetensorsFile(tensors, self._layout, self.head))
+            self._tensors = stack.enter_context(
+                _SafetensorsFile(tensors, self._layout, self._growing, self.head)
+            )
+            self._pair_file = self._tensors
+            if self._growing and not self.strategy.selects_fixed_number:
+                # Where they belong in the tensors depends on the counts of all samples before.
+                file = tempfile.TemporaryFile(dir=self.json_path.parent)
+                self._pair_file = stack.enter_context(file)
             self._tensors.write("sample_offsets", 0, self.sample_offsets)
             self._tensors.write("sequence_offsets", 0, self.sequence_offsets)
             for name, values in self._sharing.items():
@@ -177,8 +188,6 @@ class RoutingLogWriter:
                 if not self._is_assembled:
                     self.end_of_samples()
                 self._wait()
-                if not self._keeps_all_logits:
-                    self._tensors.keep_rows(dict.fromkeys(PAIRS, self._pairs))
             finally:
                 self._is_abandoned = True
                 self._threads.shutdown(cancel_futures=True)
@@ -188,7 +197,7 @@ class RoutingLogWriter:
         """Say that all samples have been handed over: the JSON is put together, until the context is left."""
         self._is_assembled = True
         written, self._under_way = self._under_way, deque()
-        self._begin(self._assemble_json, written)
+        self._begin(self._assemble, written)
 
     def write(
         self,
@@ -241,23 +250,23 @@ class RoutingLogWriter:
         else:
             tensors["native_experts"] = routing.native.numpy()
             self._write_kept_logits(indices, lengths, routing.router_logits)
-            self._note_pairs(indices, lengths, routing.counts)
-        places = [*tensors, *(() if self._keeps_all_logits else PAIRS)]
         portion = Portion(
             lengths,
             first_tokens.tolist(),
             logged_routing(samples, routing, self.strategy, with_entries),
             (self.strategy.min_experts, self.strategy.max_experts),
             {name: self._tensors.as_stored(name, values) for name, values in tensors.items()},
-            {name: self._tensors.place(name) for name in places},
-            self._pairs_per_token,
+            {name: self._tensors.place(name) for name in tensors},
+            self._place_pairs(indices, lengths, routing.counts) if self._growing else {},
             with_entries,
             [samples[place] for place in with_entries],
         )
         text = self._text_files.get()
         try:
             start = text.seek(0, os.SEEK_END)
-            entry_lengths, statistics = self._workers.write_portion(portion, text, self._tensors)
+            entry_lengths, statistics = self._workers.write_portion(
+                portion, text, self._tensors, self._pair_file
+            )
         finally:
             self._text_files.put(self._with_room(text))
         for index in indices:
@@ -273,15 +282,22 @@ class RoutingLogWriter:
             if index < self._kept["router_logits"]:
                 self._tensors.write("router_logits", int(self.sample_offsets[index]), raw_array(of_sample))
 
-    def _note_pairs(self, indices, lengths, counts):
-        """Note where a worker writes each sample's pairs: as if all tokens before had the most.
-
-        `keep_rows` closes the gaps.
-        """
-        pairs = np.cumsum([0, *counts.numpy().sum(1, dtype=np.int64)])[np.cumsum([0, *lengths])]
-        for index, number in zip(indices, np.diff(pairs).tolist(), strict=True):
-            row = int(self.sample_offsets[index]) * self._pairs_per_token
-            self._pairs[index] = row, row + number
+    def _place_pairs(self, indices, lengths, counts):
+        """`pair_places` of a portion: among the tensors, or behind the pairs that there are."""
+        sizes = [self._tensors.place(name)[1] for name in PAIRS]
+        bounds = np.cumsum([0, *counts.numpy().sum(1, dtype=np.int64)])[np.cumsum([0, *lengths])]
+        if self._pair_file is self._tensors:
+            first = self.sample_offsets[indices] * self._pairs_per_token
+            starts = [begin + first * size for begin, size in map(self._tensors.place, PAIRS)]
+        else:
+            with self._lock:
+                begin = self._pair_bytes
+                self._pair_bytes += int(bounds[-1]) * sum(sizes)
+            starts = [begin + bounds[:-1] * sizes[0], begin + bounds[-1] * sizes[0] + bounds[:-1] * sizes[1]]
+        starts = [one.tolist() for one in starts]
+        for index, number, *places in zip(indices, np.diff(bounds).tolist(), *starts, strict=True):
+            self._pairs[index] = number, places
+        return dict(zip(PAIRS, zip(starts, sizes, strict=True), strict=True))
 
     def _with_room(self, text):
         """The file that the next portion's text goes to: this one, or one on the disk when this one is full.
@@ -311,12 +327,32 @@ class RoutingLogWriter:
         self._tensors.write("second_pass_greedy_tokens", start, second_greedy_tokens)
         self._tensors.write("second_pass_selected_experts", start, second_selection)
 
-    def _assemble_json(self, written):
+    def _assemble(self, written):
         for portion in written:
             portion.result()
         missing = self._entries.count(None)
         if missing:
             raise RuntimeError(f"{self.json_path.name}: {missing} samples were never written")
+        if self._growing and self._pair_file is not self._tensors:
+            self._assemble_pairs()
+        self._assemble_json()
+
+    def _assemble_pairs(self):
+        """Put the pairs in the order of the samples."""
+        self._tensors.set_rows(dict.fromkeys(PAIRS, sum(number for number, _ in self._pairs)))
+        for which, name in enumerate(PAIRS):
+            place, size = self._tensors.place(name)
+            for first in range(0, len(self._pairs), _SAMPLES_AT_ONCE):
+                if self._is_abandoned:
+                    return
+                data = b"".join(
+                    os.pread(self._pair_file.fileno(), number * size, places[which])
+                    for number, places in self._pairs[first : first + _SAMPLES_AT_ONCE]
+                )
+                write_at(self._tensors.fileno(), np.frombuffer(data, np.uint8), place)
+                place += len(data)
+
+    def _assemble_json(self):
         with open_to_write(self._json) as output:
             output.write(orjson.dumps(self.head)[:-1] + b',"samples":[')
             for number, (file, start, stop) in enumerate(self._entries[: self._kept["json_samples"]]):
@@ -368,68 +404,61 @@ class _SafetensorsFile:
 
     The safetensors library writes whole tensors from memory only; the format itself is an 8-byte header
     length, a JSON header and the data (https://github.com/huggingface/safetensors, "Format").
+
+    layout, growing: (shape, dtype) by name. Tensors of the second kind stand last, and may turn out to have
+    fewer rows than these (`set_rows`).
     """
 
-    def __init__(self, path, layout, head):
+    def __init__(self, path, layout, growing, head):
+        if growing:  # behind tensors of single bytes
+            sizes = (int(np.prod(shape)) * dtype.itemsize for shape, dtype in layout.values())
+            layout = layout | {"padding": ((-sum(sizes) % 8,), torch.uint8)}
         # Wide types first keeps every tensor aligned.
-        self._layout = dict(sorted(layout.items(), key=lambda item: -item[1][1].itemsize))
+        self._layout = {
+            name: one
+            for tensors in (layout, growing)
+            for name, one in sorted(tensors.items(), key=lambda item: -item[1][1].itemsize)
+        }
         self._head = json.dumps(head)
-        encoded, offsets = self._header()
-        encoded += b" " * (-len(encoded) % 8)
-        self._start = 8 + len(encoded)
-        self._places = {}  # offset, bytes of a row, dtype
-        for name, (shape, dtype) in layout.items():
-            row = int(np.prod(shape[1:])) * dtype.itemsize
-            numpy_dtype = np.uint16 if dtype == torch.bfloat16 else torch.empty(0, dtype=dtype).numpy().dtype
-            self._places[name] = self._start + offsets[name][0], row, numpy_dtype
+        encoded = self._header()
+        self._start = 8 + len(encoded) + -len(encoded) % 8
         self._file = open(path, "r+b", buffering=0)  # noqa: SIM115 -- closed by `__exit__`
-        self._file.write(len(encoded).to_bytes(8, "little") + encoded)
-        self._file.truncate(self._start + max(stop for _, stop in offsets.values()))
+        self._write_header(encoded)
+
+    def _write_header(self, encoded):
+        """Write the header, and make the file as long as the tensors need."""
+        encoded = encoded.ljust(self._start - 8)
+        os.pwrite(self.fileno(), len(encoded).to_bytes(8, "little") + encoded, 0)
+        self._file.truncate(self._start + self._end)
 
     def _header(self):
-        """The header as JSON, and where each tensor begins and ends in the data."""
+        """The header as JSON; notes where each tensor begins: byte in the data, bytes of a row, dtype."""
         header: dict[str, Any] = {"__metadata__": {"head": self._head}}
-        offsets, end = {}, 0
+        places, end = {}, 0
         for name, (shape, dtype) in self._layout.items():
-            size = int(np.prod(shape)) * dtype.itemsize
-            offsets[name] = [end, end + size]
+            row = int(np.prod(shape[1:])) * dtype.itemsize
+            numpy_dtype = np.uint16 if dtype == torch.bfloat16 else torch.empty(0, dtype=dtype).numpy().dtype
+            places[name] = end, row, numpy_dtype
+            begin, end = end, end + int(shape[0]) * row
             header[name] = {
                 "dtype": _SAFETENSORS_DTYPES[dtype],
                 "shape": [int(length) for length in shape],
-                "data_offsets": offsets[name],
+                "data_offsets": [begin, end],
             }
-            end += size
-        return json.dumps(header).encode(), offsets
+        self._places, self._end = places, end
+        return json.dumps(header).encode()
 
-    def keep_rows(self, rows):
-        """Leave out all but some rows of tensors, in place; nothing can be written afterwards.
-
-        rows: by the tensors' names, (start, stop) of the rows that stay, ascending.
-        """
-        end = self._start
-        for name, (shape, dtype) in self._layout.items():
-            offset, row_bytes = self.place(name)
-            spans = rows.get(name, [(0, shape[0])])
-            for start, stop in spans:
-                end = self._move(offset + start * row_bytes, end, (stop - start) * row_bytes)
-            self._layout[name] = (sum(stop - start for start, stop in spans), *shape[1:]), dtype
-        encoded, _ = self._header()
-        # Shorter numbers: it still fits in front of the data.
-        os.pwrite(self.fileno(), encoded.ljust(self._start - 8), 8)
-        self._file.truncate(end)
-
-    def _move(self, source, target, size):
-        """Move bytes towards the file's beginning; returns the byte after them."""
-        while size and source != target:
-            data = os.pread(self.fileno(), min(size, _MOVED_BYTES), source)
-            write_at(self.fileno(), np.frombuffer(data, np.uint8), target)
-            source, target, size = source + len(data), target + len(data), size - len(data)
-        return target + size
+    def set_rows(self, rows):
+        """Give the last tensors other numbers of rows, by name, before they are written."""
+        for name, number in rows.items():
+            shape, dtype = self._layout[name]
+            self._layout[name] = (number, *shape[1:]), dtype
+        self._write_header(self._header())  # shorter numbers: it still fits in front of the data
 
     def place(self, name):
         """The byte where a tensor starts, and the bytes of a row."""
-        offset, row_bytes, _ = self._places[name]
-        return offset, row_bytes
+        begin, row_bytes, _ = self._places[name]
+        return self._start + begin, row_bytes
 
     def as_stored(self, name, values):
         """Values as the file holds them: C-contiguous, of the tensor's dtype."""
