@@ -157,8 +157,9 @@ def _best(study, outcomes, margins):
         by = f"to {value} the control's" if value.endswith("times") else f"by {value}"
         parts.append(f"{score_name(row)} {by} ({label}{interval})")
         label = ""
-    name = f"The best against its control, {words.code(config)}" if several else words.code(config)
-    return f"{name} ({_experts(rows)} experts), changes {words.joined(parts)}."
+    name = f"{words.code(config)} ({_experts(rows)} experts)"
+    subject = f"The best against its control, {name}," if several else name
+    return f"{subject} changes {words.joined(parts)}."
 
 
 def _experts(rows):
