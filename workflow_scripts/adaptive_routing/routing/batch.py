@@ -65,11 +65,11 @@ class BatchRouting:
 
 def pack_native_selection(router_logits: torch.Tensor, rule: RouterRule, native_top_k: int) -> torch.Tensor:
     """What a model's own router selects with logits (N, L, E), ties by lower index: as `pack_selection`."""
-    order = [
-        order_by_logit(rule.choice(logits.float(), layer))[1][:, :native_top_k]
-        for layer, logits in enumerate(router_logits.unbind(1))
-    ]
-    return pack_selection(torch.stack(order, 1), router_logits.shape[-1])
+    packed = []
+    for layer, logits in enumerate(router_logits.unbind(1)):  # one layer's order in memory at a time
+        experts = order_by_logit(rule.choice(logits.float(), layer))[1][:, None, :native_top_k]
+        packed.append(pack_selection(experts, router_logits.shape[-1]))
+    return torch.cat(packed, 1)
 
 
 def pack_selection(experts: torch.Tensor, num_experts: int) -> torch.Tensor:

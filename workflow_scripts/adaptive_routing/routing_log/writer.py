@@ -345,10 +345,13 @@ class RoutingLogWriter:
             for first in range(0, len(self._pairs), _SAMPLES_AT_ONCE):
                 if self._is_abandoned:
                     return
+                some = self._pairs[first : first + _SAMPLES_AT_ONCE]
                 data = b"".join(
                     os.pread(self._pair_file.fileno(), number * size, places[which])
-                    for number, places in self._pairs[first : first + _SAMPLES_AT_ONCE]
+                    for number, places in some
                 )
+                if len(data) < size * sum(number for number, _ in some):
+                    raise OSError(f"{self.tensors_path.name}: selected experts could not be read back")
                 write_at(self._tensors.fileno(), np.frombuffer(data, np.uint8), place)
                 place += len(data)
 
