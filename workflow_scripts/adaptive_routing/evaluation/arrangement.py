@@ -75,10 +75,10 @@ class Arrangement:
 
 @dataclass(frozen=True)
 class PassInputs:
-    """What a pass over an `Arrangement` takes, whatever routes it: P tokens are scored, of which it reads R.
+    """What a pass over an `Arrangement` takes, whatever routes it: P targets, of which it reads R.
 
-    The last target of a sequence that was cut to the model's length is not read, nor are single tokens that
-    stand for one another.
+    The last target of a sequence that was cut to the model's length is not read. Of choices of one token after
+    the same context one is read.
 
     Attributes:
         arrangement: as given.
@@ -128,7 +128,7 @@ class PassInputs:
 
 @dataclass
 class _KeptInputs:
-    """Inputs of passes over samples by (whether each sequence is read by itself, indices of the samples)."""
+    """Kept `PassInputs`, by whether sequences are read separately and the indices of the samples."""
 
     samples: Sequence[PreparedSample]
     inputs: dict[tuple[bool, tuple[int, ...]], PassInputs] = field(default_factory=dict)
@@ -172,7 +172,7 @@ class Arranger:
             inputs = PassInputs.of(self.arrange(batch), self._model.device)
             if kept.tokens < _MOST_KEPT_TOKENS:
                 kept.inputs[key] = inputs
-                kept.tokens += len(inputs.token_ids)
+                kept.tokens += sum(map(len, inputs.packing.seen))  # a beginning with each sequence
         return inputs
 
     def arrange(self, batch: Sequence[int]) -> Arrangement:

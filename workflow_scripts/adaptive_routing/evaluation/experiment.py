@@ -276,7 +276,7 @@ def _second_pass(model, patcher, writer, prepared, arranger, greedy_tokens):
     seconds, tokens = [], []
     known = _known_shapes.setdefault(model, set())
     for index in sorted(greedy_tokens):
-        lengths = arranger.inputs([index]).arrangement.lengths
+        lengths = arranger.arrange([index]).lengths
         shape = tuple(lengths), patcher.strategy.max_experts
         alone = model, prepared, index, arranger, patcher
         if index == 0 and shape not in known:

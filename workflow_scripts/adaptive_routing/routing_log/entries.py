@@ -115,7 +115,7 @@ class LoggedRouting:
 
 
 def tokens_of(lengths: Sequence[int], chosen: Iterable[int], most: int | None = None) -> NDArray[np.int64]:
-    """Indices of the tokens of some samples among those of all, or at most so many of each, its first.
+    """Indices of the tokens of some samples among those of all, or of the first `most` tokens of each.
 
     lengths: tokens of every sample.
     """

@@ -1,8 +1,9 @@
 """Writes the routing of an experiment: the JSON of every decision, and the tensors.
 
 Formats: docs/architecture.md. Samples arrive in any order (batches are sorted by length) and stand in
-the files in theirs: JSON entries go to files without names and are put in order at the end, tensors go to
-their place in a preallocated file. Memory does not grow with the number of samples.
+the files in theirs: JSON entries, and `PAIRS` of adaptive configurations, go to files without names and are
+put in order at the end; all else goes to its place in the tensors file. Memory does not grow with the number
+of samples.
 """
 
 from __future__ import annotations
