@@ -77,8 +77,8 @@ class Arrangement:
 class PassInputs:
     """What a pass over an `Arrangement` takes, whatever routes it: P targets, of which it reads R.
 
-    The last target of a sequence that was cut to the model's length is not read. Of choices of one token after
-    the same context one is read.
+    The last target of a sequence that was cut to the model's length is not read. Of choices of one token
+    after the same context one is read.
 
     Attributes:
         arrangement: as given.
